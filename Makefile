@@ -1,0 +1,47 @@
+# Each target makes its own .venv and installs what it needs, once.
+#   make demo | test | lint | doctest | bench | clean
+# Another interpreter: make PYTHON=python3.13 test
+# Another torch:       make clean, then make CONSTRAINTS=/dev/null test, or a file of your own
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+.PHONY: demo test lint doctest bench clean
+.NOTPARALLEL: # two pips must not write to one .venv
+
+demo: $(VENV)/.with-plot,progress
+	$(BIN)/python docs/examples/plot_quickstart.py
+
+test: $(VENV)/.with-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.with-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+doctest: $(VENV)/.with-test
+	$(BIN)/python -m pytest --doctest-modules skvae
+
+bench: $(VENV)/.with-bench
+	$(BIN)/python benchmarks/bench_fit.py
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first, by itself: its pin decides what the rest resolves to.
+$(VENV)/.torch: $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	@touch $@
+
+# The stem is a list of extras: .with-plot,progress
+$(VENV)/.with-%: $(VENV)/.torch pyproject.toml
+	$(INSTALL) --editable ".[$*]"
+	@touch $@

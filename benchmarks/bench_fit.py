@@ -1,0 +1,419 @@
+"""Seconds an epoch of ``VAETransformer.fit``, side by side with what one would use instead.
+
+Every contestant trains the same variational autoencoder on the same rows: ReLU encoder, diagonal
+Gaussian posterior, mirrored decoder, Gaussian likelihood of variance 1. The loss is therefore
+½‖x − x̂‖² + KL(q(z|x) ‖ N(0, I)), summed over features and components, mean over rows. Batch size,
+epochs, shuffling, Adam, its rate and float32 on the CPU are the same too. Two rows are different:
+``MLPRegressor`` is a deterministic autoencoder of the same layers, which is less work, and
+``matrix products`` trains nothing. It is the limit: the products that back-propagation needs for a
+batch (forward, weight gradient and, but for the first layer, input gradient).
+
+Rules:
+
+- One process. After an untimed fit each, every contestant fits once briefly and once for longer in
+  each of ``--repeats`` rounds, in an order drawn anew for each round.
+- Seconds an epoch = (long fit − short fit) / (difference in epochs), so set-up is not in it.
+  Set-up = short fit − its epochs, and holds all that a fit does once: validation, standardisation,
+  building the network, PyOD's scores of the training rows, pythae's files.
+- Medians over rounds. A ratio is taken within a round, as the machine may be slower in the next;
+  its median and range are shown. Above 1: slower than skvae.
+- The batch size divides the number of rows, since PyOD drops a smaller last batch.
+- The last column is the loss after the longest fit, in nats per row without ½ D log 2π, by one
+  formula with the same noise on the same 1,000 training rows. It shows that all train one
+  objective; it differs a little, as starting weights do and as skvae standardises its inputs.
+- Peers get their friendliest setting: no validation part, nothing printed, no checkpoints. What
+  could not be made equal is said below the table.
+- Threads: torch's default, or ``--threads``; set again before each fit. A contestant that chooses
+  its own number during a fit may.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import gc
+import importlib.metadata
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "skorch", "pythae", "pyod")
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network, its data, and the lengths of the two timed fits in epochs."""
+
+    n_rows: int
+    n_features: int
+    hidden: tuple[int, ...]
+    n_components: int
+    batch_size: int
+    epochs: tuple[int, int]
+    seed: int = 0
+
+    @functools.cached_property
+    def X(self):
+        """Rows around a curved surface of 8 dimensions, as grey values or standardised columns."""
+        rng = np.random.default_rng(self.seed)
+        bent = np.tanh(rng.standard_normal((self.n_rows, 8)) @ rng.standard_normal((8, 64)) / 2)
+        X = bent @ rng.standard_normal((64, self.n_features)) / 3
+        if self.n_features == 784:
+            return (1 / (1 + np.exp(3 - X))).astype(np.float32)
+        X += 0.3 * rng.standard_normal(X.shape)
+        return ((X - X.mean(axis=0)) / X.std(axis=0)).astype(np.float32)
+
+    def layers(self):
+        """Return (inputs, outputs) of every linear layer; mean and log-variance are one layer."""
+        encoder = (self.n_features, *self.hidden, 2 * self.n_components)
+        decoder = (self.n_components, *self.hidden[::-1], self.n_features)
+        return [*itertools.pairwise(encoder), *itertools.pairwise(decoder)]
+
+
+WORKLOADS = {
+    "images": Workload(20_000, 784, (200, 200), 50, batch_size=100, epochs=(1, 3)),
+    "table": Workload(5_120, 20, (64, 32), 4, batch_size=128, epochs=(1, 21)),
+}
+
+
+class Network(nn.Module):
+    """The VAE that the hand-written loops, skorch and pythae train."""
+
+    def __init__(self, workload):
+        super().__init__()
+        layers = [nn.Linear(*shape) for shape in workload.layers()]
+        half = len(layers) // 2
+        self.encoder = nn.Sequential(*self._with_relu(layers[:half]))
+        self.decoder = nn.Sequential(*self._with_relu(layers[half:]))
+
+    @staticmethod
+    def _with_relu(layers):
+        return [part for layer in layers for part in (layer, nn.ReLU())][:-1]
+
+    def encode(self, x):
+        return self.encoder(x).chunk(2, dim=1)
+
+    def forward(self, x):
+        mean, log_var = self.encode(x)
+        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        return self.decoder(z), mean, log_var
+
+
+def negative_elbo(x, x_hat, mean, log_var):
+    """½‖x − x̂‖² + KL, nats per row, without ½ D log 2π."""
+    squares = 0.5 * (x - x_hat).square().sum(dim=1)
+    kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(dim=1)
+    return (squares + kl).mean()
+
+
+@torch.no_grad()
+def final_loss(workload, encode, decode):
+    x = torch.from_numpy(workload.X[:1000])
+    mean, log_var = encode(x)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(workload.seed))
+    z = mean + torch.exp(0.5 * log_var) * noise
+    return float(negative_elbo(x, decode(z), mean, log_var))
+
+
+# The contestants. Each fits a workload for some epochs and returns encode (x -> mean, log-variance)
+# and decode (z -> x̂) of what it fitted, if that is a VAE. Its docstring is its footnote.
+# fmt: off
+
+
+def fit_skvae(w, n_epochs):
+    from skvae import VAETransformer
+    from skvae.likelihoods import Gaussian
+
+    vae = VAETransformer(
+        n_components=w.n_components, likelihood=Gaussian(noise=1.0), hidden_layer_sizes=w.hidden,
+        activation="relu", batch_size=w.batch_size, max_iter=n_epochs, early_stopping=False,
+        learning_rate=LEARNING_RATE, learning_rate_schedule="constant", random_state=w.seed,
+        device="cpu",
+    ).fit(w.X)
+
+    def encode(x):
+        mean, std = map(torch.from_numpy, vae.encode(x.numpy()))
+        return mean, 2 * std.log()
+
+    return encode, lambda z: torch.from_numpy(vae.inverse_transform(z.numpy()))
+
+
+def fit_dataloader_loop(w, n_epochs):
+    """The loop of the tutorials, by hand, loss.item() included."""
+    torch.manual_seed(w.seed)
+    data = TensorDataset(torch.from_numpy(w.X))
+    loader = DataLoader(data, batch_size=w.batch_size, shuffle=True)
+    model = Network(w)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    for _ in range(n_epochs):
+        total = 0.0
+        for (x,) in loader:
+            optimizer.zero_grad()
+            loss = negative_elbo(x, *model(x))
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+    return model.encode, model.decoder
+
+
+def fit_in_memory_loop(w, n_epochs):
+    """The eager loop of an expert, by hand: a permuted index, fused Adam, loss never read."""
+    torch.manual_seed(w.seed)
+    X, model = torch.from_numpy(w.X), Network(w)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    for _ in range(n_epochs):
+        for index in torch.randperm(len(X)).split(w.batch_size):
+            x = X[index]
+            optimizer.zero_grad()
+            negative_elbo(x, *model(x)).backward()
+            optimizer.step()
+    return model.encode, model.decoder
+
+
+def fit_skorch(w, n_epochs):
+    """A NeuralNet of the module of the loops, with the loss in get_loss."""
+    from skorch import NeuralNet
+
+    class Net(NeuralNet):
+        def get_loss(self, y_pred, y_true, X=None, training=False):
+            return negative_elbo(X, *y_pred)
+
+    torch.manual_seed(w.seed)
+    net = Net(
+        Network, module__workload=w, criterion=nn.MSELoss,  # which must be given and is not used
+        optimizer=torch.optim.Adam, lr=LEARNING_RATE, max_epochs=n_epochs, batch_size=w.batch_size,
+        iterator_train__shuffle=True, train_split=None, verbose=0,
+    ).fit(w.X)
+    return net.module_.encode, net.module_.decoder
+
+
+def fit_pythae(w, n_epochs):
+    """Own encoder and decoder, as its decoder ends in a sigmoid. Its log is off; its progress bar
+    has no switch and goes nowhere; it copies the best model once an epoch."""
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.pipelines import TrainingPipeline
+    from pythae.trainers import BaseTrainerConfig
+
+    class Encoder(BaseEncoder):
+        def forward(self, x):
+            mean, log_var = self.layers(x).chunk(2, dim=1)
+            return ModelOutput(embedding=mean, log_covariance=log_var)
+
+    class Decoder(BaseDecoder):
+        def forward(self, z):
+            return ModelOutput(reconstruction=self.layers(z))
+
+    torch.manual_seed(w.seed)
+    network, encoder, decoder = Network(w), Encoder(), Decoder()
+    encoder.layers, decoder.layers = network.encoder, network.decoder
+    config = VAEConfig((w.n_features,), w.n_components, reconstruction_loss="mse")
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        logging.disable(logging.INFO)
+        trainer = BaseTrainerConfig(
+            output_dir=folder, num_epochs=n_epochs, learning_rate=LEARNING_RATE,
+            per_device_train_batch_size=w.batch_size, seed=w.seed, no_cuda=True,
+        )
+        TrainingPipeline(VAE(config, encoder, decoder), trainer)(train_data=w.X)
+        logging.disable(logging.NOTSET)
+    return network.encode, network.decoder
+
+
+def fit_pyod(w, n_epochs):
+    """With beta = 2/D, capacity = inf its loss is ours times 2/D, a factor that Adam does not see.
+    Weight decay, dropout, clipping and its row-by-row standardisation are off."""
+    from pyod.models.vae import VAE
+
+    model = VAE(
+        preprocessing=False, lr=LEARNING_RATE, epoch_num=n_epochs, batch_size=w.batch_size,
+        optimizer_params={"weight_decay": 0.0}, beta=2 / w.n_features, capacity=math.inf,
+        encoder_neuron_list=list(w.hidden), decoder_neuron_list=list(w.hidden[::-1]),
+        latent_dim=w.n_components, dropout_rate=0.0, logvar_clip=None, device="cpu",
+        random_state=w.seed, verbose=0,
+    ).fit(w.X).model
+    return model.encode, model.decode
+
+
+def fit_mlp_regressor(w, n_epochs):
+    """Less work: no noise, no KL, half the outputs of the encoder. Its loss does not compare."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPRegressor
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        MLPRegressor(
+            hidden_layer_sizes=(*w.hidden, w.n_components, *w.hidden[::-1]), alpha=0.0,
+            batch_size=w.batch_size, learning_rate_init=LEARNING_RATE, max_iter=n_epochs,
+            n_iter_no_change=n_epochs + 1, random_state=w.seed,
+        ).fit(w.X, w.X)
+
+
+# fmt: on
+def multiply_matrices(w, n_epochs):
+    """The limit: the products of the linear layers, and nothing else."""
+    products, B = [], w.batch_size
+    for n_in, n_out in w.layers():
+        x, weight, gradient = torch.rand(B, n_in), torch.rand(n_out, n_in), torch.rand(B, n_out)
+        products.append((x, weight.T, torch.empty(B, n_out)))
+        products.append((gradient.T, x, torch.empty(n_out, n_in)))
+        products.append((gradient, weight, torch.empty(B, n_in)))
+    del products[2]  # the first layer needs no input gradient
+    for _ in range(n_epochs * (w.n_rows // B)):
+        for a, b, out in products:
+            torch.mm(a, b, out=out)
+
+
+CONTESTANTS: dict[str, Callable] = {
+    "skvae": fit_skvae,
+    "DataLoader loop": fit_dataloader_loop,
+    "in-memory loop": fit_in_memory_loop,
+    "skorch": fit_skorch,
+    "pythae": fit_pythae,
+    "PyOD": fit_pyod,
+    "MLPRegressor": fit_mlp_regressor,
+    "matrix products": multiply_matrices,
+}
+NOTES = {name: " ".join(f.__doc__.split()) for name, f in CONTESTANTS.items() if f.__doc__}
+
+
+def enter(workload, names):
+    """Let each contestant fit once, untimed; return who can, and why the others cannot."""
+    entered, left_out = [], {}
+    for name in names:
+        try:
+            CONTESTANTS[name](workload, 1)
+            entered.append(name)
+        except ImportError as error:
+            left_out[name] = f"not installed ({error})"
+        except Exception as error:
+            if name == "skvae":
+                raise
+            left_out[name] = f"failed ({type(error).__name__}: {error})".splitlines()[0]
+    return entered, left_out
+
+
+def race(workload, names, repeats):
+    """Run all rounds of a workload; return what goes into the JSON file."""
+    n_threads, order = torch.get_num_threads(), np.random.default_rng(workload.seed)
+    entered, left_out = enter(workload, names)
+    raw, fitted = {name: [] for name in entered}, {}
+    for i in range(repeats):
+        print(f"round {i + 1} of {repeats}", file=sys.stderr)
+        for name in order.permutation(entered):
+            raw[name].append([])
+            for n_epochs in workload.epochs:
+                gc.collect()
+                torch.set_num_threads(n_threads)
+                start = time.perf_counter()
+                fitted[name] = CONTESTANTS[name](workload, n_epochs)
+                raw[name][-1].append(time.perf_counter() - start)
+    few, many = workload.epochs
+    epoch = {name: [(b - a) / (many - few) for a, b in raw[name]] for name in entered}
+    rows = {}
+    for name, t in epoch.items():
+        rows[name] = {
+            "seconds_per_epoch": median(t),
+            "milliseconds_per_step": 1e3 * median(t) * workload.batch_size / workload.n_rows,
+            "setup_seconds": median(a - few * e for (a, _), e in zip(raw[name], t, strict=True)),
+            "loss": final_loss(workload, *fitted[name]) if fitted[name] else None,
+            "fit_seconds": raw[name],  # [short, long] of each round
+        }
+        if "skvae" in epoch:
+            rows[name]["ratios"] = [a / b for a, b in zip(t, epoch["skvae"], strict=True)]
+    return {"workload": asdict(workload), "contestants": rows, "left_out": left_out}
+
+
+def print_table(title, result):
+    w = result["workload"]
+    layers = "-".join(map(str, (w["n_features"], *w["hidden"], w["n_components"])))
+    print(f"\n{title}: {layers}, {w['n_rows']:,} rows, batch {w['batch_size']},", end=" ")
+    print("fits of {} and {} epochs\n".format(*w["epochs"]))
+    print(f"{'':20}  s/epoch  ms/step  / skvae     (range)  set-up s     loss")
+    for i, name in enumerate(CONTESTANTS):
+        label = f"{name} [{i}]" if name in NOTES else name
+        if name in result["left_out"]:
+            print(f"{label:20}  {result['left_out'][name]}")
+        if row := result["contestants"].get(name):
+            r, loss = row.get("ratios"), row["loss"]
+            ratio = f"{median(r):.2f}{f'({min(r):.2f}-{max(r):.2f})':>12}" if r else f"-{'':12}"
+            loss = "-" if loss is None else f"{loss:.2f}"
+            print(f"{label:20}{row['seconds_per_epoch']:9.3f}{row['milliseconds_per_step']:9.3f}"
+                  f"{ratio:>21}{row['setup_seconds']:10.3f}{loss:>9}")  # fmt: skip
+
+
+def describe_run(args):
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    cpu = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return {
+        "date": str(datetime.date.today()),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.release()}",
+        "load_average": [round(x, 1) for x in os.getloadavg()]
+        if hasattr(os, "getloadavg")
+        else None,
+        "torch_threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {package: installed[package] for package in PACKAGES if package in installed},
+        "seed": args.seed,
+        "repeats": args.repeats,
+        "notes": NOTES,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=[*WORKLOADS, "all"], default="all")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--threads", type=int, help="of torch and of BLAS (default: theirs)")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results/fit.json")
+    args = parser.parse_args()
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    report = describe_run(args)
+    print("{cpu}, {cores} cores, {os}; torch threads: {torch_threads};".format(**report), end=" ")
+    print("load average before:", (report["load_average"] or ["unknown"])[0])
+    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    report["results"] = {}
+    with threadpool_limits(args.threads):
+        for title in WORKLOADS if args.workload == "all" else [args.workload]:
+            workload = replace(WORKLOADS[title], seed=args.seed)
+            report["results"][title] = race(workload, args.only, args.repeats)
+            print_table(title, report["results"][title])
+    print("\nloss: nats per row without ½ D log 2π, 1,000 training rows, after the longer fit")
+    for i, name in enumerate(CONTESTANTS):
+        if name in NOTES:
+            print(f"[{i}] {NOTES[name]}")
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(f"written to {args.json}")
+
+
+if __name__ == "__main__":
+    main()

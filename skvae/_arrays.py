@@ -1,0 +1,245 @@
+"""The only border between numpy and torch: devices, generators, units, blocks of rows.
+
+Above this file arrays are numpy's, in the units of the user. Below it they are float32
+tensors in the model's own units,
+
+    y = (x - location) / scale,        column by column,
+
+computed in float64 first, so that a column of 1.7e9 +- 1e3 keeps its digits. A column with
+``scale == 0`` was constant in ``fit``: the model sees zeros there and gives back its
+location.
+
+Every inference runs in blocks of one fixed number of rows, the last one padded. A matrix
+product takes another path through the BLAS for another number of rows and then rounds
+differently; with one fixed shape a row has the same result, bit for bit, whatever rows
+come with it.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from scipy.stats import qmc
+from threadpoolctl import threadpool_limits
+
+# Largest distance from the training data, in units of `scale`, that float32 can carry
+# through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38.
+FARTHEST = 1e10
+
+# Multiplications in a step or block below which one thread computes it: about a millisecond.
+FEW_PRODUCTS = 2**24
+
+Array = np.ndarray[Any, Any]
+
+
+# --- devices, generators, modes -----------------------------------------------------------
+
+
+def available_devices() -> list[str]:
+    """Names of the devices that torch can compute on here."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device called `name`; "auto" is the accelerator if there is one."""
+    available = available_devices()
+    if name == "auto":
+        name = "cuda" if "cuda" in available else available[-1]
+    if name not in available:
+        raise ValueError(
+            f"device={name!r} is not available here. Available are: "
+            f"{', '.join(map(repr, available))}. Use one of them or device='auto'."
+        )
+    return torch.device(name)
+
+
+def device_or_cpu(name: str) -> torch.device:
+    """As `resolve_device`; the CPU, with a warning, where there is no such device.
+
+    So a model fitted on an accelerator works on a machine without one.
+    """
+    try:
+        return resolve_device(name)
+    except ValueError as error:
+        warnings.warn(f"{error} Computing on the CPU.", UserWarning, stacklevel=4)
+        return torch.device("cpu")
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own: the global one is never read or moved."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, n_products: int, *, gradients: bool) -> Iterator[None]:
+    """Compute the same whatever grad, inference or autocast mode the caller is in.
+
+    Work that comes in steps of few products is done on one thread: two that wait for each
+    other at every step were up to 90 times slower while another process was running. The
+    limit holds for the calling thread alone and ends with the block.
+    """
+    one_thread = device.type == "cpu" and n_products < FEW_PRODUCTS
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        torch.autocast(device.type, enabled=False),
+        threadpool_limits(1 if one_thread else None, user_api="openmp"),
+    ):
+        yield
+
+
+# --- arrays and tensors -------------------------------------------------------------------
+
+
+def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
+    """A copy of `array` as a tensor of the same dtype: memory maps and views are welcome."""
+    if torch.device(device).type == "mps" and array.dtype == np.float64:
+        array = array.astype(np.float32)  # all that this device has
+    return torch.tensor(array, device=device)
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A copy of `tensor` in main memory."""
+    return tensor.detach().cpu().numpy().copy()
+
+
+# --- units --------------------------------------------------------------------------------
+
+
+class Columns(NamedTuple):
+    """What a likelihood needs to know of the columns: arrays of shape (n_features,)."""
+
+    mean: Array  # float64; the constant itself where the column is constant
+    std: Array  # float64; 0 where the column is constant
+
+
+def _blocks(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
+    """`X` in blocks of about `n_values` values, as float64."""
+    n_rows = max(1, n_values // X.shape[1])
+    for start in range(0, len(X), n_rows):
+        yield X[start : start + n_rows].astype(np.float64, copy=False)
+
+
+def describe_columns(X: Array) -> Columns:
+    """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
+
+    A column is constant when its range is below what the dtype of X resolves.
+    """
+    low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+    finite = np.isfinite(low) & np.isfinite(high)
+    if not finite.all():  # only under assume_finite=True
+        column = int(np.argmin(finite))
+        raise ValueError(f"Input X contains NaN or infinity, first in column {column}.")
+    magnitude = np.maximum(abs(low), abs(high))
+    # Halves, for the difference of two numbers near the largest float overflows.
+    constant = high / 2 - low / 2 <= 2 * np.finfo(X.dtype).eps * magnitude
+    # Sums are taken of x / magnitude, since x**2 overflows from 1e154 on.
+    unit = np.where(magnitude > 0, magnitude, 1.0)
+    mean = sum((block / unit).sum(axis=0) for block in _blocks(X)) / len(X)
+    square = sum(((block / unit - mean) ** 2).sum(axis=0) for block in _blocks(X)) / len(X)
+    std = np.where(constant, 0.0, unit * np.sqrt(square))
+    return Columns(np.where(constant, low, unit * mean), std)
+
+
+def standardise(X: Array, location: Array, scale: Array) -> Array:
+    """(X - location) / scale as float32, computed in float64; 0 in constant columns.
+
+    Raises a ValueError that names column and value where a number is too far from the
+    training data for float32.
+    """
+    varies = scale > 0
+    with np.errstate(over="ignore"):
+        Y = (X.astype(np.float64, copy=False) - location) / np.where(varies, scale, 1.0)
+    Y[:, ~varies] = 0.0
+    near = np.abs(Y) <= FARTHEST
+    if not near.all():
+        row, column = np.argwhere(~near)[0]
+        raise ValueError(
+            f"X has the value {X[row, column]:.6g} in row {row}, column {column}: more than "
+            f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
+            f"{location[column]:.3g}). Check the units of the column, or fit on such data."
+        )
+    return Y.astype(np.float32)
+
+
+def standardised_tensor(
+    X: Array, location: Array, scale: Array, device: torch.device
+) -> torch.Tensor:
+    """All of X in the model's units on `device`, converted in blocks of rows."""
+    Y = torch.empty(X.shape, dtype=torch.float32, device=device)
+    start = 0
+    for block in _blocks(X):
+        Y[start : start + len(block)] = to_tensor(standardise(block, location, scale), device)
+        start += len(block)
+    return Y
+
+
+def restore(Y: Array, location: Array, scale: Array) -> Array:
+    """location + scale * Y in float64: back in the user's units."""
+    return location + scale * Y.astype(np.float64)
+
+
+# --- blocks of rows -----------------------------------------------------------------------
+
+
+def block_rows(n_weights: int) -> int:
+    """Rows of an inference block of a model with `n_weights` multiplications a row.
+
+    A block costs about 2**27 of them, within 16 to 2048 rows, in multiples of 16: a number
+    that doesn't depend on the data.
+    """
+    return int(min(2048, max(16, 2**27 // max(1, n_weights) // 16 * 16)))
+
+
+def map_rows(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    X: Array,
+    n_rows: int,
+    device: torch.device,
+    prepare: Callable[[Array], Array],
+) -> Array:
+    """`function` of every prepared row of X, computed in blocks of exactly `n_rows` rows."""
+    results = []
+    for start in range(0, len(X), n_rows):
+        block = prepare(X[start : start + n_rows])
+        padded = np.zeros((n_rows, X.shape[1]), dtype=np.float32)
+        padded[: len(block)] = block
+        results.append(to_array(function(to_tensor(padded, device))[: len(block)]))
+    return np.concatenate(results)
+
+
+# --- noise of the score -------------------------------------------------------------------
+
+
+def score_noise(n_draws: int, n_components: int) -> Array:
+    """Fixed standard normals of shape (n_draws', n_components) to integrate over q(z|x).
+
+    There are max(n_draws, the power of two >= 4 n_components) of them: a Sobol sequence
+    with a fixed digital shift in each coordinate, mapped to normals, made antithetic and
+    whitened by a Cholesky factor. Their mean is 0 and their covariance the identity, to
+    rounding, so quadratic functions of z are integrated exactly. The first columns are the
+    same whatever `n_components`: shift and Cholesky factor go coordinate by coordinate.
+
+    References: Owen, Monte Carlo theory, methods and examples (2013), chapters 8.2
+    (antithetic sampling) and 15-17 (digital nets and their randomisation).
+    """
+    n_draws = max(n_draws, 1 << (4 * n_components - 1).bit_length())
+    n_half = n_draws // 2
+    points = qmc.Sobol(n_components, scramble=False).random_base2((n_half - 1).bit_length())
+    shift = np.random.default_rng(0).integers(2**32, size=n_components, dtype=np.uint64)
+    shifted = (points[:n_half] * 2**32).astype(np.uint64) ^ shift
+    half = ndtri((shifted + 0.5) / 2**32)
+    factor = np.linalg.cholesky(2 / n_draws * half.T @ half)
+    half = np.linalg.solve(factor, half.T).T
+    # An odd number of draws has the origin as its middle point.
+    middle = np.zeros((n_draws - 2 * n_half, n_components))
+    return np.concatenate([half, middle, -half])

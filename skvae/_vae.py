@@ -1,0 +1,642 @@
+"""The scikit-learn face of the model: `VAETransformer`, and `sample` for Pipelines.
+
+Everything a fitted estimator keeps is numpy arrays and plain Python values. The torch model
+is made from them for each call and forgotten, so files hold no device, copies are safe and
+threads share nothing.
+"""
+
+import copy
+import importlib
+import math
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from scipy.stats import qmc
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_array, check_random_state, check_scalar
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skvae import _arrays, _model, _objective, _training
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
+from skvae.networks import ACTIVATIONS, MLP, NETWORKS
+
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn < 1.9 has no callbacks
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """No callbacks."""
+
+
+# With early_stopping="auto", fewer rows than this are all trained on.
+EARLY_STOPPING_ROWS = 50
+
+
+class VAETransformer(
+    ClassNamePrefixFeaturesOutMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
+):
+    """DOC"""
+
+    # A name for pickles, skops and links that survives when files move.
+    __module__ = "skvae"
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
+        "likelihood": [StrOptions(set(LIKELIHOODS)), Gaussian, Bernoulli],
+        "network": [StrOptions(set(NETWORKS)), MLP],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "beta": [Interval(Real, 0, None, closed="left")],
+        "beta_warmup": [Interval(Real, 0, 1, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_schedule": [StrOptions(set(_training.SCHEDULES))],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean", StrOptions({"auto"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_score_draws": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        n_components=2,
+        *,
+        likelihood="gaussian",
+        network="mlp",
+        hidden_layer_sizes=(128, 64),
+        activation="silu",
+        beta=1.0,
+        beta_warmup=0.0,
+        learning_rate=2e-3,
+        learning_rate_schedule="cosine",
+        weight_decay=0.0,
+        batch_size="auto",
+        max_iter=200,
+        early_stopping="auto",
+        validation_fraction=0.1,
+        n_iter_no_change=20,
+        tol=1e-3,
+        n_score_draws=64,
+        warm_start=False,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.likelihood = likelihood
+        self.network = network
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.beta = beta
+        self.beta_warmup = beta_warmup
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.n_score_draws = n_score_draws
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- fit ------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None):
+        """Fit the model to X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data, at least two rows. It is not changed.
+        y : Ignored
+            Present for the API's sake.
+
+        Returns
+        -------
+        self : VAETransformer
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X or a parameter cannot be used, or if no epoch ended with a finite loss.
+            The estimator is then as it was before the call.
+        """
+        device = _arrays.resolve_device(self.device)
+        warm = self.warm_start and self.__sklearn_is_fitted__()
+        # Validation sets attributes: on a copy, so that a failure below leaves self alone.
+        reader = copy.copy(self)
+        data = _read(reader, X, self.likelihood, reset=not warm, ensure_min_samples=2)
+        architecture = self._describe_architecture(data.shape[1])
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if warm:
+            _check_same_architecture(self._architecture, architecture)
+            state, n_before, history = self.state_, self.n_iter_, self.history_
+        else:
+            state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
+            n_before, history = 0, {}
+        plan = self._plan_training(len(data), _model.log_jacobian(state["scale"]))
+        names = {"n_features_in_", "feature_names_in_"} & vars(reader).keys()
+        read = {name: getattr(reader, name) for name in names} | {
+            "_architecture": architecture,
+            "_output": _describe_output(X, data.dtype),
+        }
+        callbacks = _Callbacks(self, X, y)
+
+        n_products = plan.batch_size * _model.n_weights(state)
+        with _arrays.computing(device, n_products, gradients=True):
+            model = _model.from_state(architecture, state, device)
+
+            def fitted(record):
+                """Fitted attributes, as if the fit had ended with this record."""
+                return read | {
+                    "state_": {**state, **_model.learned(model)},
+                    "n_iter_": n_before + record.n_iter,
+                    "history_": {
+                        name: np.append(history.get(name, []), values)
+                        for name, values in record.history.items()
+                    },
+                }
+
+            def on_epoch(record):
+                if self.verbose:
+                    _print_epoch(record)
+                return callbacks.end_epoch(lambda: fitted(record))
+
+            record = _training.train(
+                lambda rows, eps: _objective.reconstruction_and_kl(model, rows, eps),
+                list(model.parameters()),
+                _arrays.standardised_tensor(data, state["location"], state["scale"], device),
+                plan,
+                _arrays.generator(seed + 1, device),
+                callbacks.begin_epoch,
+                on_epoch,
+            )
+            _check_outcome(record, plan)
+            attributes = fitted(record)
+        callbacks.end(attributes)
+
+        vars(self).pop("feature_names_in_", None)
+        vars(self).update(attributes)
+        return self
+
+    def _describe_architecture(self, n_features):
+        """What the model is made of, in plain values, as it was at the time of `fit`."""
+        sizes = np.ravel(self.hidden_layer_sizes).tolist()
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                "The 'hidden_layer_sizes' parameter of VAETransformer must hold positive "
+                f"integers. Got {self.hidden_layer_sizes!r} instead."
+            )
+        return {
+            "n_features": n_features,
+            "n_components": int(self.n_components),
+            "likelihood": self.likelihood,
+            "network": self.network,
+            "hidden_layer_sizes": tuple(sizes),
+            "activation": self.activation,
+        }
+
+    def _plan_training(self, n_rows, constant):
+        """The numbers of the training run, with "auto" resolved."""
+        early = self.early_stopping
+        if early == "auto":
+            early = n_rows >= EARLY_STOPPING_ROWS
+        n_held_out = int(self.validation_fraction * n_rows) if early else 0
+        if early and not 1 <= n_held_out <= n_rows - 1:
+            raise ValueError(
+                f"The validation set would have {n_held_out} of {n_rows} rows. Change "
+                f"'validation_fraction', which is {self.validation_fraction}, or set "
+                "early_stopping=False."
+            )
+        n_training = n_rows - n_held_out
+        batch_size = self.batch_size
+        if batch_size == "auto":
+            # About 16 steps an epoch, in batches of 32 to 256 rows.
+            batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
+        return _training.Plan(
+            n_components=self.n_components,
+            n_held_out=n_held_out,
+            batch_size=min(batch_size, n_training),
+            max_iter=self.max_iter,
+            learning_rate=self.learning_rate,
+            schedule=self.learning_rate_schedule,
+            weight_decay=self.weight_decay,
+            beta=self.beta,
+            n_warmup=int(self.beta_warmup * self.max_iter),
+            patience=self.n_iter_no_change,
+            tol=self.tol,
+            constant=constant,
+        )
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "state_")
+
+    # --- inference ------------------------------------------------------------------------
+
+    def transform(self, X):
+        """Posterior means of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data in the units of `fit`.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Latent features, the same at every call.
+        """
+        return self.encode(X)[0]
+
+    def encode(self, X):
+        """Posterior means and standard deviations of the rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data in the units of `fit`.
+
+        Returns
+        -------
+        mean, std : ndarrays of shape (n_samples, n_components)
+            Parameters of q(z|x), a normal distribution with independent components.
+        """
+        data = self._read_again(X)
+
+        def mean_std(model, rows):
+            return torch.cat(model.encode_rows(rows), dim=-1)
+
+        encoded = self._map_rows(mean_std, data).astype(self._output["dtype"])
+        return encoded[:, : self._n_features_out], encoded[:, self._n_features_out :]
+
+    def inverse_transform(self, X):
+        """Expected rows E[x|z] of latent rows z.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_components)
+            Latent rows, as from `transform`.
+
+        Returns
+        -------
+        X_original : ndarray or DataFrame of shape (n_samples, n_features)
+            In the units of `fit`; a DataFrame where one was fitted.
+        """
+        check_is_fitted(self)
+        latent = check_array(
+            _as_array(X), dtype=[np.float64, np.float32], order="C", estimator=self, input_name="X"
+        )
+        n_components = self._n_features_out
+        if latent.shape[1] != n_components:
+            raise ValueError(
+                f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
+                f"expects its n_components={n_components}: rows as transform returns them."
+            )
+        decoded = self._map_rows(lambda model, z: model.decode_mean(z), latent, latent=True)
+        return self._to_output(decoded, index=getattr(X, "index", None))
+
+    def sample(self, n_samples=1, random_state=None, *, mean=False):
+        """Draw new rows: z from the prior, then x from p(x|z) with its observation noise.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            Decides the draws; None uses numpy's global generator. The first rows are the
+            same whatever `n_samples`.
+        mean : bool, default=False
+            If True, return E[x|z] of the drawn z, without observation noise.
+
+        Returns
+        -------
+        X : ndarray or DataFrame of shape (n_samples, n_features)
+            In the units of `fit`; a DataFrame where one was fitted.
+        """
+        check_is_fitted(self)
+        check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+        # Two generators: the same z with and without observation noise.
+        latent, noise = _arrays.generator(seed), _arrays.generator(seed + 1)
+        shape = (n_samples, self._n_features_out)
+        eps = _arrays.to_array(torch.randn(shape, generator=latent, dtype=torch.float32, device="cpu"))
+
+        def draw(model, eps):
+            z = model.prior.rsample(eps)
+            return model.decode_mean(z) if mean else model.decode_sample(z, noise)
+
+        return self._to_output(self._map_rows(draw, eps, latent=True))
+
+    def score_samples(self, X):
+        """Evidence lower bound of each row: at most its log-density, in nats.
+
+        Always with beta=1, whatever the model was trained with, and in the units of X, so
+        that it compares with the `score_samples` of PCA, FactorAnalysis or GaussianMixture
+        on the same X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data in the units of `fit`.
+
+        Returns
+        -------
+        elbo : ndarray of shape (n_samples,)
+            Nats, float64. The expectation over q(z|x) is a mean over `n_score_draws` fixed
+            draws, the same for every row and every call.
+        """
+        data = self._read_again(X)
+        noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
+        eps = torch.tensor(noise[:, None, :], dtype=torch.float32, device="cpu")
+        elbo = self._map_rows(
+            lambda model, rows: _objective.elbo(model, rows, eps.to(rows.device)),
+            data,
+            n_draws=len(noise),
+        )
+        return elbo - _model.log_jacobian(self.state_["scale"])
+
+    def score(self, X, y=None):
+        """Mean ELBO of the rows of X: minus the negative ELBO, so greater is better.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data in the units of `fit`.
+        y : Ignored
+            Present for the API's sake.
+
+        Returns
+        -------
+        score : float
+            Nats per row.
+        """
+        return float(np.mean(self.score_samples(X)))
+
+    def to_module(self):
+        """Make a torch module of the fitted model, to go on in torch.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            Fresh, on the CPU, with the methods ``encode(x) -> (mean, std)`` and
+            ``decode(z) -> E[x|z]`` for tensors of shape (n, n_features) and
+            (n, n_components), in the units of X. Changing it doesn't change the estimator.
+        """
+        check_is_fitted(self)
+        return _model.from_state(self._architecture, self.state_)
+
+    def _read_again(self, X):
+        check_is_fitted(self)
+        return _read(self, X, self._architecture["likelihood"], reset=False)
+
+    def _map_rows(self, function, X, *, latent=False, n_draws=1):
+        """`function(model, rows)` in blocks of rows, which are latent or standardised."""
+        device = _arrays.device_or_cpu(self.device)
+        state = self.state_
+        if latent:
+            zeros = np.zeros(X.shape[1])
+            location, scale = zeros, zeros + 1
+        else:
+            location, scale = state["location"], state["scale"]
+        # A draw costs its elementwise work too: about 16 products a feature.
+        n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
+        n_rows = _arrays.block_rows(n_products)
+        with _arrays.computing(device, n_rows * n_products, gradients=False):
+            model = _model.from_state(self._architecture, state, device)
+            return _arrays.map_rows(
+                lambda rows: function(model, rows),
+                X,
+                n_rows,
+                device,
+                lambda block: _arrays.standardise(block, location, scale),
+            )
+
+    # --- what comes out -------------------------------------------------------------------
+
+    def _to_output(self, Y, index=None):
+        """Rows of the model in the user's units, dtype and container."""
+        output = self._output
+        X = _arrays.restore(Y, self.state_["location"], self.state_["scale"])
+        X = X.astype(output["dtype"])
+        if output["container"] is None:
+            return X
+        frames = importlib.import_module(output["container"])
+        if output["container"] == "polars":
+            return frames.DataFrame(X, schema=output["columns"])
+        return frames.DataFrame(X, columns=output["columns"], index=index)
+
+    @property
+    def noise_variance_(self):
+        """Variance of the observation noise in squared units of X: float or (n_features,)."""
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
+        model = self.to_module()
+        variance = model.likelihood.variance(model.observation)
+        if variance is None:
+            raise AttributeError(f"{model.likelihood!r} has no noise variance of its own.")
+        scale = self.state_["scale"]
+        variance = _arrays.to_array(variance).astype(np.float64)
+        return float(variance * scale.max() ** 2) if variance.ndim == 0 else variance * scale**2
+
+    @property
+    def _n_features_out(self):
+        return self._architecture["n_components"]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def sample(estimator, n_samples=1, random_state=None, *, mean=False):
+    """Draw new rows from a fitted VAETransformer, or from what ends in one.
+
+    A Pipeline forwards no `sample`: this draws from its last step and inverts the earlier
+    ones, so that the rows come back in the units of the Pipeline's input.
+
+    Parameters
+    ----------
+    estimator : VAETransformer, Pipeline or fitted search
+        A search, such as GridSearchCV, stands for its `best_estimator_`.
+    n_samples : int, default=1
+        Number of rows.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+    mean : bool, default=False
+        If True, return E[x|z] of the drawn z, without observation noise.
+
+    Returns
+    -------
+    X : ndarray or DataFrame of shape (n_samples, n_features)
+        New rows.
+
+    Raises
+    ------
+    TypeError
+        If `estimator` doesn't end in a VAETransformer, or an earlier step has no inverse.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import RobustScaler
+    >>> import skvae
+    >>> X = load_iris().data
+    >>> pipe = make_pipeline(RobustScaler(), skvae.VAETransformer(max_iter=5, random_state=0))
+    >>> skvae.sample(pipe.fit(X), 3, random_state=0).shape
+    (3, 4)
+    """
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    if not isinstance(last, VAETransformer):
+        raise TypeError(
+            "sample expects a VAETransformer, a Pipeline that ends in one or a fitted search "
+            f"over either. Got {estimator!r}."
+        )
+    earlier = estimator[:-1] if isinstance(estimator, Pipeline) else []
+    for name, step in getattr(earlier, "steps", []):
+        if step not in ("passthrough", None) and not hasattr(step, "inverse_transform"):
+            raise TypeError(
+                f"Step {name!r} of the Pipeline has no inverse_transform, so samples cannot "
+                "be brought to the units of its input. Draw them in those of the last step "
+                "with estimator[-1].sample(...)."
+            )
+    X = last.sample(n_samples, random_state, mean=mean)
+    return earlier.inverse_transform(X) if len(earlier) else X
+
+
+# --- reading the input --------------------------------------------------------------------
+
+
+def _as_array(X):
+    """X as something numpy knows: tensors leave torch, dates are refused."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    dtypes = X.dtypes if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
+    for column, dtype in enumerate(dtypes):
+        if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
+            raise ValueError(
+                f"VAETransformer expects numbers. Got dtype {dtype} in column {column}: turn "
+                "dates and durations into numbers first, such as days since a reference."
+            )
+    return X
+
+
+def _read(estimator, X, likelihood, **checks):
+    """X as finite floats within the support of the likelihood."""
+    X = validate_data(
+        estimator, _as_array(X), dtype=[np.float64, np.float32], order="C", **checks
+    )
+    return LIKELIHOODS.get(likelihood, likelihood).check_support(X)
+
+
+def _describe_output(X, dtype):
+    """How rows go back to the user: in the dtype and container of the data of `fit`."""
+    package = type(X).__module__.partition(".")[0]
+    framed = package in ("pandas", "polars") and hasattr(X, "columns")
+    return {
+        "dtype": dtype.name,
+        "container": package if framed else None,
+        "columns": list(X.columns) if framed else None,
+    }
+
+
+def _check_same_architecture(before, now):
+    for name, value in now.items():
+        if before[name] != value:
+            raise ValueError(
+                f"warm_start=True continues with the fitted model, whose {name} is "
+                f"{before[name]!r}. Got {value!r}: set it back, or warm_start=False."
+            )
+
+
+# --- reporting ----------------------------------------------------------------------------
+
+
+def _print_epoch(record):
+    latest = {name: values[-1] for name, values in record.history.items()}
+    line = f"Iteration {record.n_iter}, loss = {latest['loss']:.8f}"
+    if "validation_loss" in latest:
+        line += f", validation loss = {latest['validation_loss']:.8f}"
+    print(line)
+
+
+def _check_outcome(record, plan):
+    """Warn of a training run that did not end well; raise if it left nothing."""
+    epoch = record.n_iter + 1
+    if record.outcome == "diverged":
+        where = f"The loss was not finite in epoch {epoch}, at learning rate {plan.rate_at(epoch - 1):.3g}. "
+        remedy = "Use a smaller learning_rate, or look for extreme values in X."
+        if record.kept == 0:
+            raise ValueError(where + remedy)
+        warnings.warn(
+            f"{where}The weights of epoch {record.kept} were kept. {remedy}",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    elif record.outcome == "interrupted":
+        warnings.warn(
+            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=3
+        )
+    elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
+        # A rate that falls to 0 ends training by itself.
+        warnings.warn(
+            f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
+            f"stopped falling by tol={plan.tol}. Increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+class _Callbacks:
+    """scikit-learn's callbacks around a fit and its epochs; does nothing before 1.9.
+
+    A callback that scores needs y: the target of an autoencoder is X.
+    """
+
+    def __init__(self, estimator, X, y):
+        self.data = {"estimator": estimator, "X": X, "y": X if y is None else y}
+        self.task = None
+        if hasattr(estimator, "_init_callback_context"):
+            self.task = estimator._init_callback_context(max_subtasks=estimator.max_iter)
+            self.task.call_on_fit_task_begin(**self.data)
+
+    def begin_epoch(self):
+        if self.task is not None:
+            self.epoch = self.task.subcontext(task_name="epoch")
+            self.epoch.call_on_fit_task_begin(**self.data)
+
+    def end_epoch(self, fitted):
+        """True if a callback asks to stop; `fitted` makes the attributes if one needs them."""
+        return self.task is not None and self.epoch.call_on_fit_task_end(
+            **self.data, reconstruction_attributes=fitted
+        )
+
+    def end(self, attributes):
+        if self.task is not None:
+            self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)

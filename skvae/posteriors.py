@@ -1,0 +1,70 @@
+"""Posteriors q(z|x): what the encoder says of the latent variables of a row.
+
+A posterior is a value that reads the raw outputs of the encoder. Noise is an argument: a
+draw is a function of the parameters and of standard normal noise eps, the
+reparameterisation of Kingma & Welling, Auto-Encoding Variational Bayes (2013),
+arXiv:1312.6114, section 2.4. For independent normal components,
+
+    z = mean + std * eps,
+    log q(z|x) = -sum_j (log std_j + eps_j**2 / 2 + log(2 pi) / 2),
+    KL(q || N(0, I)) = 1/2 sum_j (mean_j**2 + std_j**2 - 1 - log std_j**2)   (appendix B).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+LOG_2PI = math.log(2 * math.pi)
+
+# log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
+# gradient never vanishes as a clamp's does.
+LOG_STD_BOUND = 15.0
+
+
+class Normal(NamedTuple):
+    """Parameters of q(z|x) for a batch of rows, each (B, L)."""
+
+    mean: torch.Tensor
+    log_std: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """Independent normal components, N(mean, diag(std**2)).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvae.posteriors import Diagonal
+    >>> posterior = Diagonal()
+    >>> q = posterior.parameters(torch.zeros(1, 4))  # mean 0, std 1: the prior itself
+    >>> posterior.kl(q)
+    tensor([0.])
+    """
+
+    def n_outputs(self, n_components: int) -> int:
+        """Number of raw encoder outputs."""
+        return 2 * n_components
+
+    def parameters(self, raw: torch.Tensor) -> Normal:
+        """Read raw encoder outputs (B, 2L)."""
+        mean, log_std = raw.chunk(2, dim=-1)
+        return Normal(mean, LOG_STD_BOUND * torch.tanh(log_std / LOG_STD_BOUND))
+
+    def mean_std(self, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of z, each (B, L)."""
+        return q.mean, q.log_std.exp()
+
+    def rsample(self, q: Normal, eps: torch.Tensor) -> torch.Tensor:
+        """Draws of z, (S, B, L), from standard normal noise (S, B, L) or (S, 1, L)."""
+        return torch.addcmul(q.mean, q.log_std.exp(), eps)
+
+    def log_prob(self, q: Normal, eps: torch.Tensor) -> torch.Tensor:
+        """log q(z|x) in nats, (S, B), of the draws that came from `eps`."""
+        return -(q.log_std + 0.5 * (eps.square() + LOG_2PI)).sum(-1)
+
+    def kl(self, q: Normal) -> torch.Tensor:
+        """KL(q || N(0, I)) in nats, (B,)."""
+        return (0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std).sum(-1)
