@@ -13,7 +13,7 @@ over the columns that vary: a constant column (scale 0) is no part of the densit
 Letters: S draws of noise, B rows, D features, L components; tensors are (S, B, .).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,10 @@ class Terms(NamedTuple):
 
     log_likelihood: torch.Tensor  # log p(y|z) of each draw, (S, B)
     kl: torch.Tensor  # KL(q(z|x) || p(z)), (B,)
+
+
+# Gradients of the log-likelihoods (S, B) and the KL divergences (B,) -> of the parameters.
+Pullback = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
 
 
 class VAE(nn.Module):
@@ -74,7 +78,10 @@ class VAE(nn.Module):
             n_features, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
         )
         self.decoder = self.network.build(
-            n_components, self.likelihood.n_outputs(n_features), hidden_layer_sizes[::-1], activation
+            n_components,
+            self.likelihood.n_outputs(n_features),
+            hidden_layer_sizes[::-1],
+            activation,
         )
         self.observation = self.likelihood.build(n_features)
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
@@ -103,6 +110,28 @@ class VAE(nn.Module):
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
         return self.posterior.mean_std(self.posterior.parameters(self.encoder(y)))
+
+    def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
+        """`forward`, and the pullback of the gradients of its terms to all parameters.
+
+        The same numbers as autograd's, in about half the time for small networks.
+        """
+        n_draws = len(eps)
+        raw, pull_encoder = self.network.vjp(self.encoder, y, to_input=False)
+        z, kl, pull_posterior = self.posterior.vjp(raw, eps)
+        outputs, pull_decoder = self.network.vjp(self.decoder, z.flatten(0, 1), to_input=True)
+        repeated = y if n_draws == 1 else y.repeat(n_draws, 1)
+        log_likelihood, pull_likelihood = self.likelihood.vjp(
+            self.observation, outputs, repeated, self.varies
+        )
+
+        def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
+            g_outputs, observation = pull_likelihood(g_log_likelihood.flatten())
+            g_z, decoder = pull_decoder(g_outputs)
+            _, encoder = pull_encoder(pull_posterior(g_z.view_as(z), g_kl))
+            return [*encoder, *decoder, *observation]
+
+        return Terms(log_likelihood.view(n_draws, -1), kl), pull
 
     def log_likelihood(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y|z) in nats, (S, B), summed over the columns that vary."""

@@ -12,23 +12,41 @@ arXiv:1511.06349:
     loss = -E_q[log p(x|z)] + beta KL,         averaged over rows.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
+Terms = tuple[torch.Tensor, torch.Tensor]  # log p(y|z) of each draw (S, B), KL (B,)
+
 
 class Model(Protocol):
-    """What this floor asks of a model."""
+    """What this floor asks of a model, for rows y (B, D) and noise eps (S, B, L)."""
 
-    def __call__(self, y: torch.Tensor, eps: torch.Tensor, /) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-likelihood of each draw (S, B) and KL divergence (B,)."""
+    def __call__(self, y: torch.Tensor, eps: torch.Tensor, /) -> Terms:
+        """Log-likelihood and KL divergence."""
+        ...
+
+    def vjp(
+        self, y: torch.Tensor, eps: torch.Tensor
+    ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
+        """The same, and the pullback of their gradients to the parameters."""
         ...
 
 
-def reconstruction_and_kl(model: Model, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """-E_q[log p(y|z)] and KL, (2,), nats per row: means over rows y and draws eps."""
-    log_likelihood, kl = model(y, eps)
-    return torch.stack([-log_likelihood.mean(), kl.mean()])
+def total_terms(log_likelihood: torch.Tensor, kl: torch.Tensor) -> torch.Tensor:
+    """-E_q[log p(y|z)] and KL, (2,), nats: sums over rows, mean over draws."""
+    return torch.stack([log_likelihood.sum() / -len(log_likelihood), kl.sum()])
+
+
+def loss_gradient(
+    model: Model, y: torch.Tensor, eps: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """`total_terms`, and each parameter's gradient of the mean loss of the rows."""
+    (log_likelihood, kl), pull = model.vjp(y, eps)
+    g_log_likelihood = torch.full_like(log_likelihood, -1 / log_likelihood.numel())
+    gradients = pull(g_log_likelihood, torch.full_like(kl, beta / len(kl)))
+    return total_terms(log_likelihood, kl), gradients
 
 
 def elbo(model: Model, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: stochastic gradient descent on a loss that is given as closures.
+"""The training loop: stochastic gradient descent on a loss that is given by closures.
 
 Knows tensors and numbers only. The parameters are laid end to end in one vector, of which
 each becomes a view, so that a step of Adam is a handful of operations whatever the number
@@ -24,7 +24,12 @@ SCHEDULES = ("constant", "cosine")
 N_VALIDATION_DRAWS = 4
 JUDGED_ROWS = 4096  # at once
 
+# Rows (B, D) and noise (S, B, L) -> (2,): reconstruction and KL in nats, summed over rows.
 Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Rows, noise and beta -> the same, and the gradient of the mean reconstruction + beta KL.
+Gradient = Callable[
+    [torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, Sequence[torch.Tensor]]
+]
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,6 @@ class Adam:
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], weight_decay: float = 0.0) -> None:
-        self.parameters = parameters
         self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
         pieces = self.vector.split([p.numel() for p in parameters])
         for p, piece in zip(parameters, pieces, strict=True):
@@ -108,15 +112,10 @@ class Adam:
         decay = [torch.full_like(p, weight_decay * (p.ndim > 1)).view(-1) for p in parameters]
         self.decay = torch.cat(decay) if weight_decay else None
 
-    def descend(self, loss: torch.Tensor, rate: float) -> None:
-        """One step down the gradient of `loss`."""
-        gradients = torch.autograd.grad(loss, self.parameters)
-        with torch.no_grad():
-            self.step(torch.cat([g.reshape(-1) for g in gradients]), rate)
-
-    def step(self, gradient: torch.Tensor, rate: float) -> None:
+    def step(self, gradients: Sequence[torch.Tensor], rate: float) -> None:
         """One update with beta_1 = 0.9, beta_2 = 0.999 and epsilon = 1e-8."""
         self.n_steps += 1
+        gradient = torch.cat([g.reshape(-1) for g in gradients])
         if self.decay is not None:
             self.vector.addcmul_(self.vector, self.decay, value=-rate)
         self.mean.lerp_(gradient, 0.1)
@@ -163,7 +162,7 @@ def antithetic_noise(
 
 
 def run_epoch(
-    terms: Terms,
+    gradient: Gradient,
     adam: Adam,
     rows: torch.Tensor,
     plan: Plan,
@@ -173,30 +172,28 @@ def run_epoch(
     """One pass over all rows; returns their mean terms, (2,), as seen on the way."""
     n_rows, device = len(rows), rows.device
     order = torch.randperm(n_rows, generator=generator, device=device)
-    shape = (n_rows, plan.n_components)
+    shape = (1, n_rows, plan.n_components)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
     beta = plan.beta_in(epoch)
-    seen = torch.zeros(2, device=device)
+    seen = torch.zeros(2, dtype=torch.float32, device=device)
     for start in range(0, n_rows, plan.batch_size):
         batch = order[start : start + plan.batch_size]
-        eps = noise[start : start + plan.batch_size]
-        both = terms(rows.index_select(0, batch), eps.unsqueeze(0))
-        reconstruction, kl = both.unbind()
-        adam.descend(reconstruction + beta * kl, plan.rate_at(epoch + start / n_rows))
-        seen.add_(both.detach(), alpha=len(batch) / n_rows)
-    return seen
+        eps = noise[:, start : start + plan.batch_size]
+        terms, gradients = gradient(rows.index_select(0, batch), eps, beta)
+        adam.step(gradients, plan.rate_at(epoch + start / n_rows))
+        seen += terms
+    return seen / n_rows
 
 
-@torch.no_grad()
 def judge_rows(terms: Terms, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Mean terms of `rows`, (2,), under the weights as they are."""
     pairs = zip(rows.split(JUDGED_ROWS), noise.split(JUDGED_ROWS, dim=1), strict=True)
-    weighted = [terms(some, eps) * (len(some) / len(rows)) for some, eps in pairs]
-    return torch.stack(weighted).sum(0)
+    return torch.stack([terms(some, eps) for some, eps in pairs]).sum(0) / len(rows)
 
 
 def train(
     terms: Terms,
+    gradient: Gradient,
     parameters: Sequence[torch.Tensor],
     rows: torch.Tensor,
     plan: Plan,
@@ -208,9 +205,8 @@ def train(
 
     Parameters
     ----------
-    terms : callable
-        Rows (B, D) and noise (S, B, L) to a tensor (2,): reconstruction and KL, in nats,
-        means over draws and rows.
+    terms, gradient : callables
+        The loss in two parts, and its gradient in the order of `parameters`.
     parameters : sequence of tensors
         What is learned, changed in place.
     rows : tensor of shape (N, D)
@@ -243,7 +239,7 @@ def train(
     try:
         for epoch in range(plan.max_iter):
             begin_epoch()
-            seen = run_epoch(terms, adam, rows, plan, generator, epoch)
+            seen = run_epoch(gradient, adam, rows, plan, generator, epoch)
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, judge_rows(terms, judged, fixed)]).tolist()
             if not all(map(math.isfinite, numbers)):
@@ -268,6 +264,5 @@ def train(
         record.kept, weights = last
     else:
         record.kept, weights = best.epoch, best.weights
-    with torch.no_grad():
-        adam.vector.copy_(weights)
+    adam.vector.copy_(weights)
     return record

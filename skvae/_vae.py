@@ -167,7 +167,7 @@ class VAETransformer(
         callbacks = _Callbacks(self, X, y)
 
         n_products = plan.batch_size * _model.n_weights(state)
-        with _arrays.computing(device, n_products, gradients=True):
+        with _arrays.computing(device, n_products):
             model = _model.from_state(architecture, state, device)
 
             def fitted(record):
@@ -184,10 +184,13 @@ class VAETransformer(
             def on_epoch(record):
                 if self.verbose:
                     _print_epoch(record)
-                return callbacks.end_epoch(lambda: fitted(record))
+                # A callback may be somebody's torch code.
+                with torch.inference_mode(False), torch.enable_grad():
+                    return callbacks.end_epoch(lambda: fitted(record))
 
             record = _training.train(
-                lambda rows, eps: _objective.reconstruction_and_kl(model, rows, eps),
+                lambda rows, eps: _objective.total_terms(*model(rows, eps)),
+                lambda rows, eps, beta: _objective.loss_gradient(model, rows, eps, beta),
                 list(model.parameters()),
                 _arrays.standardised_tensor(data, state["location"], state["scale"], device),
                 plan,
@@ -343,7 +346,9 @@ class VAETransformer(
         # Two generators: the same z with and without observation noise.
         latent, noise = _arrays.generator(seed), _arrays.generator(seed + 1)
         shape = (n_samples, self._n_features_out)
-        eps = _arrays.to_array(torch.randn(shape, generator=latent, dtype=torch.float32, device="cpu"))
+        eps = _arrays.to_array(
+            torch.randn(shape, generator=latent, dtype=torch.float32, device="cpu")
+        )
 
         def draw(model, eps):
             z = model.prior.rsample(eps)
@@ -425,7 +430,7 @@ class VAETransformer(
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
         n_rows = _arrays.block_rows(n_products)
-        with _arrays.computing(device, n_rows * n_products, gradients=False):
+        with _arrays.computing(device, n_rows * n_products):
             model = _model.from_state(self._architecture, state, device)
             return _arrays.map_rows(
                 lambda rows: function(model, rows),
@@ -549,9 +554,7 @@ def _as_array(X):
 
 def _read(estimator, X, likelihood, **checks):
     """X as finite floats within the support of the likelihood."""
-    X = validate_data(
-        estimator, _as_array(X), dtype=[np.float64, np.float32], order="C", **checks
-    )
+    X = validate_data(estimator, _as_array(X), dtype=[np.float64, np.float32], order="C", **checks)
     return LIKELIHOODS.get(likelihood, likelihood).check_support(X)
 
 

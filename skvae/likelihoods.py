@@ -14,15 +14,18 @@ calibrated decoders, 2021, arXiv:2006.13202) unless it is given. It never falls 
 (0.01)**2 of the column's own variance, v = floor + exp(raw): a density has no upper bound,
 and without the floor one nearly constant column decides the score of the whole table.
 
+`vjp` is the derivative of the log-density written out, as in `skvae.networks`.
+
 Bernoulli, with l the decoder's log-odds:
 
     log p(x|z) = sum_d (x_d l_d - log(1 + exp l_d)).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +40,10 @@ NOISE_FLOOR = 0.01  # of a column's standard deviation
 RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float32 resolves
 LOG_VARIANCE_BOUND = 30.0  # of a variance that the decoder gives, so that it stays finite
 BERNOULLI_TOLERANCE = 1e-6
+
+# Gradient of log p(x|z) of each row (n,) -> of the decoder's outputs (n, P), and of what is
+# learned besides them.
+Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,11 @@ class Gaussian:
     def __post_init__(self) -> None:
         """Refuse what is no noise."""
         kinds = ("per_feature", "shared", "per_sample")
-        number = isinstance(self.noise, Real) and not isinstance(self.noise, bool)
-        if not (0 < self.noise < math.inf if number else self.noise in kinds):
+        if isinstance(self.noise, Real) and not isinstance(self.noise, bool):
+            known = 0 < float(self.noise) < math.inf
+        else:
+            known = self.noise in kinds
+        if not known:
             raise ValueError(
                 f"The noise of a Gaussian must be one of {kinds} or a positive finite "
                 f"variance. Got {self.noise!r} instead."
@@ -110,16 +120,16 @@ class Gaussian:
         """Number of raw decoder outputs."""
         return 2 * n_features if self.noise == "per_sample" else n_features
 
-    def build(self, n_features: int) -> nn.Module:
+    def build(self, n_features: int) -> Any:
         """Make the module of what is learned besides the decoder: the noise variance."""
-        module = nn.Module()
+        module: Any = nn.Module()
         module.register_buffer("floor", torch.empty(()))
         if self.noise in ("per_feature", "shared"):
             shape = (n_features,) if self.noise == "per_feature" else ()
             module.raw_variance = nn.Parameter(torch.empty(shape))
         return module
 
-    def initialise(self, module: nn.Module, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
         """Start from a noise as large as the data; a given one moves to the model's units."""
         floor = NOISE_FLOOR
         std, scale = columns.std[columns.std > 0], scale[scale > 0]
@@ -128,7 +138,7 @@ class Gaussian:
         elif self.noise == "shared":
             floor = max(NOISE_FLOOR * std.min() / scale[0], RESOLUTION)
         elif isinstance(self.noise, Real):
-            floor = math.sqrt(self.noise) / scale[0]
+            floor = math.sqrt(float(self.noise)) / scale[0]
             if not 1e-12 < floor < 1e12:
                 raise ValueError(
                     f"A noise variance of {self.noise:.3g} is out of reach for data whose "
@@ -139,7 +149,7 @@ class Gaussian:
         if self.noise in ("per_feature", "shared"):
             nn.init.zeros_(module.raw_variance)
 
-    def variance(self, module: nn.Module) -> torch.Tensor | None:
+    def variance(self, module: Any) -> torch.Tensor | None:
         """Noise variance in the model's units, () or (D,); None where it is per sample."""
         if self.noise == "per_sample":
             return None
@@ -147,28 +157,53 @@ class Gaussian:
             return module.floor + module.raw_variance.exp()
         return module.floor
 
-    def _mean_variance(
-        self, module: nn.Module, raw: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mean_variance(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance = self.variance(module)
         if variance is None:
             raw, log_variance = raw.chunk(2, dim=-1)
-            bounded = LOG_VARIANCE_BOUND * torch.tanh(log_variance / LOG_VARIANCE_BOUND)
-            variance = module.floor + bounded.exp()
+            bend = torch.tanh(log_variance / LOG_VARIANCE_BOUND)
+            variance = module.floor + (LOG_VARIANCE_BOUND * bend).exp()
         return raw, variance
 
-    def log_prob(self, module: nn.Module, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         mean, variance = self._mean_variance(module, raw)
         return -0.5 * ((x - mean).square() / variance + (variance.log() + LOG_2PI))
 
-    def mean(self, module: nn.Module, raw: torch.Tensor) -> torch.Tensor:
+    def vjp(
+        self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, Pullback]:
+        """`log_prob` (n, D) summed with the features' `weight` (D,), and its pullback."""
+        mean, variance = self._mean_variance(module, raw)
+        residual = x - mean
+        square = residual.square()
+        precision = weight / variance
+        log_variance = variance.log() + LOG_2PI
+        if self.noise == "per_sample":
+            total = (square * precision).sum(-1) + log_variance @ weight
+        else:
+            total = square @ precision.expand_as(weight) + (log_variance * weight).sum()
+
+        def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            g_mean = residual * precision * g.unsqueeze(-1)
+            if self.noise == "per_sample":
+                bend = torch.tanh(raw.chunk(2, dim=-1)[1] / LOG_VARIANCE_BOUND)
+                slope = (variance - module.floor) * (1 - bend.square())
+                g_variance = 0.5 * precision * (square / variance - 1) * g.unsqueeze(-1)
+                return torch.cat([g_mean, g_variance * slope], dim=-1), []
+            if self.noise not in ("per_feature", "shared"):
+                return g_mean, []
+            g_variance = 0.5 * precision * (g @ square / variance - g.sum())
+            slope = variance - module.floor
+            return g_mean, [(g_variance * slope).sum_to_size(slope.shape)]
+
+        return -0.5 * total, pull
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
         return self._mean_variance(module, raw)[0]
 
-    def sample(
-        self, module: nn.Module, raw: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws of x, (..., D)."""
         mean, variance = self._mean_variance(module, raw)
         eps = torch.randn(
@@ -214,32 +249,40 @@ class Bernoulli:
         """Number of raw decoder outputs."""
         return n_features
 
-    def build(self, n_features: int) -> nn.Module:
+    def build(self, n_features: int) -> Any:
         """Make the module of what is kept besides the decoder: log-odds to start from."""
-        module = nn.Module()
+        module: Any = nn.Module()
         module.register_buffer("log_odds", torch.empty(n_features))
         return module
 
-    def initialise(self, module: nn.Module, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
         """Start from the frequency of each column."""
         mean = torch.tensor(columns.mean).clamp(0.001, 0.999)
         module.log_odds.copy_(torch.logit(mean))
 
-    def variance(self, module: nn.Module) -> None:
+    def variance(self, module: Any) -> None:
         """None: the mean decides the variance."""
 
-    def log_prob(self, module: nn.Module, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         log_odds = module.log_odds + raw
         return x * log_odds - F.softplus(log_odds)
 
-    def mean(self, module: nn.Module, raw: torch.Tensor) -> torch.Tensor:
+    def vjp(
+        self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, Pullback]:
+        """`log_prob` (n, D) summed with the features' `weight` (D,), and its pullback."""
+
+        def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return (x - self.mean(module, raw)) * weight * g.unsqueeze(-1), []
+
+        return self.log_prob(module, raw, x) @ weight, pull
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
         return torch.sigmoid(module.log_odds + raw)
 
-    def sample(
-        self, module: nn.Module, raw: torch.Tensor, generator: torch.Generator
-    ) -> torch.Tensor:
+    def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws of x, (..., D), zeros and ones."""
         mean = self.mean(module, raw)
         uniform = torch.rand(

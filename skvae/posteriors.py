@@ -11,6 +11,7 @@ arXiv:1312.6114, section 2.4. For independent normal components,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ class Normal(NamedTuple):
 
     mean: torch.Tensor
     log_std: torch.Tensor
+
+
+# Gradients of z (S, B, L) and of the KL divergence (B,) -> of the raw outputs (B, 2L).
+Pullback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,23 @@ class Diagonal:
     def kl(self, q: Normal) -> torch.Tensor:
         """KL(q || N(0, I)) in nats, (B,)."""
         return (0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std).sum(-1)
+
+    def vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
+        """`rsample`, `kl` and the pullback of their gradients (S, B, L) and (B,)."""
+        mean, raw_log_std = raw.chunk(2, dim=-1)
+        bend = torch.tanh(raw_log_std / LOG_STD_BOUND)
+        log_std = LOG_STD_BOUND * bend
+        std = log_std.exp()
+        deviation = std * eps
+        square = std.square()
+        kl = (0.5 * (mean.square() + square - 1) - log_std).sum(-1)
+
+        def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> torch.Tensor:
+            g_kl = g_kl.unsqueeze(-1)
+            g_mean = torch.addcmul(g_z.sum(0), mean, g_kl)
+            g_log_std = torch.addcmul((g_z * deviation).sum(0), square - 1, g_kl)
+            return torch.cat([g_mean, g_log_std * (1 - bend.square())], dim=-1)
+
+        return mean + deviation, kl, pull
