@@ -26,7 +26,6 @@ from skvae.networks import NETWORKS
 from skvae.posteriors import Diagonal
 from skvae.priors import StandardNormal
 
-
 State = Mapping[str, Array]
 
 

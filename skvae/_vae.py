@@ -45,7 +45,158 @@ EARLY_STOPPING_ROWS = 50
 class VAETransformer(
     ClassNamePrefixFeaturesOutMixin, CallbackSupportMixin, TransformerMixin, BaseEstimator
 ):
-    """DOC"""
+    """Variational autoencoder: nonlinear PCA with a probability for every row.
+
+    Fits p(x) = ∫ p(x|z) p(z) dz with a standard normal prior p(z) and a decoder network in
+    p(x|z), together with an encoder network q(z|x), by maximising the evidence lower bound
+    (ELBO) [1]_ with Adam.
+
+    The score is the ELBO in nats per row, in the units of X, always with beta=1: minus the
+    negative ELBO, since scikit-learn maximises scores. A grid search over `beta` and
+    `n_components` so picks the smallest held-out negative ELBO.
+
+    X needs no scaling before: the model standardises its inputs and accounts for it in the
+    density.
+
+    Parameters
+    ----------
+    n_components : int, default=8
+        Number of latent features.
+
+    likelihood : {"gaussian", "bernoulli"} or value, default="gaussian"
+        What the rows are, given z: "gaussian" is `skvae.likelihoods.Gaussian()`, real values
+        with one learned noise variance a column; "bernoulli" is
+        `skvae.likelihoods.Bernoulli()`, values in [0, 1].
+
+    network : {"mlp"} or value, default="mlp"
+        Encoder and decoder: "mlp" is `skvae.networks.MLP()`.
+
+    hidden_layer_sizes : int or tuple of int, default=(128, 64)
+        Widths of the encoder's hidden layers; the decoder has them in reverse order. With
+        ``()`` encoder and decoder are linear, and the model is probabilistic PCA [2]_
+        (``Gaussian("shared")``) or factor analysis (``Gaussian("per_feature")``).
+
+    activation : {"elu", "gelu", "relu", "silu", "softplus", "tanh"}, default="silu"
+        Activation of the hidden layers.
+
+    beta : float, default=1.0
+        Weight of the KL divergence in the training loss [3]_, at least 0. The score
+        doesn't use it.
+
+    beta_warmup : float, default=0.0
+        Share of `max_iter`, in [0, 1), over which beta rises in equal steps to its value.
+
+    learning_rate : float, default=5e-3
+        Step size of Adam, the largest where it falls.
+
+    learning_rate_schedule : {"cosine", "constant"}, default="cosine"
+        "cosine" falls over `max_iter` epochs along half a cosine to 0.
+
+    weight_decay : float, default=0.0
+        Decoupled decay of the weight matrices, as in AdamW.
+
+    batch_size : int or "auto", default="auto"
+        Rows of a training step. "auto" takes the power of two that gives about 16 steps an
+        epoch, from 32 to 256. At most the number of training rows.
+
+    max_iter : int, default=300
+        Largest number of epochs.
+
+    early_stopping : bool or "auto", default="auto"
+        Whether to hold out rows, stop when the training objective (with the final beta) on
+        them stops falling, and keep the weights of the best epoch. "auto" does so from 50
+        rows on. Never before the warm-up has ended.
+
+    validation_fraction : float, default=0.1
+        Share of the rows held out for early stopping, in (0, 1).
+
+    n_iter_no_change : int, default=30
+        Epochs without an improvement by `tol` after which early stopping ends training.
+
+    tol : float, default=1e-3
+        Improvement of the held-out loss that counts, in nats per row.
+
+    n_score_draws : int, default=64
+        Fixed draws of z for each row in `score_samples`: at least the power of two that
+        reaches four times `n_components` is used.
+
+    warm_start : bool, default=False
+        If True, `fit` continues from the weights of the previous fit, in its units, for up
+        to `max_iter` further epochs with a fresh optimiser.
+
+    device : str, default="auto"
+        Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
+        is one. What was fitted on one device works on every other.
+
+    random_state : int, RandomState instance or None, default=None
+        Decides everything that is random in `fit`. With None, numpy's global generator is
+        used.
+
+    verbose : bool or int, default=0
+        If true, print a line an epoch.
+
+    Attributes
+    ----------
+    n_iter_ : int
+        Number of epochs that were run.
+
+    history_ : dict of str to ndarray of shape (n_iter_,)
+        Numbers of every epoch, in nats per row: `loss` (what was minimised),
+        `reconstruction` = -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and
+        `beta`; with early stopping, `validation_loss` and so on for the held-out rows.
+
+    noise_variance_ : float or ndarray of shape (n_features,)
+        Variance of the observation noise, in squared units of X; 0 for constant columns.
+        Only where the likelihood has one.
+
+    state_ : dict of str to ndarray
+        Weights and units of the model.
+
+    n_features_in_ : int
+        Number of features seen during `fit`.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features. Only where X had names that are strings.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : The linear model with one noise variance, exactly.
+    sklearn.decomposition.FactorAnalysis : The linear model with a noise variance a column.
+    sklearn.mixture.GaussianMixture : A density without latent features.
+    skvae.sample : Draw from a Pipeline.
+
+    Notes
+    -----
+    The ELBO of a row is at most its log-density, by the divergence of q(z|x) from the true
+    posterior. `score_samples` integrates over q(z|x) with a fixed set of draws: exact for a
+    linear decoder, else an estimate.
+
+    A column that is constant in `fit` is no part of the density and is given back as it
+    was. Computations are in float32; results have the dtype of the X of `fit`, and are the
+    same bits for a row alone or among others.
+
+    References
+    ----------
+    .. [1] Auto-Encoding Variational Bayes (D. P. Kingma & M. Welling, 2013),
+       https://arxiv.org/abs/1312.6114, eq. 3.
+    .. [2] Don't blame the ELBO! A linear VAE perspective on posterior collapse (J. Lucas,
+       G. Tucker, R. Grosse & M. Norouzi, 2019), https://arxiv.org/abs/1911.02469.
+    .. [3] beta-VAE: learning basic visual concepts with a constrained variational framework
+       (I. Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl, eq. 4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(n_components=2, max_iter=20, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (150, 2)
+    >>> vae.sample(3, random_state=0).shape
+    (3, 4)
+    >>> bool(vae.score(X) > -10)
+    True
+    """
 
     # A name for pickles, skops and links that survives when files move.
     __module__ = "skvae"
@@ -76,7 +227,7 @@ class VAETransformer(
 
     def __init__(
         self,
-        n_components=2,
+        n_components=8,
         *,
         likelihood="gaussian",
         network="mlp",
@@ -84,14 +235,14 @@ class VAETransformer(
         activation="silu",
         beta=1.0,
         beta_warmup=0.0,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
         learning_rate_schedule="cosine",
         weight_decay=0.0,
         batch_size="auto",
-        max_iter=200,
+        max_iter=300,
         early_stopping="auto",
         validation_fraction=0.1,
-        n_iter_no_change=20,
+        n_iter_no_change=30,
         tol=1e-3,
         n_score_draws=64,
         warm_start=False,
@@ -593,7 +744,8 @@ def _check_outcome(record, plan):
     """Warn of a training run that did not end well; raise if it left nothing."""
     epoch = record.n_iter + 1
     if record.outcome == "diverged":
-        where = f"The loss was not finite in epoch {epoch}, at learning rate {plan.rate_at(epoch - 1):.3g}. "
+        rate = plan.rate_at(epoch - 1)
+        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
         if record.kept == 0:
             raise ValueError(where + remedy)

@@ -1,0 +1,538 @@
+"""The border between numpy and torch: units, blocks of rows, noise, devices, modes."""
+
+import functools
+import math
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+from skvae import _arrays, _model
+
+CPU = torch.device("cpu")
+FLOAT32 = np.finfo(np.float32).eps
+FLOAT64 = np.finfo(np.float64).eps
+
+
+@pytest.fixture
+def global_generators():
+    """Fails the test if a global generator has moved at its end."""
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    yield
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+
+
+@pytest.fixture(params=[1, 7, 100])
+def small_blocks(request, monkeypatch):
+    """Blocks of a few values: of one row, of two with a ragged end, of all."""
+    blocks = functools.partial(_arrays._blocks, n_values=request.param)
+    monkeypatch.setattr(_arrays, "_blocks", blocks)
+
+
+# --- describe_columns -------------------------------------------------------------------------
+
+
+def exact_mean_std(column):
+    """Mean and standard deviation in rational arithmetic, rounded once at the end."""
+    values = [Fraction(float(value)) for value in column]
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / len(values)
+    unit = max(map(abs, values))
+    return float(mean), float(unit) * math.sqrt(variance / unit**2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("exponent", [-300, -160, -30, -3, 0, 3, 30, 160, 300])
+def test_describe_columns_equals_rational_arithmetic_at_every_magnitude(exponent, dtype):
+    if abs(exponent) > 30 and dtype is np.float32:
+        pytest.skip("float32 has no such numbers")
+    t = np.random.default_rng(0).normal(size=(23, 3))
+    X = ((t + [0, 5, -1e4]) * 10.0**exponent).astype(dtype)
+
+    mean, std = _arrays.describe_columns(X)
+
+    assert mean.dtype == std.dtype == np.float64
+    expected = np.transpose([exact_mean_std(column) for column in X.T])
+    # The rounding of x / magnitude is relative to the largest value of the column.
+    tolerance = 10 * FLOAT64 * abs(X).max(axis=0)
+    assert (abs(mean - expected[0]) <= tolerance).all()
+    assert (abs(std - expected[1]) <= tolerance).all()
+
+
+def test_describe_columns_of_values_near_the_largest_float_does_not_overflow():
+    X = np.array([[-1.7e308, 1e-3], [1.7e308, 3e-3]])
+    mean, std = _arrays.describe_columns(X)
+    np.testing.assert_allclose(mean, [0, 2e-3], rtol=1e-15)
+    np.testing.assert_allclose(std, [1.7e308, 1e-3], rtol=1e-15)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_describe_columns_in_blocks_equals_the_whole():
+    X = np.random.default_rng(0).normal(5, 2, size=(21, 3))
+    mean, std = _arrays.describe_columns(X)
+    np.testing.assert_allclose(mean, X.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(std, X.std(axis=0), rtol=1e-14)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.1, 1 / 3, 1e300, -1e-300, 1.7e9])
+def test_describe_columns_gives_a_constant_column_std_0_and_the_constant_itself(value):
+    X = np.full((1001, 2), value)
+    X[:, 1] += np.arange(1001)
+    mean, std = _arrays.describe_columns(X)
+    assert mean[0] == value
+    assert std[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+def test_describe_columns_calls_constant_what_the_dtype_does_not_resolve(magnitude, dtype):
+    eps = np.finfo(dtype).eps
+    noise = np.array([[0.0, 0.0], [2 * eps, 50 * eps]] * 10)
+    X = (magnitude * (1 + noise)).astype(dtype)
+
+    mean, std = _arrays.describe_columns(X)
+
+    assert std[0] == 0
+    assert mean[0] in X[:, 0]
+    assert std[1] == pytest.approx(25 * eps * magnitude, rel=0.05)
+    if dtype is np.float32:  # the same numbers are resolved by float64
+        assert (_arrays.describe_columns(X.astype(np.float64)).std > 0).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_describe_columns_of_a_column_that_is_not_finite_raises_and_names_it(value):
+    X = np.ones((5, 4))
+    X[3, 2] = value
+    with pytest.raises(ValueError, match=r"Input X contains NaN or infinity, first in column 2\."):
+        _arrays.describe_columns(X)
+
+
+# --- standardise and restore ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "scale"), [(1.7e9, 1e3), (-1.7e9, 1e3), (0, 1e-6), (0, 1e6), (3e-250, 1e-253)]
+)
+def test_standardise_keeps_the_digits_of_a_large_location(location, scale):
+    t = np.random.default_rng(0).normal(size=(50, 1))
+    X = location + scale * t
+
+    Y = _arrays.standardise(X, np.array([location], float), np.array([scale], float))
+
+    assert Y.dtype == np.float32
+    # X itself is rounded to float64 before, the result to float32 at the end.
+    tolerance = FLOAT32 * abs(t) + 2 * FLOAT64 * abs(location) / scale
+    assert (abs(Y - t) <= tolerance).all()
+
+
+def test_standardise_subtracts_in_float64_where_x_is_float32():
+    X = np.float32([[16777216.0], [16777218.0]])
+    Y = _arrays.standardise(X, np.array([16777217.0]), np.array([1.0]))
+    np.testing.assert_array_equal(Y, [[-1], [1]])
+
+
+def test_standardise_gives_constant_columns_0_whatever_comes():
+    X = np.array([[5.0, 1.0], [7.0, 2.0], [1e300, 3.0]])
+    Y = _arrays.standardise(X, np.array([5.0, 2.0]), np.array([0.0, 1.0]))
+    np.testing.assert_array_equal(Y, [[0, -1], [0, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("value", [1e20, -1e20, 1.7e308, -1.7e308, np.inf, np.nan])
+def test_standardise_of_a_far_value_raises_and_names_row_column_and_value(value):
+    X = np.zeros((4, 3))
+    X[2, 1] = value
+    message = (
+        f"X has the value {value:.6g} in row 2, column 1: more than 1e+10 times the scale of "
+        "the training data (0.0001 around -7)."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _arrays.standardise(X, np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]))
+
+
+def test_standardise_accepts_values_up_to_the_farthest_whose_square_float32_holds():
+    X = np.array([[_arrays.FARTHEST], [-_arrays.FARTHEST]])
+    Y = _arrays.standardise(X, np.zeros(1), np.ones(1))
+    assert np.isfinite((Y / np.float32(0.01)) ** 2).all()
+
+
+def test_standardise_does_not_change_its_input():
+    X = np.arange(6.0).reshape(3, 2)
+    _arrays.standardise(X, np.ones(2), np.array([0.0, 2.0]))
+    np.testing.assert_array_equal(X, np.arange(6.0).reshape(3, 2))
+
+
+def test_restore_of_standardised_rows_gives_them_back():
+    rng = np.random.default_rng(0)
+    location, scale = np.array([1.7e9, 0, -3, 42]), np.array([1e3, 1e-6, 1e6, 0])
+    t = rng.normal(size=(30, 4))
+    X = location + scale * t
+    restored = _arrays.restore(_arrays.standardise(X, location, scale), location, scale)
+    assert restored.dtype == np.float64
+    assert (abs(restored - X) <= FLOAT32 * abs(scale * t) + 2 * FLOAT64 * abs(X)).all()
+    np.testing.assert_array_equal(restored[:, 3], 42)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_standardised_tensor_in_blocks_equals_the_whole():
+    X = np.random.default_rng(0).normal(size=(21, 3))
+    location, scale = np.array([0, 1, 2.0]), np.array([1, 0, 3.0])
+    Y = _arrays.standardised_tensor(X, location, scale, CPU)
+    assert Y.dtype == torch.float32
+    np.testing.assert_array_equal(Y.numpy(), _arrays.standardise(X, location, scale))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_standardised_tensor_names_the_row_of_the_whole_where_a_later_block_is_far():
+    X = np.zeros((21, 3))
+    X[17, 2] = 1e30
+    with pytest.raises(ValueError, match="in row 17, column 2"):
+        _arrays.standardised_tensor(X, np.zeros(3), np.ones(3), CPU)
+
+
+# --- tensors and arrays -----------------------------------------------------------------------
+
+VIEWS = {
+    "strided": lambda a: a[::2, 1:],
+    "transposed": lambda a: a.T,
+    "reversed": lambda a: a[::-1],
+    "broadcast": lambda a: np.broadcast_to(a[0], (3, 4)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_to_tensor_copies_any_view(view, dtype):
+    array = np.arange(20.0, dtype=dtype).reshape(5, 4)
+    expected = view(array).copy()
+    tensor = _arrays.to_tensor(view(array), CPU)
+    array[:] = -1
+    assert tensor.numpy().dtype == dtype
+    np.testing.assert_array_equal(tensor.numpy(), expected)
+
+
+def test_to_tensor_copies_a_read_only_memory_map(tmp_path):
+    np.save(tmp_path / "X.npy", np.arange(6.0).reshape(3, 2))
+    tensor = _arrays.to_tensor(np.load(tmp_path / "X.npy", mmap_mode="r"), CPU)
+    tensor += 1  # its own memory
+    np.testing.assert_array_equal(tensor.numpy(), np.arange(1.0, 7.0).reshape(3, 2))
+
+
+def test_to_array_is_a_copy_that_no_gradient_holds():
+    tensor = torch.ones(3, requires_grad=True)
+    array = _arrays.to_array(tensor)
+    array[:] = 7
+    assert tensor.tolist() == [1, 1, 1]
+
+
+# --- blocks of rows ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_weights", [0, 1, 100, 2**16, 70_001, 2**20, 5_000_001, 2**27, 2**40])
+def test_block_rows_is_a_multiple_of_16_of_bounded_cost(n_weights):
+    n_rows = _arrays.block_rows(n_weights)
+    assert n_rows % 16 == 0
+    assert 16 <= n_rows <= 2048
+    assert n_rows == 16 or n_rows * n_weights <= 2**27
+    assert n_rows == 2048 or (n_rows + 16) * n_weights > 2**27
+
+
+def to_float32(block):
+    return block.astype(np.float32)
+
+
+@pytest.mark.parametrize("n_rows", [16, 48, 512])
+@pytest.mark.parametrize(
+    ("n_features", "hidden", "n_components"),
+    [
+        (1, (), 1),
+        (2, (3,), 1),
+        (5, (64,), 3),
+        (10, (), 2),
+        (13, (50,), 2),
+        (17, (200, 30), 5),
+        (30, (), 4),
+        (64, (128, 64), 7),
+        (101, (7,), 2),
+        (784, (20,), 6),
+    ],
+)
+def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
+    n_features, hidden, n_components, n_rows
+):
+    # A BLAS may take another path for another number of rows, or for another place among
+    # them: the sizes are of every kind.
+    architecture = {
+        "n_features": n_features,
+        "n_components": n_components,
+        "likelihood": "gaussian",
+        "network": "mlp",
+        "hidden_layer_sizes": hidden,
+        "activation": "tanh",
+    }
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(61, n_features)).astype(np.float32)
+    state = _model.initial_state(architecture, _arrays.describe_columns(X), 0)
+    model = _model.from_state(architecture, state)
+
+    def reconstruct(rows):
+        mean, std = model.encode_rows(rows)
+        return torch.cat([mean, std, model.decode_mean(mean)], dim=-1)
+
+    def mapped(rows):
+        with _arrays.computing(CPU, 1):
+            return _arrays.map_rows(reconstruct, rows, n_rows, CPU, to_float32)
+
+    whole = mapped(X)
+    assert whole.shape == (61, 2 * n_components + n_features)
+    order = rng.permutation(61)
+    np.testing.assert_array_equal(mapped(X[order]), whole[order])
+    for size in (1, 2, 13):
+        parts = [mapped(X[start : start + size]) for start in range(0, 61, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 32, 33])
+def test_map_rows_calls_the_function_with_one_shape_and_equals_the_function_of_all(n):
+    X = np.random.default_rng(0).normal(size=(n, 5))
+    shapes = set()
+
+    def double(rows):
+        shapes.add(tuple(rows.shape))
+        return 2 * rows
+
+    mapped = _arrays.map_rows(double, X, 16, CPU, to_float32)
+    np.testing.assert_array_equal(mapped, 2 * X.astype(np.float32))
+    assert shapes == {(16, 5)}
+
+
+# --- noise of the score -----------------------------------------------------------------------
+
+NOISE_SIZES = [(1, 1), (4, 1), (64, 2), (65, 2), (64, 16), (64, 17), (101, 5), (3, 40), (1000, 7)]
+
+
+@pytest.mark.parametrize(
+    ("n_draws", "n_components", "expected"),
+    [
+        (1, 1, 4),
+        (4, 1, 4),
+        (5, 1, 5),
+        (1, 2, 8),
+        (1, 3, 16),  # the power of two above 12
+        (1, 4, 16),
+        (1, 5, 32),
+        (64, 2, 64),
+        (65, 2, 65),
+        (64, 16, 64),
+        (64, 17, 128),
+        (1000, 17, 1000),
+    ],
+)
+def test_score_noise_has_n_draws_or_the_power_of_two_from_4_n_components(
+    n_draws, n_components, expected
+):
+    assert _arrays.score_noise(n_draws, n_components).shape == (expected, n_components)
+
+
+@pytest.mark.parametrize(("n_draws", "n_components"), NOISE_SIZES)
+def test_score_noise_has_mean_0_and_covariance_i(n_draws, n_components):
+    noise = _arrays.score_noise(n_draws, n_components)
+    # Rounding only: sums of up to 1000 numbers of size 1.
+    np.testing.assert_allclose(noise.mean(axis=0), 0, atol=1e-14)
+    covariance = noise.T @ noise / len(noise)
+    np.testing.assert_allclose(covariance, np.eye(n_components), atol=1e-13)
+
+
+@pytest.mark.parametrize(("n_draws", "n_components"), NOISE_SIZES)
+def test_score_noise_is_antithetic_with_distinct_draws(n_draws, n_components):
+    noise = _arrays.score_noise(n_draws, n_components)
+    draws = {tuple(row) for row in noise}
+    assert draws == {tuple(row) for row in -noise}
+    assert len(draws) == len(noise)
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 5, 15])
+def test_score_noise_of_fewer_components_is_its_first_columns(n_components):
+    more = _arrays.score_noise(64, 16)
+    fewer = _arrays.score_noise(64, n_components)
+    assert len(more) == len(fewer) == 64
+    np.testing.assert_allclose(more[:, :n_components], fewer, atol=1e-13)  # rounding of a solve
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 8])
+def test_score_noise_is_normal_in_each_coordinate(n_components):
+    noise = np.sort(_arrays.score_noise(256, n_components), axis=0)
+    # The distance of Kolmogorov-Smirnov: 0.085 would be the 5 % limit of independent draws.
+    cdf = (1 + torch.erf(torch.tensor(noise) / math.sqrt(2)).numpy()) / 2
+    steps = (np.arange(256)[:, None] + 0.5) / 256
+    assert abs(cdf - steps).max() < 0.03
+    np.testing.assert_allclose((noise**4).mean(axis=0), 3, atol=0.35)
+
+
+@pytest.mark.usefixtures("global_generators")
+def test_score_noise_is_the_same_at_every_call():
+    np.testing.assert_array_equal(_arrays.score_noise(64, 3), _arrays.score_noise(64, 3))
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Pretend that torch has these accelerators."""
+
+    def pretend(n_cuda=0, mps=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: n_cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "available", "auto"),
+    [
+        ({}, ["cpu"], "cpu"),
+        ({"n_cuda": 2}, ["cpu", "cuda", "cuda:0", "cuda:1"], "cuda"),
+        ({"mps": True}, ["cpu", "mps"], "mps"),
+        ({"n_cuda": 1, "mps": True}, ["cpu", "cuda", "cuda:0", "mps"], "cuda"),
+    ],
+)
+def test_resolve_device_knows_what_is_there_and_auto_is_the_accelerator(
+    pretend, accelerators, available, auto
+):
+    pretend(**accelerators)
+    assert _arrays.available_devices() == available
+    assert _arrays.resolve_device("auto") == torch.device(auto)
+    for name in available:
+        assert _arrays.resolve_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "mps", "tpu", "CPU", "", "cuda:-1"])
+def test_resolve_device_of_what_is_not_there_raises_and_names_what_is(pretend, name):
+    pretend(n_cuda=2)
+    message = (
+        f"device={name!r} is not available here. Available are: 'cpu', 'cuda', 'cuda:0', "
+        "'cuda:1'. Use one of them or device='auto'."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        _arrays.resolve_device(name)
+
+
+def test_device_or_cpu_warns_and_computes_on_the_cpu_where_the_device_is_not(pretend):
+    pretend()
+    assert _arrays.device_or_cpu("cpu") == CPU
+    with pytest.warns(
+        UserWarning, match=r"device='cuda:1' is not available here.* Computing on the CPU\."
+    ):
+        assert _arrays.device_or_cpu("cuda:1") == CPU
+
+
+# --- generators and modes ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("global_generators")
+def test_generator_gives_the_numbers_of_its_seed_and_leaves_the_global_one_alone():
+    draws = [torch.randn(5, generator=_arrays.generator(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "enable_grad": torch.enable_grad,
+}
+
+
+def modes():
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_computing_is_the_same_in_every_mode_of_the_caller_and_restores_it(mode):
+    with mode():
+        before = modes()
+        with _arrays.computing(CPU, 1):
+            assert modes() == (False, True, False)
+            product = torch.ones(4, 4) @ torch.ones(4, 4)
+            assert product.dtype == torch.float32
+            assert not product.requires_grad
+        assert modes() == before
+        with pytest.raises(RuntimeError, match="mine"), _arrays.computing(CPU, 1):
+            raise RuntimeError("mine")
+        assert modes() == before
+
+
+def in_fresh_thread(function):
+    """The result of a function in a thread of its own."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+def threads_in_computing(n_products):
+    """Threads of torch before, in and after a block, and after one that failed."""
+    counts = [torch.get_num_threads()]
+    with _arrays.computing(CPU, n_products):
+        counts.append(torch.get_num_threads())
+    counts.append(torch.get_num_threads())
+    with pytest.raises(RuntimeError), _arrays.computing(CPU, n_products):
+        raise RuntimeError
+    return [*counts, torch.get_num_threads()]
+
+
+def test_computing_few_products_is_done_on_one_thread_and_the_number_restored():
+    few, many = _arrays.FEW_PRODUCTS - 1, _arrays.FEW_PRODUCTS
+
+    def counts():
+        torch.get_num_threads()  # a thread's first call sets its number
+        with threadpool_limits(2, user_api="openmp"):
+            return threads_in_computing(few), threads_in_computing(many)
+
+    assert in_fresh_thread(counts) == ([2, 1, 2, 2], [2, 2, 2, 2])
+
+
+def test_computing_leaves_the_number_of_another_live_thread_alone():
+    ready, inside, seen = threading.Event(), threading.Event(), threading.Event()
+
+    def other():
+        torch.get_num_threads()
+        with threadpool_limits(2, user_api="openmp"):
+            before = torch.get_num_threads()
+            ready.set()
+            inside.wait(10)
+            during = torch.get_num_threads()
+            seen.set()
+        return before, during
+
+    with ThreadPoolExecutor(1) as executor:
+        others = executor.submit(other)
+        ready.wait(10)
+        with _arrays.computing(CPU, 1):
+            here = torch.get_num_threads()
+            inside.set()
+            seen.wait(10)
+        assert (here, others.result()) == (1, (2, 2))
+
+
+def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():
+    def inside():
+        with _arrays.computing(CPU, 1):
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert in_fresh_thread(inside) == 1
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1376 @@
+"""The promises of the estimator, and of `skvae.sample`: what its words mean, what it refuses."""
+
+import concurrent.futures
+import contextlib
+import os
+import pickle
+import random
+import signal
+import threading
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import scipy.sparse
+import scipy.stats
+import sklearn
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, RobustScaler, StandardScaler
+from sklearn.utils import estimator_html_repr
+from threadpoolctl import threadpool_limits
+
+import skvae
+from skvae import VAETransformer, _training
+from skvae.likelihoods import Bernoulli, Gaussian
+
+LIKELIHOODS = [
+    Gaussian("per_feature"),
+    Gaussian("shared"),
+    Gaussian("per_sample"),
+    Gaussian(0.5),
+    Bernoulli(),
+]
+any_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+
+OUTPUTS = {
+    "transform": lambda vae, X: vae.transform(X),
+    "encode": lambda vae, X: np.hstack(vae.encode(X)),
+    "inverse_transform": lambda vae, X: vae.inverse_transform(vae.transform(X)),
+    "score_samples": lambda vae, X: vae.score_samples(X),
+}
+any_output = pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
+
+
+def suited(X, likelihood):
+    """X, or zeros and ones where nothing else will do."""
+    return (np.mean(X, axis=0) < X).astype(X.dtype) if likelihood == Bernoulli() else X
+
+
+def assert_same_state(left, right):
+    assert left.state_.keys() == right.state_.keys()
+    for name, array in left.state_.items():
+        np.testing.assert_array_equal(array, right.state_[name])
+
+
+# --- the score ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared", 0.5])
+def test_score_samples_is_the_elbo_at_beta_1_whatever_was_trained(X, quick, numpy_elbo, noise):
+    vae = quick(
+        n_components=3,
+        hidden_layer_sizes=(),
+        likelihood=Gaussian(noise),
+        beta=7.0,
+        beta_warmup=0.5,
+        max_iter=30,
+    ).fit(X)
+    np.testing.assert_allclose(vae.score_samples(X), numpy_elbo(vae, X), rtol=1e-4, atol=1e-3)
+
+
+def test_score_samples_of_a_network_is_the_elbo_by_other_draws(X, quick, numpy_elbo):
+    vae = quick(max_iter=100, learning_rate=0.01).fit(X)
+    elbo = numpy_elbo(vae, X, n_draws=4000)
+    np.testing.assert_allclose(vae.score(X), elbo.mean(), atol=0.05)  # 64 draws, shared
+    vae.set_params(n_score_draws=4096)
+    np.testing.assert_allclose(vae.score(X), elbo.mean(), atol=0.02)
+
+
+def test_score_is_the_mean_of_score_samples_and_a_plain_float(X, quick):
+    vae = quick().fit(X)
+    assert type(vae.score(X)) is float
+    assert vae.score(X) == np.mean(vae.score_samples(X))
+    assert vae.score_samples(X).shape == (60,)
+    assert vae.score_samples(X).dtype == np.float64
+
+
+def test_score_does_not_see_what_only_training_uses(X, quick):
+    vae = quick(beta=4.0).fit(X)
+    before = vae.score_samples(X)
+    vae.set_params(beta=50, beta_warmup=0.9, max_iter=1, weight_decay=3, batch_size=1)
+    np.testing.assert_array_equal(vae.score_samples(X), before)
+
+
+def test_score_ignores_y(X, quick):
+    vae = quick().fit(X, ["any", "thing"])
+    assert vae.score(X, "y") == vae.score(X)
+    assert_same_state(vae, quick().fit(X))
+
+
+def test_beta_changes_what_is_learned(X, quick):
+    kl = [quick(beta=beta, max_iter=50).fit(X).history_["kl"][-1] for beta in (0, 1, 10)]
+    assert kl[0] > kl[1] > kl[2]
+
+
+def test_rows_like_those_of_fit_score_higher_than_rows_with_shuffled_columns(X, quick):
+    vae = quick(max_iter=200, learning_rate=0.02).fit(X)
+    rng = np.random.default_rng(0)
+    assert vae.score(X) > vae.score(rng.permuted(X, axis=0)) + 1
+
+
+# --- units --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(n) for n in ("per_feature", "shared")], ids=str)
+def test_x_times_1024_moves_the_score_by_minus_d_log_1024(X, quick, likelihood):
+    score = quick(likelihood=likelihood).fit(X).score_samples(X)
+    moved = quick(likelihood=likelihood).fit(1024 * X).score_samples(1024 * X)
+    np.testing.assert_allclose(moved, score - 4 * np.log(1024), atol=1e-4)
+
+
+def test_x_times_1024_moves_the_score_of_noise_per_sample_and_of_a_given_noise_too(X, quick):
+    for likelihood, scaled in [
+        (Gaussian("per_sample"), Gaussian("per_sample")),
+        (Gaussian(0.5), Gaussian(0.5 * 1024**2)),
+    ]:
+        score = quick(likelihood=likelihood).fit(X).score(X)
+        moved = quick(likelihood=scaled).fit(1024 * X).score(1024 * X)
+        np.testing.assert_allclose(moved, score - 4 * np.log(1024), atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "per_sample"])
+@pytest.mark.parametrize("scales", [(1e-6, 1e6, 1, 1e-6), (1e-12, 1e12, 1e-3, 1)], ids=str)
+def test_columns_of_any_scale_score_the_same_up_to_the_jacobian(X, quick, noise, scales):
+    vae = quick(likelihood=Gaussian(noise), max_iter=30)
+    score = vae.fit(X).score(X)
+    raw = X * scales
+    np.testing.assert_allclose(vae.fit(raw).score(raw), score - np.log(scales).sum(), atol=1e-3)
+
+
+@pytest.mark.parametrize("magnitude", [1e-200, 1e200])
+def test_numbers_that_float32_does_not_hold_are_fitted(X, quick, magnitude):
+    vae = quick(max_iter=30)
+    score = vae.fit(X).score(X)
+    Y = X * magnitude
+    np.testing.assert_allclose(vae.fit(Y).score(Y), score - 4 * np.log(magnitude), atol=1e-3)
+    assert np.isfinite(vae.inverse_transform(vae.transform(Y))).all()
+
+
+def test_time_stamps_of_1_7e9_keep_their_digits(X, quick):
+    near = 1e3 * (X - X.mean(axis=0)) / X.std(axis=0)
+    vae = quick(max_iter=100, learning_rate=0.02)
+    Z, score = vae.fit_transform(near), vae.score(near)
+    back = vae.inverse_transform(Z)
+    far = near + 1.7e9
+    np.testing.assert_allclose(vae.fit_transform(far), Z, atol=1e-3)
+    np.testing.assert_allclose(vae.score(far), score, atol=1e-3)
+    np.testing.assert_allclose(vae.inverse_transform(Z), back + 1.7e9, rtol=0, atol=1)
+    assert (vae.inverse_transform(Z) - far).std() < 1e3
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 0.5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_column_is_given_back_exactly_and_is_no_part_of_the_score(
+    X, quick, noise, dtype
+):
+    X = X.astype(dtype)
+    X[:, 1] = 0.1
+    vae = quick(likelihood=Gaussian(noise)).fit(X)
+    assert (vae.inverse_transform(vae.transform(X))[:, 1] == X[0, 1]).all()
+    assert (vae.sample(30, random_state=0)[:, 1] == X[0, 1]).all()
+    other = X.copy()
+    other[:, 1] = 7e20
+    np.testing.assert_array_equal(vae.score_samples(other), vae.score_samples(X))
+
+
+def test_a_constant_column_counts_0_nats(X, quick, numpy_elbo):
+    X[:, 1] = 0.1
+    vae = quick(hidden_layer_sizes=()).fit(X)
+    elbo = numpy_elbo(vae, X, columns=[0, 2, 3])
+    np.testing.assert_allclose(vae.score_samples(X), elbo, atol=1e-3)
+
+
+@any_likelihood
+def test_constant_rows_are_fitted_and_given_back(quick, likelihood):
+    X = np.full((20, 3), 0.3)
+    vae = quick(likelihood=likelihood).fit(X)
+    np.testing.assert_array_equal(vae.inverse_transform(vae.transform(X)), X)
+    np.testing.assert_array_equal(vae.sample(4), X[:4])
+    assert -10 < vae.score(X) <= 0  # no density is left: minus a KL divergence
+
+
+def test_the_noise_never_falls_below_a_hundredth_of_the_column(X, quick):
+    vae = quick().fit(X)
+    vae.state_["observation.raw_variance"][:] = -100
+    np.testing.assert_allclose(vae.noise_variance_, 1e-4 * X.var(axis=0), rtol=1e-5)
+
+
+# --- determinism --------------------------------------------------------------------------
+
+
+@any_likelihood
+@any_output
+def test_methods_give_the_same_numbers_at_every_call(X, quick, likelihood, output):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood).fit(X)
+    np.testing.assert_array_equal(output(vae, X), output(vae, X))
+
+
+@any_output
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("hidden_layer_sizes", [(), (128, 64)])
+def test_a_row_has_the_same_numbers_alone_and_in_any_batch(
+    X, quick, output, dtype, hidden_layer_sizes
+):
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=(2100, 4)).astype(dtype)  # more than one block of 2048
+    vae = quick(hidden_layer_sizes=hidden_layer_sizes, n_score_draws=300).fit(X.astype(dtype))
+    expected = output(vae, many)
+    order = rng.permutation(len(many))
+    np.testing.assert_array_equal(output(vae, many[order]), expected[order])
+    for rows in [slice(0, 1), slice(2047, 2050), slice(5, 22), slice(2099, None)]:
+        np.testing.assert_array_equal(output(vae, many[rows]), expected[rows])
+
+
+@any_likelihood
+def test_one_seed_gives_one_model_in_clones_refits_and_pickles(X, quick, likelihood):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood).fit(X)
+    assert_same_state(vae, clone(vae).fit(X))
+    assert_same_state(vae, clone(vae).fit(X).fit(X))
+    loaded = pickle.loads(pickle.dumps(vae))
+    assert_same_state(vae, loaded)
+    for output in OUTPUTS.values():
+        np.testing.assert_array_equal(output(loaded, X), output(vae, X))
+    np.testing.assert_array_equal(loaded.sample(5, random_state=1), vae.sample(5, random_state=1))
+
+
+def test_another_seed_gives_another_model(X, quick):
+    one, other = quick().fit(X), quick(random_state=1).fit(X)
+    assert not np.array_equal(one.transform(X), other.transform(X))
+
+
+def test_without_a_seed_numpy_s_global_generator_decides(X, quick):
+    np.random.seed(3)
+    one, other = quick(random_state=None).fit(X), quick(random_state=None).fit(X)
+    np.random.seed(3)
+    assert_same_state(one, quick(random_state=None).fit(X))
+    assert not np.array_equal(one.transform(X), other.transform(X))
+
+
+def test_a_generator_as_random_state_is_read_on(X, quick):
+    one, other = (
+        [quick(random_state=generator).fit(X).transform(X) for _ in range(2)]
+        for generator in (np.random.RandomState(5), np.random.RandomState(5))
+    )
+    np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(one[0], one[1])
+
+
+def test_threads_fit_and_transform_as_one_after_the_other(X, quick):
+    expected = quick().fit(X)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for vae in pool.map(lambda _: quick().fit(X), range(8)):
+            assert_same_state(vae, expected)
+        for scores in pool.map(lambda _: expected.score_samples(X), range(16)):
+            np.testing.assert_array_equal(scores, expected.score_samples(X))
+
+
+# --- what comes back ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_dtype_of_fit_comes_back(X, quick, dtype):
+    vae = quick().fit(X.astype(dtype))
+    Z = vae.transform(X)
+    assert Z.shape == (60, 2)
+    assert Z.dtype == dtype
+    assert [moment.dtype for moment in vae.encode(X)] == [dtype, dtype]
+    assert vae.inverse_transform(Z).dtype == dtype
+    assert vae.sample(3).dtype == dtype
+    assert vae.score_samples(X).dtype == np.float64
+
+
+def test_transform_is_the_mean_that_encode_gives(X, quick):
+    vae = quick().fit(X)
+    mean, std = vae.encode(X)
+    np.testing.assert_array_equal(vae.transform(X), mean)
+    np.testing.assert_array_equal(clone(vae).fit_transform(X), mean)
+    assert std.shape == mean.shape == (60, 2)
+    assert (std > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_pandas_frame_comes_back_with_columns_dtype_and_index(X, quick, dtype):
+    frame = pd.DataFrame(X.astype(dtype), columns=list("abcd"), index=[f"r{i}" for i in range(60)])
+    vae = quick().set_output(transform="pandas").fit(frame)
+    Z = vae.transform(frame)
+    assert list(Z.columns) == ["vaetransformer0", "vaetransformer1"]
+    back = vae.inverse_transform(Z)
+    pd.testing.assert_index_equal(back.columns, frame.columns)
+    pd.testing.assert_index_equal(back.index, frame.index)
+    assert set(back.dtypes) == {np.dtype(dtype)}
+    np.testing.assert_array_equal(back, quick().fit(X.astype(dtype)).inverse_transform(Z))
+    sampled = vae.sample(3, random_state=0)
+    assert list(sampled.columns) == list("abcd")
+    assert list(sampled.index) == [0, 1, 2]
+    assert list(vae.feature_names_in_) == list("abcd")
+    assert list(vae.inverse_transform(Z.to_numpy()).index) == list(range(60))
+
+
+def test_a_polars_frame_comes_back_with_columns_and_dtype(X, quick):
+    frame = pl.DataFrame(X.astype(np.float32), schema=list("abcd"))
+    vae = quick().set_output(transform="polars").fit(frame)
+    Z = vae.transform(frame)
+    assert isinstance(Z, pl.DataFrame)
+    for back in (vae.inverse_transform(Z), vae.sample(60)):
+        assert isinstance(back, pl.DataFrame)
+        assert back.schema == frame.schema
+    fitted_on_array = quick().fit(X.astype(np.float32))
+    np.testing.assert_array_equal(
+        vae.inverse_transform(Z), fitted_on_array.inverse_transform(Z.to_numpy())
+    )
+
+
+def test_a_model_of_an_array_gives_arrays_even_for_frames(X, quick):
+    vae = quick().fit(X)
+    Z = pd.DataFrame(vae.transform(X), index=np.arange(60) + 7)
+    assert type(vae.inverse_transform(Z)) is np.ndarray
+    assert type(vae.sample()) is np.ndarray
+
+
+def test_columns_in_another_order_are_refused(X, quick):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    with pytest.raises(ValueError, match="feature names should match"):
+        quick().fit(frame).transform(frame[list("bacd")])
+
+
+def test_repr_and_html_need_no_fit_and_survive_it(X, quick):
+    for vae in (quick(beta=-1), quick().fit(X), quick(likelihood=Gaussian("per_sample")).fit(X)):
+        assert "max_iter=4" in repr(vae)
+        assert "VAETransformer" in estimator_html_repr(vae)
+
+
+# --- sample -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared", 0.5])
+def test_samples_have_the_observation_noise_and_the_mean_has_none(X, quick, noise):
+    vae = quick(likelihood=Gaussian(noise)).fit(X)
+    n_samples = 20_000
+    drawn = vae.sample(n_samples, random_state=0)
+    mean = vae.sample(n_samples, random_state=0, mean=True)
+    residual = (drawn - mean) / np.sqrt(vae.noise_variance_)  # the same z in both
+    tolerance = 5 / np.sqrt(n_samples)
+    np.testing.assert_allclose(residual.mean(axis=0), 0, atol=tolerance)
+    np.testing.assert_allclose(np.cov(residual.T), np.eye(4), atol=np.sqrt(2) * tolerance)
+    assert scipy.stats.kstest(residual.ravel(), "norm").pvalue > 1e-4
+    np.testing.assert_allclose(residual.T @ (mean - mean.mean(axis=0)) / n_samples, 0, atol=0.2)
+
+
+def test_the_mean_of_samples_is_decoded_from_the_prior(X, quick):
+    vae = quick(hidden_layer_sizes=(), n_components=3).fit(X)
+    origin = vae.inverse_transform(np.zeros((1, 3)))
+    slopes = vae.inverse_transform(np.eye(3)) - origin
+    drawn = vae.sample(20_000, random_state=0, mean=True)
+    z = (drawn - origin) @ np.linalg.pinv(slopes)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.05)
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.05)
+    assert scipy.stats.kstest(z.ravel(), "norm").pvalue > 1e-4
+
+
+def test_noise_per_sample_is_drawn_with_the_variance_of_the_row(X, quick):
+    vae = quick(likelihood=Gaussian("per_sample"), max_iter=50).fit(X)
+    drawn = vae.sample(20_000, random_state=0)
+    mean = vae.sample(20_000, random_state=0, mean=True)
+    module = vae.to_module()
+    z = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    raw = module.decoder(z).detach()
+    variance = module.likelihood._mean_variance(module.observation, raw)[1].numpy()
+    variance = variance * vae.state_["scale"] ** 2
+    np.testing.assert_allclose((drawn - mean).var(axis=0), variance.mean(axis=0), rtol=0.05)
+
+
+def test_bernoulli_samples_are_zeros_and_ones_of_the_given_means(X, quick):
+    X = suited(X, Bernoulli())
+    vae = quick(likelihood="bernoulli", max_iter=100).fit(X)
+    drawn = vae.sample(20_000, random_state=0)
+    mean = vae.sample(20_000, random_state=0, mean=True)
+    assert set(np.unique(drawn)) == {0, 1}
+    assert ((mean > 0) & (mean < 1)).all()
+    np.testing.assert_allclose(drawn.mean(axis=0), mean.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(((drawn - mean) * mean).mean(axis=0), 0, atol=0.02)
+
+
+@any_likelihood
+@pytest.mark.parametrize("n_components", [1, 2, 3])
+@pytest.mark.parametrize("mean", [False, True])
+def test_the_first_samples_are_the_same_however_many_follow(
+    X, quick, likelihood, n_components, mean
+):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood, n_components=n_components).fit(X)
+    many = vae.sample(2100, random_state=5, mean=mean)
+    for n_samples in (1, 2, 7, 8, 9, 16, 33, 100, 2049):
+        few = vae.sample(n_samples, random_state=5, mean=mean)
+        np.testing.assert_array_equal(few, many[:n_samples])
+
+
+def test_sample_draws_one_row_and_reads_numpy_s_global_generator_by_default(X, quick):
+    vae = quick().fit(X)
+    np.random.seed(0)
+    first, second = vae.sample(), vae.sample()
+    np.random.seed(0)
+    np.testing.assert_array_equal(vae.sample(), first)
+    assert first.shape == (1, 4)
+    assert not np.array_equal(first, second)
+
+
+def test_sample_accepts_a_generator_and_reads_it_on(X, quick):
+    vae = quick().fit(X)
+    generator = np.random.RandomState(0)
+    first, second = vae.sample(3, generator), vae.sample(3, generator)
+    np.testing.assert_array_equal(vae.sample(3, np.random.RandomState(0)), first)
+    assert not np.array_equal(first, second)
+
+
+# --- skvae.sample -------------------------------------------------------------------------
+
+
+def test_sample_of_a_pipeline_is_in_the_units_of_its_input(X, quick):
+    pipe = make_pipeline(RobustScaler(), "passthrough", quick(max_iter=100)).fit(X)
+    drawn = skvae.sample(pipe, 500, random_state=0)
+    expected = pipe[0].inverse_transform(pipe[-1].sample(500, random_state=0))
+    np.testing.assert_array_equal(drawn, expected)
+    assert (abs(drawn.mean(axis=0) - X.mean(axis=0)) < X.std(axis=0)).all()
+    mean = skvae.sample(pipe, 500, random_state=0, mean=True)
+    assert (mean.std(axis=0) < drawn.std(axis=0)).all()
+
+
+def test_sample_of_the_estimator_itself_is_its_method(X, quick):
+    vae = quick().fit(X)
+    for estimator in (vae, make_pipeline(vae)):
+        drawn = skvae.sample(estimator, 3, random_state=1)
+        np.testing.assert_array_equal(drawn, vae.sample(3, random_state=1))
+
+
+def test_sample_of_a_search_is_that_of_its_best_estimator(X, quick):
+    pipe = make_pipeline(StandardScaler(), quick())
+    search = GridSearchCV(pipe, {"vaetransformer__beta": [0.5, 4]}, cv=2).fit(X)
+    drawn = skvae.sample(search, 3, random_state=1)
+    np.testing.assert_array_equal(drawn, skvae.sample(search.best_estimator_, 3, random_state=1))
+    search = GridSearchCV(quick(), {"beta": [0.5, 4]}, cv=2).fit(X)
+    drawn = skvae.sample(search, 3, random_state=1)
+    np.testing.assert_array_equal(drawn, search.best_estimator_.sample(3, random_state=1))
+
+
+def test_sample_names_the_step_that_has_no_inverse(X, quick):
+    pipe = make_pipeline(StandardScaler(), Normalizer(), quick()).fit(X)
+    with pytest.raises(TypeError, match="Step 'normalizer' of the Pipeline has no inverse"):
+        skvae.sample(pipe, 3)
+
+
+@pytest.mark.parametrize(
+    "estimator", [StandardScaler(), make_pipeline(VAETransformer(), StandardScaler()), None]
+)
+def test_sample_refuses_what_does_not_end_in_a_vae(estimator):
+    with pytest.raises(TypeError, match="expects a VAETransformer, a Pipeline that ends in one"):
+        skvae.sample(estimator)
+
+
+def test_sample_of_an_unfitted_pipeline_says_so(quick):
+    with pytest.raises(NotFittedError):
+        skvae.sample(make_pipeline(StandardScaler(), quick()))
+
+
+# --- history, warm-up, early stopping -----------------------------------------------------
+
+TERMS = ["loss", "reconstruction", "kl", "negative_elbo", "beta"]
+
+
+@any_likelihood
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_history_has_every_term_of_every_epoch(X, quick, likelihood, early_stopping):
+    X = suited(X, likelihood)
+    vae = quick(
+        likelihood=likelihood, beta=3.0, beta_warmup=0.6, max_iter=5, early_stopping=early_stopping
+    ).fit(X)
+    history = vae.history_
+    prefixes = ["", "validation_"] if early_stopping else [""]
+    assert list(history) == [prefix + term for prefix in prefixes for term in TERMS]
+    assert vae.n_iter_ == 5
+    for values in history.values():
+        assert type(values) is np.ndarray
+        assert values.shape == (5,)
+        assert np.isfinite(values).all()
+    for prefix in prefixes:
+        loss, reconstruction, kl, negative_elbo, beta = (history[prefix + t] for t in TERMS)
+        np.testing.assert_allclose(loss, reconstruction + beta * kl, rtol=1e-12)
+        np.testing.assert_allclose(negative_elbo, reconstruction + kl, rtol=1e-12)
+        assert (kl >= 0).all()
+    assert pd.DataFrame(history).shape == (5, 5 * len(prefixes))
+
+
+def test_history_is_in_the_units_of_x(X, quick):
+    vae = quick(early_stopping=True)
+    history, moved = vae.fit(X).history_, vae.fit(1024 * X).history_
+    for prefix in ("", "validation_"):
+        for name, jacobian in [("reconstruction", 4 * np.log(1024)), ("kl", 0)]:
+            expected = history[prefix + name] + jacobian
+            np.testing.assert_allclose(moved[prefix + name], expected, atol=1e-4)
+
+
+def test_the_last_epoch_reports_the_elbo_that_the_score_measures(X, quick):
+    vae = quick(learning_rate=1e-9, learning_rate_schedule="constant", batch_size=7, max_iter=400)
+    seen = vae.fit(X).history_["negative_elbo"]  # 400 looks at the first weights
+    np.testing.assert_allclose(seen.mean(), -vae.score(X), atol=5 * seen.std() / 20)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.99, np.nextafter(1, 0)])
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 7, 10])
+def test_beta_rises_to_its_full_weight_before_the_end(X, quick, share, max_iter):
+    vae = quick(beta=2.0, beta_warmup=share, max_iter=max_iter).fit(X)
+    beta = vae.history_["beta"]
+    assert beta[-1] == 2.0
+    assert (np.diff(beta) >= 0).all()
+    assert (beta > 0).all()
+    assert np.sum(beta < 2.0) == int(share * max_iter)
+
+
+def test_validation_is_judged_at_the_final_beta(X, quick):
+    vae = quick(beta=2.0, beta_warmup=0.5, early_stopping=True).fit(X)
+    np.testing.assert_array_equal(vae.history_["validation_beta"], 2.0)
+
+
+@pytest.mark.parametrize(("n_rows", "held_out"), [(49, False), (50, True)])
+def test_early_stopping_auto_begins_at_50_rows(X, quick, n_rows, held_out):
+    vae = quick(early_stopping="auto").fit(X[:n_rows])
+    assert ("validation_loss" in vae.history_) == held_out
+
+
+@pytest.mark.parametrize(("share", "n_iter"), [(0, 2), (0.5, 12), (0.9, 20)])
+def test_training_never_stops_before_the_warm_up_has_ended(X, quick, share, n_iter):
+    # No epoch is an improvement by 1e9 nats: patience ends as soon as it may.
+    vae = quick(
+        early_stopping=True, n_iter_no_change=1, tol=1e9, beta_warmup=share, max_iter=20
+    ).fit(X)
+    assert vae.n_iter_ == n_iter
+    assert vae.history_["beta"][-1] == 1
+
+
+def test_the_weights_of_the_best_epoch_are_restored(X, quick):
+    vae = quick(
+        early_stopping=True,
+        learning_rate=0.1,
+        learning_rate_schedule="constant",
+        n_iter_no_change=5,
+        max_iter=300,
+    ).fit(X)
+    best = int(np.argmin(vae.history_["validation_loss"])) + 1
+    assert best < vae.n_iter_ < 300
+    shorter = clone(vae).set_params(max_iter=best)
+    with pytest.warns(ConvergenceWarning, match=f"Maximum number of epochs \\({best}\\)"):
+        shorter.fit(X)
+    assert_same_state(vae, shorter)
+
+
+def test_no_early_stopping_trains_to_the_end_and_keeps_the_last_weights(X, quick):
+    vae = quick(learning_rate=0.1, learning_rate_schedule="constant", n_iter_no_change=1)
+    short, long = clone(vae).fit(X), clone(vae).set_params(max_iter=9).fit(X)
+    assert (short.n_iter_, long.n_iter_) == (4, 9)
+    np.testing.assert_array_equal(long.history_["loss"][:4], short.history_["loss"])
+    assert long.score(X) != short.score(X)
+
+
+def test_held_out_rows_are_not_trained_on(quick):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    vae = quick(
+        hidden_layer_sizes=(64, 64),
+        n_components=3,
+        early_stopping=True,
+        validation_fraction=0.5,
+        n_iter_no_change=1000,
+        learning_rate=0.02,
+        max_iter=300,
+    ).fit(X)  # pure noise, learned by heart
+    assert vae.history_["validation_loss"][-1] > vae.history_["loss"][-1] + 3
+
+
+# --- noise_variance_ ----------------------------------------------------------------------
+
+
+def test_noise_variance_is_one_per_feature_one_for_all_or_the_one_given(X, quick):
+    per_feature = quick(likelihood=Gaussian("per_feature")).fit(X).noise_variance_
+    assert per_feature.shape == (4,)
+    assert per_feature.dtype == np.float64
+    shared = quick(likelihood=Gaussian("shared")).fit(X).noise_variance_
+    assert type(shared) is float
+    given = quick(likelihood=Gaussian(0.5)).fit(X).noise_variance_
+    np.testing.assert_allclose(given, 0.5, rtol=1e-6)
+    per_feature_moved = quick().fit(1024 * X).noise_variance_
+    np.testing.assert_allclose(per_feature_moved, 1024**2 * per_feature, rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian("per_sample"), Bernoulli()], ids=str)
+def test_noise_variance_is_absent_where_there_is_none(X, quick, likelihood):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood)
+    assert not hasattr(vae, "noise_variance_")
+    assert not hasattr(vae.fit(X), "noise_variance_")
+    with pytest.raises(AttributeError, match="has no noise variance of its own"):
+        vae.noise_variance_  # noqa: B018
+
+
+def test_noise_variance_is_absent_before_fit():
+    with pytest.raises(AttributeError, match="no noise_variance_ before fit"):
+        VAETransformer().noise_variance_  # noqa: B018
+
+
+# --- to_module ----------------------------------------------------------------------------
+
+
+@any_likelihood
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_module_encodes_and_decodes_in_the_units_of_x(X, quick, likelihood, dtype):
+    X = suited(X, likelihood)
+    X[:, 2] = 0.25
+    vae = quick(likelihood=likelihood).fit(X)
+    module = vae.to_module()
+    assert isinstance(module, torch.nn.Module)
+    mean, std = module.encode(torch.tensor(X, dtype=dtype))
+    for tensor, array in zip((mean, std), vae.encode(X), strict=True):
+        np.testing.assert_allclose(tensor.detach(), array, rtol=1e-4, atol=1e-5)
+    decoded = module.decode(mean).detach()
+    np.testing.assert_allclose(decoded, vae.inverse_transform(vae.transform(X)), rtol=1e-4)
+
+
+def test_training_the_module_leaves_the_estimator_alone(X, quick):
+    vae = quick().fit(X)
+    before, hashed = vae.score_samples(X), joblib.hash(vars(vae))
+    module = vae.to_module()
+    assert module is not vae.to_module()
+    rows = torch.tensor(X)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    loss = (module.decode(module.encode(rows)[0]) - rows).square().mean()
+    loss.backward()
+    optimiser.step()
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(1)
+    np.testing.assert_array_equal(vae.score_samples(X), before)
+    assert joblib.hash(vars(vae)) == hashed
+    assert not np.allclose(module.encode(rows)[0].detach(), vae.transform(X))
+
+
+# --- warm_start ---------------------------------------------------------------------------
+
+
+def test_warm_start_continues_with_the_fitted_weights(X, quick):
+    vae = quick(warm_start=True, learning_rate=0.01).fit(X)
+    first = {name: values.copy() for name, values in vae.history_.items()}
+    vae.fit(X)
+    assert vae.n_iter_ == 8
+    for name, values in vae.history_.items():
+        assert values.shape == (8,)
+        np.testing.assert_array_equal(values[:4], first[name])
+    assert vae.history_["loss"][4] < first["loss"][0]
+    assert vae.score(X) > quick(learning_rate=0.01).fit(X).score(X)
+
+
+def test_warm_start_without_a_step_leaves_the_model_as_it_was(X, quick):
+    vae = quick(warm_start=True).fit(X)
+    scores = vae.score_samples(X)
+    vae.set_params(learning_rate=1e-30).fit(X * 3 + 1)  # its units are those of the first fit
+    np.testing.assert_array_equal(vae.score_samples(X), scores)
+
+
+def test_without_warm_start_fit_begins_anew(X, quick):
+    vae = quick().fit(X).fit(X[:, :3])
+    assert_same_state(vae, quick().fit(X[:, :3]))
+    assert vae.n_iter_ == 4
+    assert vae.n_features_in_ == 3
+
+
+def test_warm_start_of_an_unfitted_model_is_a_fit(X, quick):
+    assert_same_state(quick(warm_start=True).fit(X), quick().fit(X))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"n_components": 3},
+        {"hidden_layer_sizes": (9,)},
+        {"activation": "tanh"},
+        {"likelihood": "bernoulli"},
+        {"likelihood": Gaussian("shared")},
+    ],
+    ids=str,
+)
+def test_warm_start_names_the_part_of_the_model_that_changed(X, quick, changed):
+    X = suited(X, Bernoulli())
+    vae = quick(warm_start=True).fit(X)
+    vae.set_params(**changed)
+    with unchanged(vae), pytest.raises(ValueError, match=f"whose {next(iter(changed))} is"):
+        vae.fit(X)
+
+
+def test_warm_start_with_other_columns_is_refused(X, quick):
+    vae = quick(warm_start=True).fit(X)
+    with unchanged(vae), pytest.raises(ValueError, match="X has 3 features, but .* expecting 4"):
+        vae.fit(X[:, :3])
+
+
+# --- a fit that fails ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unchanged(estimator):
+    """Check that the block leaves all attributes as they were: the same, and of the same content."""
+    before = dict(vars(estimator))
+    hashed = joblib.hash(before)
+    yield
+    assert vars(estimator).keys() == before.keys()
+    for name, value in vars(estimator).items():
+        assert value is before[name]
+    assert joblib.hash(vars(estimator)) == hashed
+
+
+def with_nan(X):
+    return np.where(np.arange(len(X))[:, None] == 7, np.nan, X)
+
+
+FAILURES = {
+    "bad data": ({}, with_nan, "contains NaN"),
+    "other columns": ({}, lambda X: pd.DataFrame(with_nan(X), columns=list("abcd")), "NaN"),
+    "bad parameter": ({"beta": -1}, np.copy, "'beta' parameter of VAETransformer must be"),
+    "bad sizes": ({"hidden_layer_sizes": (8, 0)}, np.copy, "'hidden_layer_sizes' parameter"),
+    "no such device": ({"device": "tpu"}, np.copy, "device='tpu' is not available"),
+    "out of support": ({"likelihood": "bernoulli"}, np.copy, "expects values in"),
+    "noise out of reach": ({"likelihood": Gaussian(1e-300)}, np.copy, "noise variance of 1e-300"),
+    "no validation rows": (
+        {"early_stopping": True, "validation_fraction": 0.01},
+        np.copy,
+        "validation set would have 0 of 60 rows",
+    ),
+    "divergence": ({"learning_rate": 1e6}, np.copy, "not finite in epoch 1, at learning rate 1e"),
+}
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize(("params", "spoil", "match"), FAILURES.values(), ids=FAILURES)
+def test_a_failed_fit_leaves_the_estimator_as_it_was(
+    X, quick, params, spoil, match, fitted, warm_start
+):
+    vae = quick(warm_start=warm_start)
+    if fitted:
+        vae.fit(X)
+        scores = vae.score_samples(X)
+    vae.set_params(**params)
+    if warm_start and fitted and "likelihood" in params:
+        match = "whose likelihood is|expects values in"
+    with unchanged(vae), pytest.raises(ValueError, match=match):
+        vae.fit(spoil(X))
+    if fitted:
+        np.testing.assert_array_equal(vae.set_params(device="cpu").score_samples(X), scores)
+    else:
+        with pytest.raises(NotFittedError):
+            vae.transform(X)
+
+
+def test_an_exception_in_the_middle_of_training_leaves_the_estimator_as_it_was(
+    X, quick, monkeypatch
+):
+    vae = quick(verbose=1).fit(X)
+
+    def full_disk(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("builtins.print", full_disk)
+    with unchanged(vae), pytest.raises(OSError, match="no space left"):
+        vae.fit(X[:, :3])
+
+
+def test_a_loss_that_stops_being_finite_keeps_the_best_weights_and_warns(X, quick):
+    vae = quick(learning_rate=30.0, max_iter=20)
+    with pytest.warns(ConvergenceWarning, match=r"not finite in epoch \d+, at learning rate \d"):
+        vae.fit(X)
+    assert 1 <= vae.n_iter_ < 20
+    assert np.isfinite(vae.history_["loss"]).all()
+    assert np.isfinite(vae.score(X))
+    assert all(np.isfinite(array).all() for array in vae.state_.values())
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------
+
+
+def interrupt_after(monkeypatch, n_steps):
+    """Ctrl-C once so many steps of gradient descent are done."""
+    descend, done = _training.Adam.descend, []
+
+    def descend_and_interrupt(*args):
+        descend(*args)
+        done.append(True)
+        if len(done) == n_steps:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_training.Adam, "descend", descend_and_interrupt)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_ctrl_c_keeps_the_last_complete_epoch(X, quick, monkeypatch, early_stopping):
+    vae = quick(
+        batch_size=16,  # 4 steps an epoch
+        learning_rate=0.1,
+        learning_rate_schedule="constant",
+        early_stopping=early_stopping,
+    )
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        expected = [clone(vae).set_params(max_iter=n, tol=0).fit(X) for n in (3, 4)]
+    interrupt_after(monkeypatch, 3 * 4 + 2)
+    with pytest.warns(UserWarning, match="Training interrupted: the weights of epoch 3"):
+        vae.set_params(max_iter=10).fit(X)
+    assert vae.n_iter_ == 3
+    for name, values in vae.history_.items():
+        np.testing.assert_array_equal(values, expected[0].history_[name])
+    if not early_stopping:
+        assert_same_state(vae, expected[0])
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_ctrl_c_before_the_first_epoch_is_complete_is_raised_again(X, quick, monkeypatch, fitted):
+    vae = quick(batch_size=16)
+    if fitted:
+        vae.fit(X)
+    interrupt_after(monkeypatch, 3)
+    with unchanged(vae), pytest.raises(KeyboardInterrupt):
+        vae.fit(X)
+
+
+# --- the rest of the process --------------------------------------------------------------
+
+
+def global_state():
+    """All that a library could change behind the back of its caller."""
+    return {
+        "numpy": joblib.hash(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+        "random": random.getstate(),
+        "threads": torch.get_num_threads(),
+        "interop threads": torch.get_num_interop_threads(),
+        "dtype": torch.get_default_dtype(),
+        "device": str(torch.get_default_device()),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "environment": dict(os.environ),
+        "filters": list(warnings.filters),
+        "errors": np.geterr(),
+        "sklearn": sklearn.get_config(),
+        "ctrl-c": signal.getsignal(signal.SIGINT),
+        "live threads": threading.enumerate(),
+    }
+
+
+@any_likelihood
+def test_nothing_global_moves(X, quick, likelihood):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood).fit(X)  # what is imported late is imported now
+    before = global_state()
+    vae.fit(X)
+    vae.inverse_transform(vae.transform(X))
+    vae.score(X)
+    vae.sample(3, random_state=0)
+    vae.to_module()
+    assert global_state() == before
+
+
+def test_nothing_global_moves_when_fit_fails(X, quick, monkeypatch):
+    before = global_state()
+    with pytest.raises(ValueError, match="learning rate"):
+        quick(learning_rate=1e6).fit(X)
+    assert global_state() == before
+
+
+def test_other_threads_keep_their_number_of_threads(X, quick, monkeypatch):
+    counts = {"running": set(), "started during fit": set(), "started after": set()}
+    started, done = threading.Event(), threading.Event()
+
+    def watch():
+        torch.get_num_threads()
+        with threadpool_limits(3, user_api="openmp"):
+            while not done.is_set():
+                counts["running"].add(torch.get_num_threads())
+                started.set()
+
+    def count_in_new_thread(when):
+        new = threading.Thread(target=lambda: counts[when].add(torch.get_num_threads()))
+        new.start()
+        new.join()
+
+    count_in_new_thread("started after")  # and before: one set, one number
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert started.wait(10)
+    monkeypatch.setattr("builtins.print", lambda *args: count_in_new_thread("started during fit"))
+    try:
+        for action in (lambda vae: vae.fit(X), lambda vae: vae.score(X)):
+            action(quick(verbose=1).fit(X))
+    finally:
+        done.set()
+        watcher.join()
+    count_in_new_thread("started after")
+    assert counts["running"] == {3}
+    assert len(counts["started after"]) == 1
+    assert counts["started during fit"] == counts["started after"]
+
+
+@contextlib.contextmanager
+def default_dtype_float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def default_device_meta():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default_dtype": default_dtype_float64,
+    "default_device": default_device_meta,
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@any_likelihood
+def test_the_mode_of_the_caller_changes_nothing(X, quick, likelihood, mode):
+    X = suited(X, likelihood)
+
+    def everything():
+        vae = quick(likelihood=likelihood, early_stopping=True).fit(X)
+        module = vae.to_module()
+        return [
+            *vae.state_.values(),
+            *vae.history_.values(),
+            *(output(vae, X) for output in OUTPUTS.values()),
+            vae.sample(5, random_state=0),
+            *(tensor.detach().numpy() for tensor in module.state_dict().values()),
+        ]
+
+    outside = everything()
+    with mode():
+        inside = everything()
+    for left, right in zip(inside, outside, strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+
+
+def test_verbose_prints_a_line_an_epoch(X, quick, capsys):
+    vae = quick(verbose=1).fit(X)
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == vae.n_iter_ == 4
+    for number, (line, loss) in enumerate(zip(lines, vae.history_["loss"], strict=True), 1):
+        assert line.startswith(f"Iteration {number}, loss = {loss:.4f}")
+    assert err == ""
+    quick(verbose=True, early_stopping=True).fit(X)
+    out, _ = capsys.readouterr()
+    assert all("validation loss = " in line for line in out.splitlines())
+
+
+def test_nothing_is_printed_by_default(X, quick, capsys):
+    vae = quick().fit(X)
+    vae.inverse_transform(vae.transform(X))
+    vae.score(X)
+    vae.sample(3)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- what is accepted ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole():
+    """Whole numbers from 0 to 7, which every dtype holds exactly."""
+    return np.random.default_rng(0).integers(0, 8, size=(60, 4)).astype(np.float64)
+
+
+def read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
+FORMS = {
+    "read-only": read_only,
+    "F-order": np.asfortranarray,
+    "negative strides": lambda X: X[::-1, ::-1].copy()[::-1, ::-1],
+    "every second row": lambda X: np.repeat(X, 2, axis=0)[::2],
+    "big-endian": lambda X: X.astype(">f8"),
+    "float16": lambda X: X.astype(np.float16),
+    "float32": lambda X: X.astype(np.float32),
+    "longdouble": lambda X: X.astype(np.longdouble),
+    "uint8": lambda X: X.astype(np.uint8),
+    "int64": lambda X: X.astype(np.int64),
+    "list": lambda X: X.tolist(),
+    "object": lambda X: X.astype(object),
+    "pandas of ints": lambda X: pd.DataFrame(X.astype(int), columns=list("abcd")),
+    "pandas with its own dtypes": lambda X: pd.DataFrame(X, columns=list("abcd")).convert_dtypes(),
+    "polars": lambda X: pl.DataFrame(X, schema=list("abcd")),
+    "tensor": torch.tensor,
+    "tensor of float32": lambda X: torch.tensor(X, dtype=torch.float32),
+    "tensor of bfloat16": lambda X: torch.tensor(X, dtype=torch.bfloat16),
+    "tensor of float16": lambda X: torch.tensor(X, dtype=torch.float16),
+    "tensor of ints": lambda X: torch.tensor(X, dtype=torch.int32),
+    "tensor with gradient": lambda X: torch.tensor(X, requires_grad=True),
+    "result of a computation": lambda X: torch.tensor(X, requires_grad=True) * 1.0,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_data_in_any_form_gives_the_same_model_and_is_not_changed(whole, quick, form):
+    expected = quick().fit(whole)
+    data = form(whole)
+    before, flags = pickle.dumps(data), str(getattr(data, "flags", None))
+    vae = quick().fit(data)
+    assert_same_state(vae, expected)
+    for output in OUTPUTS.values():
+        np.testing.assert_array_equal(output(vae, data), output(vae, data))
+    np.testing.assert_allclose(vae.transform(data), expected.transform(whole), rtol=1e-6)
+    np.testing.assert_array_equal(vae.score_samples(data), expected.score_samples(whole))
+    assert pickle.dumps(data) == before
+    assert str(getattr(data, "flags", None)) == flags
+
+
+def test_booleans_are_zeros_and_ones(whole, quick):
+    for likelihood in ("gaussian", "bernoulli"):
+        vae = quick(likelihood=likelihood)
+        assert_same_state(clone(vae).fit(whole > 3), clone(vae).fit((whole > 3) * 1.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_read_only_memory_map_is_accepted(whole, quick, tmp_path, dtype):
+    whole = whole.astype(dtype)
+    np.save(tmp_path / "X.npy", whole)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    vae = quick().fit(mapped)
+    assert_same_state(vae, quick().fit(whole))
+    np.testing.assert_array_equal(vae.score_samples(mapped), vae.score_samples(whole))
+    np.testing.assert_array_equal(mapped, whole)
+
+
+def test_tensors_keep_float32_and_come_back_as_arrays(whole, quick):
+    for dtype, expected in [(torch.float32, "float32"), (torch.bfloat16, "float32")]:
+        tensor = torch.tensor(whole, dtype=dtype)
+        vae = quick().fit(tensor)
+        Z = vae.transform(tensor)
+        assert type(Z) is np.ndarray
+        assert Z.dtype == expected
+        back = vae.inverse_transform(torch.tensor(Z, requires_grad=True))
+        np.testing.assert_array_equal(back, vae.inverse_transform(Z))
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 5, 49, 50])
+def test_two_rows_and_more_fit_with_the_defaults(X, n_rows):
+    vae = VAETransformer(random_state=0).fit(X[:n_rows])
+    assert np.isfinite(vae.score(X[:n_rows]))
+    assert vae.transform(X[:1]).shape == (1, 2)
+
+
+@any_likelihood
+@pytest.mark.parametrize(
+    ("n_features", "params"),
+    [
+        (1, {}),
+        (1, {"n_components": 1, "hidden_layer_sizes": 8}),
+        (4, {"n_components": 9}),
+        (4, {"hidden_layer_sizes": ()}),
+        (4, {"hidden_layer_sizes": np.array([8, 4])}),
+        (4, {"batch_size": 59}),  # a last batch of one row
+        (4, {"batch_size": 1}),
+    ],
+    ids=str,
+)
+def test_unusual_sizes_fit(X, quick, likelihood, n_features, params):
+    X = suited(X, likelihood)[:, :n_features]
+    vae = quick(likelihood=likelihood, **params).fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert vae.transform(X).shape == (60, params.get("n_components", 2))
+    assert vae.inverse_transform(vae.transform(X)).shape == X.shape
+    assert vae.sample(3).shape == (3, n_features)
+
+
+def test_a_batch_larger_than_the_data_is_one_batch(X, quick):
+    assert_same_state(quick(batch_size=1000).fit(X), quick(batch_size=60).fit(X))
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS[:-1], ids=str)
+def test_duplicated_rows_and_columns_fit(quick, likelihood):
+    X = np.tile([[1.0, 1.0, 3.0], [2.0, 2.0, 5.0]], (30, 1))
+    vae = quick(likelihood=likelihood, max_iter=50).fit(X)
+    assert np.isfinite(vae.score(X))
+
+
+def test_values_are_the_same_as_their_names(X, quick):
+    X = suited(X, Bernoulli())
+    for name, value in [("gaussian", Gaussian()), ("bernoulli", Bernoulli())]:
+        assert_same_state(quick(likelihood=name).fit(X), quick(likelihood=value).fit(X))
+
+
+def test_bernoulli_clips_what_is_outside_by_rounding(X, quick):
+    X = suited(X, Bernoulli())
+    vae = quick(likelihood="bernoulli").fit(X)
+    rounded = X + np.where(X > 0, 9e-7, -9e-7)
+    assert_same_state(quick(likelihood="bernoulli").fit(rounded), vae)
+    np.testing.assert_array_equal(vae.score_samples(rounded), vae.score_samples(X))
+
+
+# --- what is refused ----------------------------------------------------------------------
+
+
+def put(value):
+    """Function that puts a value in row 3, column 2."""
+
+    def spoil(X):
+        X = X.astype(type(value)) if isinstance(value, complex) else X.copy()
+        X[3, 2] = value
+        return X
+
+    return spoil
+
+
+def dates(X):
+    return np.full(X.shape, np.datetime64("2020-01-01", "D"))
+
+
+def durations(X):
+    return np.full(X.shape, np.timedelta64(3, "s"))
+
+
+def frame_with(column):
+    return lambda X: pd.DataFrame(X, columns=list("abcd")).assign(c=column)
+
+
+REFUSED = {
+    "NaN": (put(np.nan), ValueError, "Input X contains NaN"),
+    "infinity": (put(np.inf), ValueError, "Input X contains infinity"),
+    "minus infinity": (put(-np.inf), ValueError, "Input X contains infinity"),
+    "complex": (put(1j), ValueError, "Complex data not supported"),
+    "sparse matrix": (scipy.sparse.csr_matrix, TypeError, "Sparse data was passed for X"),
+    "sparse array": (scipy.sparse.coo_array, TypeError, "Sparse data was passed for X"),
+    "1-D": (lambda X: X[0], ValueError, "Expected 2D array, got 1D array"),
+    "3-D": (lambda X: X[None], ValueError, "Found array with dim 3"),
+    "scalar": (lambda X: 3.0, ValueError, "got scalar array"),
+    "0 rows": (lambda X: X[:0], ValueError, r"Found array with 0 sample\(s\)"),
+    "0 columns": (lambda X: X[:, :0], ValueError, r"Found array with 0 feature\(s\)"),
+    "strings": (lambda X: [["a", "b", "c", "d"]] * 3, ValueError, "could not convert string"),
+    "dates": (dates, ValueError, r"Got dtype datetime64\[D\] in column 0"),
+    "durations": (durations, ValueError, r"Got dtype timedelta64\[s\] in column 0"),
+    "column of dates": (
+        frame_with(pd.Timestamp("2020-01-01")),
+        ValueError,
+        r"Got dtype datetime64\[.*\] in column 2",
+    ),
+    "column of dates with time zone": (
+        frame_with(pd.Timestamp("2020-01-01", tz="UTC")),
+        ValueError,
+        r"Got dtype datetime64\[.*\] in column 2",
+    ),
+    "column of dates in polars": (
+        lambda X: pl.DataFrame(X, schema=list("abcd")).with_columns(
+            pl.lit("2020-01-01").str.to_date().alias("c")
+        ),
+        ValueError,
+        "Got dtype Date in column 2",
+    ),
+    "missing value of pandas": (
+        lambda X: pd.DataFrame(put(np.nan)(X), columns=list("abcd")).convert_dtypes(),
+        ValueError,
+        "Input X contains NaN",
+    ),
+}
+DATA_METHODS = ["fit", "transform", "encode", "score_samples", "score"]
+
+
+@pytest.mark.filterwarnings("ignore:X has feature names:UserWarning")
+@pytest.mark.parametrize("method", DATA_METHODS)
+@pytest.mark.parametrize(("spoil", "error", "match"), REFUSED.values(), ids=REFUSED)
+def test_data_of_the_wrong_kind_are_refused(X, quick, method, spoil, error, match):
+    vae = quick().fit(X)
+    with pytest.raises(error, match=match):
+        getattr(vae, method)(spoil(X))
+
+
+@pytest.mark.parametrize("method", DATA_METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_none_are_refused_even_where_nobody_looks(X, quick, method, value):
+    vae = quick().fit(X)
+    with sklearn.config_context(assume_finite=True), pytest.raises(ValueError, match="column 2"):
+        getattr(vae, method)(put(value)(X))
+
+
+def test_one_row_is_too_few_to_fit(X, quick):
+    with pytest.raises(ValueError, match=r"Found array with 1 sample\(s\).*minimum of 2"):
+        quick().fit(X[:1])
+
+
+@pytest.mark.parametrize("method", DATA_METHODS[1:])
+def test_another_number_of_columns_is_refused(X, quick, method):
+    vae = quick().fit(X)
+    with pytest.raises(ValueError, match="X has 2 features, but VAETransformer is expecting 4"):
+        getattr(vae, method)(X[:, :2])
+
+
+@pytest.mark.parametrize("method", DATA_METHODS[1:])
+@pytest.mark.parametrize("row", [3, 2050])
+def test_a_value_too_far_from_the_data_is_named(X, quick, method, row):
+    vae = quick().fit(X)
+    far = np.tile(X, (40, 1))
+    far[row, 2] = 1e30
+    with pytest.raises(ValueError, match=rf"X has the value 1e\+30 in row {row}, column 2:"):
+        getattr(vae, method)(far)
+
+
+@pytest.mark.parametrize("method", DATA_METHODS)
+@pytest.mark.parametrize("value", [-0.25, 1.25])
+def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method, value):
+    X = suited(X, Bernoulli())
+    vae = quick(likelihood="bernoulli").fit(X)
+    match = rf"expects values in \[0, 1\]. Got {value} in row 3, column 2"
+    with pytest.raises(ValueError, match=match):
+        getattr(vae, method)(put(value)(X))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda Z: Z[:, :1], "X has 1 columns.*n_components=2"),
+        (lambda Z: np.hstack([Z, Z]), "X has 4 columns.*n_components=2"),
+        (lambda Z: Z[0], "Expected 2D array, got 1D array"),
+        (lambda Z: np.where(Z.max() == Z, np.nan, Z), "Input X contains NaN"),
+        (lambda Z: dates(Z), "Got dtype datetime64"),
+        (lambda Z: Z + 1e30, "X has the value 1e\\+30 in row 0, column 0"),
+    ],
+)
+def test_inverse_transform_refuses_what_transform_never_gave(X, quick, spoil, match):
+    vae = quick().fit(X)
+    with pytest.raises(ValueError, match=match):
+        vae.inverse_transform(spoil(vae.transform(X)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vae, X: vae.transform(X),
+        lambda vae, X: vae.encode(X),
+        lambda vae, X: vae.inverse_transform(X),
+        lambda vae, X: vae.score_samples(X),
+        lambda vae, X: vae.score(X),
+        lambda vae, X: vae.sample(),
+        lambda vae, X: vae.to_module(),
+        lambda vae, X: vae.get_feature_names_out(),
+    ],
+)
+def test_every_method_says_when_fit_is_missing(X, quick, call):
+    with pytest.raises(NotFittedError, match="This VAETransformer instance is not fitted yet"):
+        call(quick(), X)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "error", "match"),
+    [
+        (0, ValueError, "n_samples == 0, must be >= 1"),
+        (-1, ValueError, "n_samples == -1, must be >= 1"),
+        (1.5, TypeError, "n_samples must be an instance of"),
+        ("3", TypeError, "n_samples must be an instance of"),
+    ],
+)
+def test_sample_refuses_what_is_no_number_of_rows(X, quick, n_samples, error, match):
+    with pytest.raises(error, match=match):
+        quick().fit(X).sample(n_samples)
+
+
+@pytest.mark.parametrize("device", ["tpu", "CPU", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(X, quick, device):
+    with pytest.raises(ValueError, match=f"device='{device}' is not available.*Available.*'cpu'"):
+        quick(device=device).fit(X)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_cuda_is_refused_where_there_is_none(X, quick, device):
+    with pytest.raises(ValueError, match=f"device='{device}' is not available.*: 'cpu'"):
+        quick(device=device).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "fraction", "n_held_out"), [(5, 0.1, 0), (60, 0.01, 0), (2, 0.4, 0)]
+)
+def test_a_validation_set_without_rows_is_refused(X, quick, n_rows, fraction, n_held_out):
+    vae = quick(early_stopping=True, validation_fraction=fraction)
+    match = f"validation set would have {n_held_out} of {n_rows} rows.*is {fraction}"
+    with pytest.raises(ValueError, match=match):
+        vae.fit(X[:n_rows])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"n_components": 0},
+        {"n_components": 2.0},
+        {"n_components": None},
+        {"likelihood": "poisson"},
+        {"likelihood": Gaussian},
+        {"network": "cnn"},
+        {"activation": "sine"},
+        {"hidden_layer_sizes": 0},
+        {"hidden_layer_sizes": "8"},
+        {"beta": -1},
+        {"beta": np.nan},
+        {"beta": np.inf},
+        {"beta_warmup": 1.0},
+        {"learning_rate": 0},
+        {"learning_rate_schedule": "linear"},
+        {"weight_decay": -1e-3},
+        {"batch_size": 0},
+        {"batch_size": "all"},
+        {"max_iter": 0},
+        {"early_stopping": "yes"},
+        {"validation_fraction": 0},
+        {"validation_fraction": 1.0},
+        {"n_iter_no_change": 0},
+        {"tol": -1.0},
+        {"n_score_draws": 0},
+        {"warm_start": "no"},
+        {"device": None},
+        {"random_state": "seed"},
+        {"verbose": -1},
+    ],
+    ids=str,
+)
+def test_a_parameter_out_of_its_range_is_named(X, quick, params):
+    name = next(iter(params))
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of VAETransformer must be"):
+        quick(**params).fit(X)
+
+
+@pytest.mark.parametrize("sizes", [(8, 0), (8, -1), (8.5,), ("8",), [[8, 4], [4, 2]]], ids=str)
+def test_sizes_that_are_none_are_named(X, quick, sizes):
+    with pytest.raises(ValueError, match="'hidden_layer_sizes' parameter of VAETransformer must"):
+        quick(hidden_layer_sizes=sizes).fit(X)
+
+
+def test_an_unknown_parameter_is_refused_with_the_list_of_those_known():
+    with pytest.raises(ValueError, match="Invalid parameter 'latent'.*Valid parameters are"):
+        VAETransformer().set_params(latent=3)
