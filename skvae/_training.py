@@ -107,6 +107,8 @@ class Adam:
             p.data = piece.view(p.shape)
         self.mean = torch.zeros_like(self.vector)
         self.square = torch.zeros_like(self.vector)
+        self.gradient = torch.empty_like(self.vector)
+        self.deviation = torch.empty_like(self.vector)
         self.n_steps = 0
         # Weights of layers decay; biases and variances, which are vectors, do not.
         decay = [torch.full_like(p, weight_decay * (p.ndim > 1)).view(-1) for p in parameters]
@@ -115,14 +117,14 @@ class Adam:
     def step(self, gradients: Sequence[torch.Tensor], rate: float) -> None:
         """One update with beta_1 = 0.9, beta_2 = 0.999 and epsilon = 1e-8."""
         self.n_steps += 1
-        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        gradient = torch.cat([g.reshape(-1) for g in gradients], out=self.gradient)
         if self.decay is not None:
             self.vector.addcmul_(self.vector, self.decay, value=-rate)
         self.mean.lerp_(gradient, 0.1)
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         # The bias corrections of both moments are numbers: one factor of rate and epsilon.
         correction = math.sqrt(1 - 0.999**self.n_steps)
-        deviation = self.square.sqrt().add_(1e-8 * correction)
+        deviation = torch.sqrt(self.square, out=self.deviation).add_(1e-8 * correction)
         rate *= correction / (1 - 0.9**self.n_steps)
         self.vector.addcdiv_(self.mean, deviation, value=-rate)
 
