@@ -156,7 +156,14 @@ def describe_columns(X: Array) -> Columns:
     return Columns(np.where(constant, low, centre + unit * mean), np.where(constant, 0.0, std))
 
 
-def standardise(X: Array, location: Array, scale: Array) -> Array:
+def cell(X: Array, where: Array, names: Array | None) -> tuple[str, int]:
+    """Words for the first value of X that is marked in `where`, and its column."""
+    row, column = np.argwhere(where)[0]
+    name = "" if names is None else f" ({str(names[column])!r})"
+    return f"{X[row, column]:.6g} in column {column}{name}", column
+
+
+def standardise(X: Array, location: Array, scale: Array, names: Array | None = None) -> Array:
     """(X - location) / scale as float32, computed in float64; 0 in constant columns.
 
     Raises a ValueError that names column and value where a number is too far from the
@@ -168,9 +175,9 @@ def standardise(X: Array, location: Array, scale: Array) -> Array:
     if not varies.all():
         Y[:, ~varies] = 0.0
     if not (Y.max(initial=0.0) <= FARTHEST and -Y.min(initial=0.0) <= FARTHEST):  # NaN: not
-        row, column = np.argwhere(~(np.abs(Y) <= FARTHEST))[0]
+        value, column = cell(X, ~(np.abs(Y) <= FARTHEST), names)
         raise ValueError(
-            f"X has the value {X[row, column]:.6g} in row {row}, column {column}: more than "
+            f"X has the value {value}: more than "
             f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
             f"{location[column]:.3g}). Check the units of the column, or fit on such data."
         )

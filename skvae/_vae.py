@@ -310,34 +310,28 @@ class VAETransformer(
             state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
             n_before, history = 0, {}
         plan = self._plan_training(len(data), _model.log_jacobian(state["scale"]))
-        names = {"n_features_in_", "feature_names_in_"} & vars(reader).keys()
-        read = {name: getattr(reader, name) for name in names} | {
-            "_architecture": architecture,
-            "_output": _describe_output(X, data.dtype),
-        }
         callbacks = _Callbacks(self, X, y)
 
-        n_products = plan.batch_size * _model.n_weights(state)
-        with _arrays.computing(device, n_products):
+        def fitted(model, record):
+            """All that `fit` sets, as if it had ended with this record."""
+            return {
+                **_names_seen(reader),
+                "_architecture": architecture,
+                "_output": _describe_output(X, data.dtype),
+                "state_": {**state, **_model.learned(model)},
+                "n_iter_": n_before + record.n_iter,
+                "history_": _join(history, n_before, record.history, record.n_iter),
+            }
+
+        with _arrays.computing(device, plan.batch_size * _model.n_weights(state)):
             model = _model.from_state(architecture, state, device)
 
-            def fitted(record):
-                """Fitted attributes, as if the fit had ended with this record."""
-                return read | {
-                    "state_": {**state, **_model.learned(model)},
-                    "n_iter_": n_before + record.n_iter,
-                    "history_": {
-                        name: np.append(history.get(name, []), values)
-                        for name, values in record.history.items()
-                    },
-                }
-
-            def on_epoch(record):
+            def end_epoch(record):
                 if self.verbose:
                     _print_epoch(record)
                 # A callback may be somebody's torch code.
                 with torch.inference_mode(False), torch.enable_grad():
-                    return callbacks.end_epoch(lambda: fitted(record))
+                    return callbacks.end_epoch(lambda: fitted(model, record))
 
             record = _training.train(
                 lambda rows, eps: _objective.total_terms(*model(rows, eps)),
@@ -347,10 +341,10 @@ class VAETransformer(
                 plan,
                 _arrays.generator(seed + 1, device),
                 callbacks.begin_epoch,
-                on_epoch,
+                end_epoch,
             )
             _check_outcome(record, plan)
-            attributes = fitted(record)
+            attributes = fitted(model, record)
         callbacks.end(attributes)
 
         vars(self).pop("feature_names_in_", None)
@@ -575,9 +569,10 @@ class VAETransformer(
         state = self.state_
         if latent:
             zeros = np.zeros(X.shape[1])
-            location, scale = zeros, zeros + 1
+            location, scale, names = zeros, zeros + 1, None
         else:
             location, scale = state["location"], state["scale"]
+            names = getattr(self, "feature_names_in_", None)
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
         n_rows = _arrays.block_rows(n_products)
@@ -588,7 +583,7 @@ class VAETransformer(
                 X,
                 n_rows,
                 device,
-                lambda block: _arrays.standardise(block, location, scale),
+                lambda block: _arrays.standardise(block, location, scale, names),
             )
 
     # --- what comes out -------------------------------------------------------------------
@@ -706,7 +701,8 @@ def _as_array(X):
 def _read(estimator, X, likelihood, **checks):
     """X as finite floats within the support of the likelihood."""
     X = validate_data(estimator, _as_array(X), dtype=[np.float64, np.float32], order="C", **checks)
-    return LIKELIHOODS.get(likelihood, likelihood).check_support(X)
+    names = getattr(estimator, "feature_names_in_", None)
+    return LIKELIHOODS.get(likelihood, likelihood).check_support(X, names)
 
 
 def _describe_output(X, dtype):
@@ -718,6 +714,12 @@ def _describe_output(X, dtype):
         "container": package if framed else None,
         "columns": list(X.columns) if framed else None,
     }
+
+
+def _names_seen(estimator):
+    """What validation has set on `estimator`."""
+    names = {"n_features_in_", "feature_names_in_"} & vars(estimator).keys()
+    return {name: getattr(estimator, name) for name in names}
 
 
 def _check_same_architecture(before, now):
@@ -738,6 +740,15 @@ def _print_epoch(record):
     if "validation_loss" in latest:
         line += f", validation loss = {latest['validation_loss']:.8f}"
     print(line)
+
+
+def _join(before, n_before, now, n_now):
+    """Two histories one after the other; NaN where one of them has no such number."""
+    missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
+    return {
+        name: np.concatenate([before.get(name, missing[0]), now.get(name, missing[1])])
+        for name in {**before, **now}
+    }
 
 
 def _check_outcome(record, plan):

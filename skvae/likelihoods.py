@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import Array, Columns
+from skvae._arrays import Array, Columns, cell
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -103,7 +103,7 @@ class Gaussian:
                 f"variance. Got {self.noise!r} instead."
             )
 
-    def check_support(self, X: Array) -> Array:
+    def check_support(self, X: Array, names: Array | None = None) -> Array:
         """Every finite number is a possible value."""
         return X
 
@@ -232,14 +232,13 @@ class Bernoulli:
     Bernoulli()
     """
 
-    def check_support(self, X: Array) -> Array:
+    def check_support(self, X: Array, names: Array | None = None) -> Array:
         """X clipped to [0, 1], or a ValueError naming the value that is outside."""
         outside = (X < -BERNOULLI_TOLERANCE) | (X > 1 + BERNOULLI_TOLERANCE)
         if outside.any():
-            row, column = np.argwhere(outside)[0]
             raise ValueError(
-                f"The Bernoulli likelihood expects values in [0, 1]. Got {X[row, column]:.6g} "
-                f"in row {row}, column {column}. Scale X to [0, 1] (MinMaxScaler), or use "
+                "The Bernoulli likelihood expects values in [0, 1]. Got "
+                f"{cell(X, outside, names)[0]}. Scale X to [0, 1] (MinMaxScaler), or use "
                 "likelihood='gaussian' for real values."
             )
         return np.clip(X, 0, 1)

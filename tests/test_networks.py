@@ -146,5 +146,5 @@ def test_mlp_starts_uniform_with_the_variance_of_glorot_and_biases_at_0():
         assert (layer.bias == 0).all()
 
 
-def test_names_of_networks_stand_for_their_values():
-    assert NETWORKS == {"mlp": MLP()}
+def test_names_of_networks_stand_for_values():
+    assert NETWORKS["mlp"] == MLP()

@@ -1,0 +1,358 @@
+"""The model: its parts joined, its units, its state as arrays."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+from torch import distributions as D
+
+from skvae import _model
+from skvae._arrays import describe_columns, standardise
+from skvae.likelihoods import Bernoulli, Gaussian
+
+# One line for each likelihood.
+LIKELIHOODS = [
+    "gaussian",
+    Gaussian("shared"),
+    Gaussian("per_sample"),
+    Gaussian(0.5),
+    "bernoulli",
+]
+
+every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+
+
+def describe(n_features=4, n_components=2, likelihood="gaussian", hidden=(6, 5)):
+    return {
+        "n_features": n_features,
+        "n_components": n_components,
+        "likelihood": likelihood,
+        "network": "mlp",
+        "hidden_layer_sizes": hidden,
+        "activation": "silu",
+    }
+
+
+def data(likelihood="gaussian", n_rows=30):
+    """Rows of different units, of which column 2 is constant."""
+    rng = np.random.default_rng(0)
+    if likelihood == "bernoulli":
+        X = (rng.random((n_rows, 4)) < 0.4).astype(float)
+    else:
+        X = rng.normal([1.7e9, 0, 0, -3], [1e3, 0.1, 1, 20], (n_rows, 4))
+    X[:, 2] = 1
+    return X
+
+
+def made(likelihood="gaussian", n_components=2, hidden=(6, 5)):
+    """A model in float64 whose learned values are all away from where they start."""
+    architecture = describe(4, n_components, likelihood, hidden)
+    columns = describe_columns(data(likelihood))
+    state = _model.initial_state(architecture, columns, 0)
+    state = {name: array.astype(np.float64) for name, array in state.items()}
+    rng = np.random.default_rng(1)
+    for name in _model.learned(_model.from_state(architecture, state)):
+        state[name] = 0.6 * rng.normal(size=state[name].shape)
+    return _model.from_state(architecture, state), state
+
+
+def normals(*shape, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g, dtype=torch.float64)
+
+
+def silu(x):
+    return x * expit(x)
+
+
+def mlp(state, part, h):
+    """The multilayer perceptron in numpy."""
+    *inner, last = [name for name in state if name.startswith(part) and name.endswith("weight")]
+    for name in inner:
+        h = silu(h @ state[name].T + state[name.replace("weight", "bias")])
+    return h @ state[last].T + state[last.replace("weight", "bias")]
+
+
+# --- state ------------------------------------------------------------------------------------
+
+
+@every_likelihood
+def test_state_of_a_model_made_from_a_state_is_that_state_bit_for_bit(likelihood):
+    architecture = describe(likelihood=likelihood)
+    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
+    assert all(type(array) is np.ndarray for array in state.values())
+    model = _model.from_state(architecture, state)
+    again = model.state_dict()
+    assert list(again) == list(state)
+    for name, array in state.items():
+        assert array.dtype == again[name].numpy().dtype
+        np.testing.assert_array_equal(again[name].numpy(), array)
+    assert set(_model.learned(model)) == {name for name, _ in model.named_parameters()}
+    for name, array in _model.learned(model).items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_initial_state_is_that_of_its_seed_and_moves_no_global_generator():
+    columns = describe_columns(data())
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, same, other = (_model.initial_state(describe(), columns, seed) for seed in (0, 0, 1))
+    _model.from_state(describe(), first)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, same[name])
+    assert not np.array_equal(first["encoder.0.weight"], other["encoder.0.weight"])
+
+
+@pytest.fixture
+def restored_defaults():
+    """The defaults of torch are as before after the test."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@every_likelihood
+@pytest.mark.parametrize(
+    "change",
+    [lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_device("meta")],
+    ids=["dtype", "device"],
+)
+@pytest.mark.usefixtures("restored_defaults")
+def test_initial_state_does_not_depend_on_the_defaults_of_torch(likelihood, change):
+    architecture, columns = describe(likelihood=likelihood), describe_columns(data(likelihood))
+    expected = _model.initial_state(architecture, columns, 0)
+    change()
+    state = _model.initial_state(architecture, columns, 0)
+    for name, array in expected.items():
+        assert state[name].dtype == array.dtype
+        np.testing.assert_array_equal(state[name], array)
+    model = _model.from_state(architecture, expected)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
+
+
+def test_state_and_model_share_no_memory():
+    state = _model.initial_state(describe(), describe_columns(data()), 0)
+    for array in state.values():
+        array.setflags(write=False)  # as a memory map
+    model = _model.from_state(describe(), state)
+    before = _model.learned(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    for name, array in before.items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
+    _, state = made(hidden=(6, 5))
+    shapes = {name: array.shape for name, array in state.items() if name.endswith("weight")}
+    assert shapes == {
+        "encoder.0.weight": (6, 4),
+        "encoder.2.weight": (5, 6),
+        "encoder.4.weight": (4, 5),
+        "decoder.0.weight": (5, 2),
+        "decoder.2.weight": (6, 5),
+        "decoder.4.weight": (4, 6),
+    }
+
+
+def test_n_weights_counts_about_the_multiplications_of_a_row():
+    _, state = made(hidden=(6, 5))
+    products = 4 * 6 + 6 * 5 + 5 * 4 + 2 * 5 + 5 * 6 + 6 * 4
+    others = 6 + 5 + 4 + 5 + 6 + 4 + 3 * 4 + 4 + 1  # biases, units, noise and its floor
+    assert _model.n_weights(state) == products + others
+
+
+# --- in the units of X ------------------------------------------------------------------------
+
+
+@every_likelihood
+@pytest.mark.parametrize("hidden", [(), (6, 5)])
+def test_encode_equals_the_formula_in_the_units_of_x(likelihood, hidden):
+    model, state = made(likelihood, hidden=hidden)
+    X = data(likelihood)
+
+    mean, std = model.encode(torch.tensor(X))
+
+    scale = np.where(state["scale"] > 0, state["scale"], np.inf)
+    raw = mlp(state, "encoder", (X - state["location"]) / scale)
+    np.testing.assert_allclose(mean.detach(), raw[:, :2], rtol=1e-11, atol=1e-12)
+    expected = np.exp(15 * np.tanh(raw[:, 2:] / 15))
+    np.testing.assert_allclose(std.detach(), expected, rtol=1e-11)
+
+
+@every_likelihood
+@pytest.mark.parametrize("hidden", [(), (6, 5)])
+def test_decode_equals_the_formula_in_the_units_of_x(likelihood, hidden):
+    model, state = made(likelihood, hidden=hidden)
+    Z = normals(7, 2)
+
+    X = model.decode(Z).detach().numpy()
+
+    Y = mlp(state, "decoder", Z.numpy())[:, :4]
+    if likelihood == "bernoulli":
+        Y = expit(state["observation.log_odds"] + Y)
+    np.testing.assert_allclose(X, state["location"] + state["scale"] * Y, rtol=1e-12)
+    np.testing.assert_array_equal(X[:, 2], 1)  # the constant column
+
+
+@every_likelihood
+def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likelihood):
+    model, state = made(likelihood)
+    model.float()  # location and scale too: they are given back in float64
+    model.location, model.scale = (torch.tensor(state[n]) for n in ("location", "scale"))
+    X = data(likelihood)
+    Y = torch.tensor(standardise(X, state["location"], state["scale"]))
+    for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Y), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@every_likelihood
+def test_a_constant_column_changes_no_code_and_gets_gradient_0(likelihood):
+    model, _ = made(likelihood)
+    x = torch.tensor(data(likelihood))
+    other = x.clone()
+    other[:, 2] += 1e3
+    x.requires_grad_()
+    mean, std = model.encode(x)
+    torch.testing.assert_close(model.encode(other)[0], mean, rtol=0, atol=0)
+    (mean.square().sum() + std.sum()).backward()
+    assert torch.isfinite(x.grad).all()
+    assert (x.grad[:, 2] == 0).all()
+    assert (x.grad[:, [0, 1, 3]] != 0).all()
+
+
+@every_likelihood
+def test_log_jacobian_is_that_of_the_map_to_the_models_units(likelihood):
+    _, state = made(likelihood)
+    varies = [0, 1, 3]
+    location, scale = (torch.tensor(state[name][varies]) for name in ("location", "scale"))
+    x = torch.tensor(data(likelihood)[0, varies])
+    jacobian = torch.autograd.functional.jacobian(lambda x: (x - location) / scale, x)
+    assert _model.log_jacobian(state["scale"]) == pytest.approx(
+        -torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-13, abs=1e-13
+    )
+
+
+def test_log_jacobian_of_nothing_that_varies_is_0():
+    assert _model.log_jacobian(np.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 2e5])
+def test_density_in_the_units_of_x_integrates_to_1(noise):
+    X = data()[:, :1]  # 1.7e9 +- 1e3
+    architecture = describe(1, 1, Gaussian(noise), ())
+    state = _model.initial_state(architecture, describe_columns(X), 0)
+    model = _model.from_state(architecture, state).double()
+    x = np.linspace(-2e4, 2e4, 40_001)[:, None] + X.mean()
+    y = torch.tensor((x - state["location"]) / state["scale"])
+    with torch.no_grad():
+        log_density = model.log_likelihood(y, torch.full((1, 1, 1), 0.5).double())[0]
+    density = np.exp(log_density.numpy() - _model.log_jacobian(state["scale"]))
+    # x itself is rounded to 2e-7 of a step of 1.
+    assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
+
+
+# --- terms ------------------------------------------------------------------------------------
+
+
+@every_likelihood
+@pytest.mark.parametrize("noise_rows", [5, 1])
+def test_terms_have_one_log_likelihood_a_draw_and_row_and_one_kl_a_row(likelihood, noise_rows):
+    model, _ = made(likelihood)
+    terms = model(normals(5, 4), normals(3, noise_rows, 2))
+    assert terms.log_likelihood.shape == (3, 5)
+    assert terms.kl.shape == (5,)
+
+
+@pytest.mark.parametrize("noise_rows", [5, 1])
+def test_terms_equal_torch_distributions_over_the_columns_that_vary(noise_rows):
+    model, state = made()
+    y, eps = normals(5, 4), normals(3, noise_rows, 2, seed=1)
+    with torch.no_grad():
+        terms = model(y, eps)
+
+    raw = torch.tensor(mlp(state, "encoder", y.numpy()))
+    q = D.Normal(raw[:, :2], (15 * torch.tanh(raw[:, 2:] / 15)).exp())
+    expected_kl = D.kl_divergence(q, D.Normal(0.0, 1.0)).sum(-1)
+    torch.testing.assert_close(terms.kl, expected_kl, rtol=1e-12, atol=1e-12)
+
+    mean = torch.tensor(mlp(state, "decoder", (q.mean + q.stddev * eps).numpy()))
+    variance = state["observation.floor"] + np.exp(state["observation.raw_variance"])
+    by_column = D.Normal(mean, torch.tensor(variance).sqrt()).log_prob(y)
+    expected = by_column[..., [0, 1, 3]].sum(-1)
+    torch.testing.assert_close(terms.log_likelihood, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_likelihood
+@pytest.mark.parametrize("n_draws", [1, 3])
+def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(likelihood, n_draws):
+    model, state = made(likelihood)
+    Y = standardise(data(likelihood), state["location"], state["scale"])
+    y, eps = torch.tensor(Y).double(), normals(n_draws, 30, 2)
+    g_log_likelihood, g_kl = normals(n_draws, 30, seed=2), normals(30, seed=3)
+    terms = model(y, eps)
+    parameters = dict(model.named_parameters())
+    expected = torch.autograd.grad(terms, parameters.values(), [g_log_likelihood, g_kl])
+
+    with torch.inference_mode():
+        same, pull = model.vjp(y, eps)
+        gradients = pull(g_log_likelihood, g_kl)
+
+    for a, b in zip(same, terms, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-11, atol=1e-11)
+    for name, a, b in zip(parameters, gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+        # Of a constant column, nothing can be learned.
+        reached = torch.ones_like(a, dtype=torch.bool)
+        if name == "encoder.0.weight":
+            reached[:, 2] = False
+        elif a.shape[:1] in [(4,), (8,)] and name.startswith(("decoder.4", "observation")):
+            reached[2::4] = False
+        assert ((a != 0) == reached).all(), name
+
+
+def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
+    model, state = made(Gaussian(0.5))
+    X, eps = data(), normals(1, 30, 2)
+    y = torch.tensor((X - state["location"]) / np.where(state["scale"] > 0, state["scale"], np.inf))
+    with torch.no_grad():
+        log_likelihood, kl = model(y, eps)
+        mean, std = model.encode(torch.tensor(X))
+        X_hat = model.decode(mean + std * eps[0]).numpy()
+
+    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian(state["scale"])
+
+    textbook = ((X - X_hat) ** 2).sum(axis=1) + kl.numpy()
+    constant = 3 / 2 * math.log(math.pi)
+    # X of 1.7e9 is rounded to 2e-7, the floor of the noise was a float32.
+    np.testing.assert_allclose(loss, textbook + constant, rtol=1e-6)
+
+
+@every_likelihood
+def test_decode_sample_draws_around_the_mean_with_the_noise_of_its_generator(likelihood):
+    model, _ = made(likelihood)
+    z = normals(1, 2).expand(20_000, 2)
+    with torch.no_grad():
+        x, same = (model.decode_sample(z, torch.Generator().manual_seed(0)) for _ in range(2))
+        mean = model.decode_mean(z[:1])[0]
+    assert x.shape == (20_000, 4)
+    assert torch.equal(x, same)
+    assert ((x.mean(0) - mean).abs() < 5 * x.std(0) / math.sqrt(20_000)).all()
+    assert (x.std(0) > 0).all()
+
+
+def test_values_and_their_names_make_the_same_model():
+    columns = describe_columns(data())
+    for name, value in [("gaussian", Gaussian()), ("bernoulli", Bernoulli())]:
+        by_name, by_value = (
+            _model.initial_state(describe(likelihood=likelihood), columns, 0)
+            for likelihood in (name, value)
+        )
+        assert list(by_name) == list(by_value)
+        for key, array in by_name.items():
+            np.testing.assert_array_equal(array, by_value[key])
