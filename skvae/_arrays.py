@@ -90,6 +90,7 @@ def computing(device: torch.device, n_products: int) -> Iterator[None]:
     other at every step were up to 90 times slower while another process was running. The
     limit holds for the calling thread alone and ends with the block.
     """
+    torch.get_num_threads()  # a new thread takes torch's number at its first question
     one_thread = device.type == "cpu" and n_products < FEW_PRODUCTS
     with (
         torch.inference_mode(),
@@ -106,7 +107,7 @@ def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
     """A copy of `array` as a tensor of the same dtype: memory maps and views are welcome."""
     if torch.device(device).type == "mps" and array.dtype == np.float64:
         array = array.astype(np.float32)  # all that this device has
-    return torch.tensor(array, device=device)
+    return torch.tensor(np.ascontiguousarray(array), device=device)
 
 
 def to_array(tensor: torch.Tensor) -> Array:

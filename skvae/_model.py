@@ -83,15 +83,17 @@ class VAE(nn.Module):
             activation,
         )
         self.observation = self.likelihood.build(n_features)
+        self.register_buffer("varies", torch.empty(n_features))
+        self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
-        self.register_buffer("varies", torch.empty(n_features))
 
     # --- in the units of X ---
 
     def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows x (B, D)."""
-        y = torch.where(self.scale > 0, (x - self.location) / self.scale, 0.0)
+        unit = torch.where(self.scale > 0, self.scale, 1.0)
+        y = (x - self.location) / unit * self.varies
         return self.encode_rows(y.to(self.varies.dtype))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:

@@ -465,7 +465,7 @@ class VAETransformer(
                 f"expects its n_components={n_components}: rows as transform returns them."
             )
         decoded = self._map_rows(lambda model, z: model.decode_mean(z), latent, latent=True)
-        return self._to_output(decoded, index=getattr(X, "index", None))
+        return self._to_output(decoded, index=X.index if hasattr(X, "iloc") else None)
 
     def sample(self, n_samples=1, random_state=None, *, mean=False):
         """Draw new rows: z from the prior, then x from p(x|z) with its observation noise.
@@ -489,11 +489,9 @@ class VAETransformer(
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
         # Two generators: the same z with and without observation noise.
-        latent, noise = _arrays.generator(seed), _arrays.generator(seed + 1)
         shape = (n_samples, self._n_features_out)
-        eps = _arrays.to_array(
-            torch.randn(shape, generator=latent, dtype=torch.float32, device="cpu")
-        )
+        eps = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        noise = _arrays.generator(seed)
 
         def draw(model, eps):
             z = model.prior.rsample(eps)
@@ -595,10 +593,12 @@ class VAETransformer(
         X = X.astype(output["dtype"])
         if output["container"] is None:
             return X
-        frames = importlib.import_module(output["container"])
+        frames, columns = importlib.import_module(output["container"]), output["columns"]
         if output["container"] == "polars":
-            return frames.DataFrame(X, schema=output["columns"])
-        return frames.DataFrame(X, columns=output["columns"], index=index)
+            return frames.DataFrame(X, schema=columns)
+        if all(isinstance(column, tuple) for column in columns):
+            columns = frames.MultiIndex.from_tuples(columns)
+        return frames.DataFrame(X, columns=columns, index=index)
 
     @property
     def noise_variance_(self):
@@ -688,8 +688,7 @@ def _as_array(X):
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
-    dtypes = X.dtypes if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
-    for column, dtype in enumerate(dtypes):
+    for column, dtype in enumerate(_dtypes(X)):
         if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
             raise ValueError(
                 f"VAETransformer expects numbers. Got dtype {dtype} in column {column}: turn "
@@ -698,9 +697,17 @@ def _as_array(X):
     return X
 
 
+def _dtypes(X):
+    return list(X.dtypes) if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
+
+
 def _read(estimator, X, likelihood, **checks):
     """X as finite floats within the support of the likelihood."""
-    X = validate_data(estimator, _as_array(X), dtype=[np.float64, np.float32], order="C", **checks)
+    X = _as_array(X)
+    # scikit-learn does not see that a polars frame is of float32.
+    single = {str(dtype) for dtype in _dtypes(X)} == {"Float32"}
+    dtype = np.float32 if single else [np.float64, np.float32]
+    X = validate_data(estimator, X, dtype=dtype, order="C", **checks)
     names = getattr(estimator, "feature_names_in_", None)
     return LIKELIHOODS.get(likelihood, likelihood).check_support(X, names)
 

@@ -32,7 +32,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import Array, Columns, cell
+from skvae._arrays import Array, Columns, cell, to_tensor
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -80,6 +80,10 @@ class Gaussian:
     -----
     "per_feature" and "per_sample" don't depend on the scale of the columns. "shared" and a
     number do, as PCA does: columns should then have one unit, or be scaled first.
+
+    A column that hardly varies in `fit` makes rows that differ there very unlikely under
+    "per_feature" and "per_sample" noise, as under FactorAnalysis: drop such columns
+    (VarianceThreshold), or use "shared".
 
     Examples
     --------
@@ -260,7 +264,7 @@ class Bernoulli:
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
         """Start from the frequency of each column."""
-        mean = torch.tensor(columns.mean).clamp(0.001, 0.999)
+        mean = to_tensor(columns.mean, "cpu").clamp(0.001, 0.999)
         module.log_odds.copy_(torch.logit(mean))
 
     def variance(self, module: Any) -> None:

@@ -4,7 +4,7 @@ Quickstart: tune, judge, save and look at a VAE
 
 The handwritten digits of scikit-learn, 8 x 8 pixels with grey values from 0 to 16. A grid
 search over two parameters finds the model with the smallest negative evidence lower bound
-(ELBO) on held-out rows. It runs in about half a minute on two cores.
+(ELBO) on held-out rows. It runs in about a minute on two cores.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ for i in np.argsort(results["rank_test_score"], kind="stable"):
 
 # %%
 # Is that good? A negative ELBO is at least the negative log-density, so it compares with
-# what other models give for the same rows, none of which any model here has seen.
+# what other models give for the same rows. No model has seen these in training.
 
 best = search.best_estimator_
 n_components = best["vae"].n_components
@@ -98,8 +98,8 @@ for peer in (
 # %%
 # To a file and back
 # ------------------
-# The fitted state is numpy arrays, so a file made on a machine with a GPU loads anywhere.
-# What comes back gives the same numbers, bit for bit.
+# The fitted state is numpy arrays, so a file made on a machine with a GPU loads anywhere. On
+# the CPU, what comes back gives the same numbers bit for bit.
 
 model_file = Path("quickstart.joblib").resolve()
 joblib.dump(best, model_file)
