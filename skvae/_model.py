@@ -29,6 +29,12 @@ from skvae.priors import StandardNormal
 State = Mapping[str, Array]
 
 
+# The encoder sees y within +-20, farther values as that far: a pixel that hardly varied in
+# `fit` and stands out by 100 scales would else drive z, and all other pixels with it, where
+# no row has been. Tables of up to 400 rows cannot reach it.
+ENCODER_BOUND = 20.0
+
+
 class Terms(NamedTuple):
     """What every bound is made of, in nats."""
 
@@ -104,13 +110,13 @@ class VAE(nn.Module):
 
     def forward(self, y: torch.Tensor, eps: torch.Tensor) -> Terms:
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L)."""
-        q = self.posterior.parameters(self.encoder(y))
+        q = self.posterior.parameters(self.encoder(bounded(y)))
         z = self.posterior.rsample(q, eps)
         return Terms(self.log_likelihood(y, z), self.posterior.kl(q))
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
-        return self.posterior.mean_std(self.posterior.parameters(self.encoder(y)))
+        return self.posterior.mean_std(self.posterior.parameters(self.encoder(bounded(y))))
 
     def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
         """`forward`, and the pullback of the gradients of its terms to all parameters.
@@ -118,7 +124,7 @@ class VAE(nn.Module):
         The same numbers as autograd's, in about half the time for small networks.
         """
         n_draws = len(eps)
-        raw, pull_encoder = self.network.vjp(self.encoder, y, to_input=False)
+        raw, pull_encoder = self.network.vjp(self.encoder, bounded(y), to_input=False)
         z, kl, pull_posterior = self.posterior.vjp(raw, eps)
         outputs, pull_decoder = self.network.vjp(self.decoder, z.flatten(0, 1), to_input=True)
         repeated = y if n_draws == 1 else y.repeat(n_draws, 1)
@@ -145,6 +151,11 @@ class VAE(nn.Module):
     def decode_sample(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws from p(y|z), (..., D)."""
         return self.likelihood.sample(self.observation, self.decoder(z), generator)
+
+
+def bounded(y: torch.Tensor) -> torch.Tensor:
+    """What the encoder sees of rows y (B, D)."""
+    return y.clamp(-ENCODER_BOUND, ENCODER_BOUND)
 
 
 def _empty(architecture: Mapping[str, Any]) -> VAE:
