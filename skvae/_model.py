@@ -29,9 +29,9 @@ from skvae.priors import StandardNormal
 State = Mapping[str, Array]
 
 
-# The encoder sees y within +-20, farther values as that far: a pixel that hardly varied in
-# `fit` and stands out by 100 scales would else drive z, and all other pixels with it, where
-# no row has been. Tables of up to 400 rows cannot reach it.
+# The encoder sees no value farther than 20 standard deviations from the location: a pixel
+# that hardly varied in `fit` and stands out by 100 would else drive z, and all other pixels
+# with it, where no row has been. The values of up to 400 rows cannot reach it.
 ENCODER_BOUND = 20.0
 
 
@@ -64,6 +64,7 @@ class VAE(nn.Module):
     location: torch.Tensor
     scale: torch.Tensor
     varies: torch.Tensor
+    bound: torch.Tensor
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class VAE(nn.Module):
         )
         self.observation = self.likelihood.build(n_features)
         self.register_buffer("varies", torch.empty(n_features))
+        self.register_buffer("bound", torch.empty(()))
         self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
@@ -110,13 +112,17 @@ class VAE(nn.Module):
 
     def forward(self, y: torch.Tensor, eps: torch.Tensor) -> Terms:
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L)."""
-        q = self.posterior.parameters(self.encoder(bounded(y)))
+        q = self.posterior.parameters(self.encoder(self.bounded(y)))
         z = self.posterior.rsample(q, eps)
         return Terms(self.log_likelihood(y, z), self.posterior.kl(q))
 
+    def bounded(self, y: torch.Tensor) -> torch.Tensor:
+        """What the encoder sees of rows y (B, D)."""
+        return torch.clamp(y, -self.bound, self.bound)
+
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
-        return self.posterior.mean_std(self.posterior.parameters(self.encoder(bounded(y))))
+        return self.posterior.mean_std(self.posterior.parameters(self.encoder(self.bounded(y))))
 
     def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
         """`forward`, and the pullback of the gradients of its terms to all parameters.
@@ -124,7 +130,7 @@ class VAE(nn.Module):
         The same numbers as autograd's, in about half the time for small networks.
         """
         n_draws = len(eps)
-        raw, pull_encoder = self.network.vjp(self.encoder, bounded(y), to_input=False)
+        raw, pull_encoder = self.network.vjp(self.encoder, self.bounded(y), to_input=False)
         z, kl, pull_posterior = self.posterior.vjp(raw, eps)
         outputs, pull_decoder = self.network.vjp(self.decoder, z.flatten(0, 1), to_input=True)
         repeated = y if n_draws == 1 else y.repeat(n_draws, 1)
@@ -153,11 +159,6 @@ class VAE(nn.Module):
         return self.likelihood.sample(self.observation, self.decoder(z), generator)
 
 
-def bounded(y: torch.Tensor) -> torch.Tensor:
-    """What the encoder sees of rows y (B, D)."""
-    return y.clamp(-ENCODER_BOUND, ENCODER_BOUND)
-
-
 def _empty(architecture: Mapping[str, Any]) -> VAE:
     """A model without values, made without asking any generator for them."""
     with torch.device("meta"):
@@ -173,6 +174,8 @@ def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) 
         model.location.copy_(to_tensor(location, "cpu"))
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
+        spread = np.divide(columns.std, scale, out=np.zeros_like(scale), where=scale > 0)
+        model.bound.fill_(ENCODER_BOUND * max(1.0, spread.max()))
         model.network.initialise(model.encoder, g)
         model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)

@@ -688,6 +688,8 @@ def _as_array(X):
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    if isinstance(X, list | tuple):
+        X = np.asarray(X)
     for column, dtype in enumerate(_dtypes(X)):
         if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
             raise ValueError(
@@ -698,7 +700,8 @@ def _as_array(X):
 
 
 def _dtypes(X):
-    return list(X.dtypes) if hasattr(X, "dtypes") else [getattr(X, "dtype", None)]
+    """The dtypes of the columns of a frame, or the one of an array."""
+    return list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
 
 
 def _read(estimator, X, likelihood, **checks):

@@ -145,15 +145,18 @@ def test_standardise_gives_constant_columns_0_whatever_comes():
 
 
 @pytest.mark.parametrize("value", [1e20, -1e20, 1.7e308, -1.7e308, np.inf, np.nan])
-def test_standardise_of_a_far_value_raises_and_names_row_column_and_value(value):
+@pytest.mark.parametrize(
+    ("names", "column"), [(None, "column 1"), (np.array(["a", "b", "c"]), "column 1 ('b')")]
+)
+def test_standardise_of_a_far_value_raises_and_names_column_and_value(value, names, column):
     X = np.zeros((4, 3))
     X[2, 1] = value
     message = (
-        f"X has the value {value:.6g} in row 2, column 1: more than 1e+10 times the scale of "
-        "the training data (0.0001 around -7)."
+        f"X has the value {value:.6g} in {column}: more than 1e+10 times the scale of the "
+        "training data (0.0001 around -7)."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        _arrays.standardise(X, np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]))
+        _arrays.standardise(X, np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]), names)
 
 
 def test_standardise_accepts_values_up_to_the_farthest_whose_square_float32_holds():
@@ -189,10 +192,10 @@ def test_standardised_tensor_in_blocks_equals_the_whole():
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_standardised_tensor_names_the_row_of_the_whole_where_a_later_block_is_far():
+def test_standardised_tensor_names_column_and_value_where_a_later_block_is_far():
     X = np.zeros((21, 3))
     X[17, 2] = 1e30
-    with pytest.raises(ValueError, match="in row 17, column 2"):
+    with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2"):
         _arrays.standardised_tensor(X, np.zeros(3), np.ones(3), CPU)
 
 
@@ -219,9 +222,10 @@ def test_to_tensor_copies_any_view(view, dtype):
 
 def test_to_tensor_copies_a_read_only_memory_map(tmp_path):
     np.save(tmp_path / "X.npy", np.arange(6.0).reshape(3, 2))
-    tensor = _arrays.to_tensor(np.load(tmp_path / "X.npy", mmap_mode="r"), CPU)
-    tensor += 1  # its own memory
-    np.testing.assert_array_equal(tensor.numpy(), np.arange(1.0, 7.0).reshape(3, 2))
+    array = np.load(tmp_path / "X.npy", mmap_mode="r")
+    tensor = _arrays.to_tensor(array, CPU)
+    np.testing.assert_array_equal(tensor.numpy(), np.arange(6.0).reshape(3, 2))
+    assert not np.shares_memory(tensor.numpy(), array)
 
 
 def test_to_array_is_a_copy_that_no_gradient_holds():
@@ -247,7 +251,7 @@ def to_float32(block):
     return block.astype(np.float32)
 
 
-@pytest.mark.parametrize("n_rows", [16, 48, 512])
+@pytest.mark.parametrize("n_rows", [16, 240])
 @pytest.mark.parametrize(
     ("n_features", "hidden", "n_components"),
     [
@@ -277,11 +281,11 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
         "activation": "tanh",
     }
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(61, n_features)).astype(np.float32)
+    X = rng.normal(size=(37, n_features)).astype(np.float32)
     state = _model.initial_state(architecture, _arrays.describe_columns(X), 0)
     model = _model.from_state(architecture, state)
 
-    eps = torch.tensor(_arrays.score_noise(8, n_components)[:, None, :], dtype=torch.float32)
+    eps = torch.tensor(_arrays.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
 
     def infer(rows):
         mean, std = model.encode_rows(rows)
@@ -293,12 +297,11 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
             return _arrays.map_rows(infer, rows, n_rows, CPU, to_float32)
 
     whole = mapped(X)
-    assert whole.shape == (61, 2 * n_components + n_features + 1)
-    order = rng.permutation(61)
+    assert whole.shape == (37, 2 * n_components + n_features + 1)
+    order = rng.permutation(37)
     np.testing.assert_array_equal(mapped(X[order]), whole[order])
-    for size in (1, 2, 13):
-        parts = [mapped(X[start : start + size]) for start in range(0, 61, size)]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    for some in (slice(0, 1), slice(5, 6), slice(30, 31), slice(3, 5), slice(20, 37)):
+        np.testing.assert_array_equal(mapped(X[some]), whole[some])
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 32, 33])

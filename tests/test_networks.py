@@ -56,6 +56,21 @@ def test_network_maps_n_in_inputs_to_n_out_outputs_row_by_row(network, hidden):
 
 
 @every_network
+@pytest.mark.parametrize("hidden", [(), (7,)], ids=str)
+@pytest.mark.parametrize("n_rows", [16, 48])
+def test_network_rounds_a_row_the_same_at_every_place_in_a_batch(network, hidden, n_rows):
+    differ = []
+    for n_in in (1, 2, 3, 5, 6, 10, 13, 17, 30, 31, 57, 64, 100):
+        for n_out in (1, 2, 3, 4, 5, 7, 8, 9, 10, 13, 15, 16, 17):
+            module = built(network, hidden, "tanh", n_in, n_out).float()
+            x = rows(1, n_in).float().expand(n_rows, n_in).contiguous()
+            output = module(x)
+            if not torch.equal(output, output[:1].expand(n_rows, n_out)):
+                differ.append((n_in, n_out))
+    assert not differ
+
+
+@every_network
 @every_depth
 @every_activation
 def test_network_pulls_gradients_back_as_autograd_does(network, hidden, activation):

@@ -131,7 +131,9 @@ def test_a_pipeline_transforms_scores_and_inverts_as_its_steps_do(wine):
 
 def test_a_pipeline_can_be_searched_and_cached(wine, tmp_path):
     pipe = make_pipeline(
-        StandardScaler(), VAETransformer(max_iter=3, random_state=0), memory=str(tmp_path)
+        StandardScaler(),
+        VAETransformer(hidden_layer_sizes=(8,), max_iter=3, random_state=0),
+        memory=str(tmp_path),
     )
     grid = {"vaetransformer__beta": [0.5, 4], "vaetransformer__likelihood": ["gaussian"]}
     search = GridSearchCV(pipe, grid, cv=FOLDS).fit(wine)
@@ -143,7 +145,7 @@ def test_a_pipeline_can_be_searched_and_cached(wine, tmp_path):
 
 
 def test_likelihoods_can_be_candidates(wine):
-    vae = VAETransformer(max_iter=3, random_state=0)
+    vae = VAETransformer(hidden_layer_sizes=(8,), max_iter=3, random_state=0)
     grid = {"likelihood": [Gaussian("shared"), Gaussian("per_feature")]}
     search = GridSearchCV(vae, grid, cv=FOLDS).fit(wine)
     assert search.best_params_ == {"likelihood": Gaussian("per_feature")}  # scales differ
@@ -151,7 +153,7 @@ def test_likelihoods_can_be_candidates(wine):
 
 def test_halving_spends_epochs_as_its_resource(wine):
     search = HalvingGridSearchCV(
-        VAETransformer(random_state=0),
+        VAETransformer(hidden_layer_sizes=(8,), random_state=0),
         {"beta": [0.5, 1, 4], "n_components": [2, 8]},
         resource="max_iter",
         min_resources=2,
@@ -166,7 +168,7 @@ def test_halving_spends_epochs_as_its_resource(wine):
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
 def test_a_candidate_that_fails_is_ranked_last_and_the_search_goes_on(wine):
-    vae = VAETransformer(max_iter=3, random_state=0)
+    vae = VAETransformer(hidden_layer_sizes=(8,), max_iter=3, random_state=0)
     search = GridSearchCV(vae, {"learning_rate": [1e6, 2e-3]}, cv=FOLDS)
     with pytest.warns(FitFailedWarning, match="3 fits failed"):
         search.fit(wine)

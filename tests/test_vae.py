@@ -218,7 +218,7 @@ def test_methods_give_the_same_numbers_at_every_call(X, quick, likelihood, outpu
 
 @any_output
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("hidden_layer_sizes", [(), (128, 64)])
+@pytest.mark.parametrize("hidden_layer_sizes", [(), (32, 16)])
 def test_a_row_has_the_same_numbers_alone_and_in_any_batch(
     X, quick, output, dtype, hidden_layer_sizes
 ):
@@ -1304,13 +1304,15 @@ def test_another_number_of_columns_is_refused(X, quick, method):
 
 
 @pytest.mark.parametrize("method", DATA_METHODS[1:])
-@pytest.mark.parametrize("row", [3, 2050])
+@pytest.mark.parametrize("row", [3, 2050])  # in the first block of rows, and in a later one
 def test_a_value_too_far_from_the_data_is_named(X, quick, method, row):
-    vae = quick().fit(X)
     far = np.tile(X, (40, 1))
     far[row, 2] = 1e30
-    with pytest.raises(ValueError, match=rf"X has the value 1e\+30 in row {row}, column 2:"):
-        getattr(vae, method)(far)
+    with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2:"):
+        getattr(quick().fit(X), method)(far)
+    frame, far = (pd.DataFrame(rows, columns=list("abcd")) for rows in (X, far))
+    with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2 \('c'\):"):
+        getattr(quick().fit(frame), method)(far)
 
 
 @pytest.mark.parametrize("method", DATA_METHODS)
@@ -1318,9 +1320,13 @@ def test_a_value_too_far_from_the_data_is_named(X, quick, method, row):
 def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method, value):
     X = suited(X, Bernoulli())
     vae = quick(likelihood="bernoulli").fit(X)
-    match = rf"expects values in \[0, 1\]. Got {value} in row 3, column 2"
+    match = rf"expects values in \[0, 1\]. Got {value} in column 2\."
     with pytest.raises(ValueError, match=match):
         getattr(vae, method)(put(value)(X))
+    frame, outside = (pd.DataFrame(rows, columns=list("abcd")) for rows in (X, put(value)(X)))
+    vae = quick(likelihood="bernoulli").fit(frame)
+    with pytest.raises(ValueError, match=rf"Got {value} in column 2 \('c'\)\."):
+        getattr(vae, method)(outside)
 
 
 @pytest.mark.parametrize(
@@ -1331,7 +1337,7 @@ def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method, value)
         (lambda Z: Z[0], "Expected 2D array, got 1D array"),
         (lambda Z: np.where(Z.max() == Z, np.nan, Z), "Input X contains NaN"),
         (lambda Z: dates(Z), "Got dtype datetime64"),
-        (lambda Z: Z + 1e30, "X has the value 1e\\+30 in row 0, column 0"),
+        (lambda Z: Z + 1e30, "X has the value 1e\\+30 in column 0"),
     ],
 )
 def test_inverse_transform_refuses_what_transform_never_gave(X, quick, spoil, match):
