@@ -9,13 +9,15 @@ computed in float64 first, so that a column of 1.7e9 +- 1e3 keeps its digits. A 
 ``scale == 0`` was constant in ``fit``: the model sees zeros there and gives back its
 location.
 
-Every inference runs in blocks of one fixed number of rows, the last one padded. A matrix
-product takes another path through the BLAS for another number of rows and then rounds
-differently; with one fixed shape a row has the same result, bit for bit, whatever rows
-come with it.
+Every inference runs on one thread, in blocks of one fixed number of rows, the last one
+padded. A matrix product takes another path through the BLAS for another number of rows and
+then rounds differently, and so do the last elements of a thread's share that don't fill a
+vector; with one fixed shape, a multiple of 32, a row has the same result, bit for bit,
+whatever rows come with it.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,13 +26,15 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 from scipy.stats import qmc
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 # Largest distance from the training data, in units of `scale`, that float32 can carry
 # through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38.
 FARTHEST = 1e10
 
-# Multiplications in a step or block below which one thread computes it: about a millisecond.
+# Multiplications in a training step below which one thread takes it: about a millisecond.
+# Two that wait for each other in every operation were up to 90 times slower while another
+# process was running.
 FEW_PRODUCTS = 2**24
 
 Array = np.ndarray[Any, Any]
@@ -63,13 +67,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_or_cpu(name: str) -> torch.device:
-    """As `resolve_device`; the CPU, with a warning, where there is no such device.
+    """As `resolve_device`; the CPU, with a warning, where there is no such accelerator.
 
     So a model fitted on an accelerator works on a machine without one.
     """
     try:
         return resolve_device(name)
     except ValueError as error:
+        if not name.startswith(("cuda", "mps")):
+            raise
         warnings.warn(f"{error} Computing on the CPU.", UserWarning, stacklevel=4)
         return torch.device("cpu")
 
@@ -79,24 +85,24 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    """The thread pools of OpenMP, torch's among them, looked up once."""
+    return ThreadpoolController().select(user_api="openmp")
+
+
 @contextlib.contextmanager
-def computing(device: torch.device, n_products: int) -> Iterator[None]:
+def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
     """Compute the same whatever grad, inference or autocast mode the caller is in.
 
     No gradient is left to autograd (see `skvae.networks`), so nothing is recorded: that
     saves a sixth of a small training step.
 
-    Work that comes in steps of few products is done on one thread: two that wait for each
-    other at every step were up to 90 times slower while another process was running. The
-    limit holds for the calling thread alone and ends with the block.
+    The limit to one thread holds for the calling thread alone and ends with the block.
     """
     torch.get_num_threads()  # a new thread takes torch's number at its first question
-    one_thread = device.type == "cpu" and n_products < FEW_PRODUCTS
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, enabled=False),
-        threadpool_limits(1 if one_thread else None, user_api="openmp"),
-    ):
+    limited = _openmp().limit(limits=1) if one_thread else contextlib.nullcontext()
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), limited:
         yield
 
 
@@ -135,7 +141,8 @@ def _blocks(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
 def describe_columns(X: Array) -> Columns:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
-    A column is constant when its range is below what the dtype of X resolves.
+    A column is constant when its range is below what the dtype of X resolves, or what a sum
+    of a few dozen float64 numbers does.
     """
     low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
     finite = np.isfinite(low) & np.isfinite(high)
@@ -144,7 +151,8 @@ def describe_columns(X: Array) -> Columns:
         raise ValueError(f"Input X contains NaN or infinity, first in column {column}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
-    constant = radius <= 2 * np.finfo(X.dtype).eps * np.maximum(abs(low), abs(high))
+    resolution = max(2 * np.finfo(X.dtype).eps, 64 * np.finfo(np.float64).eps)
+    constant = radius <= resolution * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = 0.0
@@ -176,6 +184,8 @@ def standardise(X: Array, location: Array, scale: Array, names: Array | None = N
     if not varies.all():
         Y[:, ~varies] = 0.0
     if not (Y.max(initial=0.0) <= FARTHEST and -Y.min(initial=0.0) <= FARTHEST):  # NaN: not
+        if np.isnan(X).any():  # only under assume_finite=True
+            raise ValueError(f"Input X contains NaN: {cell(X, np.isnan(X), names)[0]}.")
         value, column = cell(X, ~(np.abs(Y) <= FARTHEST), names)
         raise ValueError(
             f"X has the value {value}: more than "
@@ -208,10 +218,10 @@ def restore(Y: Array, location: Array, scale: Array) -> Array:
 def block_rows(n_weights: int) -> int:
     """Rows of an inference block of a model with `n_weights` multiplications a row.
 
-    A block costs about 2**27 of them, within 16 to 2048 rows, in multiples of 16: a number
+    A block costs about 2**27 of them, within 32 to 2048 rows, in multiples of 32: a number
     that doesn't depend on the data.
     """
-    return int(min(2048, max(16, 2**27 // max(1, n_weights) // 16 * 16)))
+    return int(min(2048, max(32, 2**27 // max(1, n_weights) // 32 * 32)))
 
 
 def map_rows(
@@ -240,8 +250,9 @@ def score_noise(n_draws: int, n_components: int) -> Array:
     There are max(n_draws, the power of two >= 4 n_components) of them: a Sobol sequence
     with a fixed digital shift in each coordinate, mapped to normals, made antithetic and
     whitened by a Cholesky factor. Their mean is 0 and their covariance the identity, to
-    rounding, so quadratic functions of z are integrated exactly. The first columns are the
-    same whatever `n_components`: shift and Cholesky factor go coordinate by coordinate.
+    rounding, so quadratic functions of z are integrated exactly. For one number of draws the
+    first columns are the same whatever `n_components`: shift and Cholesky factor go
+    coordinate by coordinate.
 
     References: Owen, Monte Carlo theory, methods and examples (2013), chapters 8.2
     (antithetic sampling) and 15-17 (digital nets and their randomisation).

@@ -31,7 +31,8 @@ State = Mapping[str, Array]
 
 # The encoder sees no value farther than 20 standard deviations from the location: a pixel
 # that hardly varied in `fit` and stands out by 100 would else drive z, and all other pixels
-# with it, where no row has been. The values of up to 400 rows cannot reach it.
+# with it, where no row has been. The values of up to 400 rows cannot reach it. A linear
+# model has no bound: it is factor analysis for every row.
 ENCODER_BOUND = 20.0
 
 
@@ -175,7 +176,8 @@ def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) 
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
         spread = np.divide(columns.std, scale, out=np.zeros_like(scale), where=scale > 0)
-        model.bound.fill_(ENCODER_BOUND * max(1.0, spread.max()))
+        linear = not architecture["hidden_layer_sizes"]
+        model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread.max()))
         model.network.initialise(model.encoder, g)
         model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)

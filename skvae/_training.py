@@ -6,8 +6,8 @@ of layers, and a copy of the weights is one `clone`.
 
 An epoch draws its permutation and its noise at once from the generator of the fit, and asks
 the device for numbers once, at its end. Then the weights are judged on rows and noise that
-never change: those held out, or else a batch of the training rows that only tells whether
-the weights are still finite.
+never change: those held out, or else a few of the training rows, which only matter if the
+loss stops being finite.
 """
 
 import math
@@ -23,6 +23,7 @@ SCHEDULES = ("constant", "cosine")
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
 JUDGED_ROWS = 4096  # at once
+PROBE_ROWS = 64  # training rows that are judged where none are held out
 
 # Rows (B, D) and noise (S, B, L) -> (2,): reconstruction and KL in nats, summed over rows.
 Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,6 +49,7 @@ class Plan:
     patience: int  # epochs
     tol: float  # nats
     constant: float = 0.0  # nats, added to every reconstruction that is reported
+    continues: bool = False  # the first weights are those of an earlier run: they may be best
 
     def beta_in(self, epoch: int) -> float:
         """Weight of the KL divergence in `epoch`, from 0."""
@@ -69,7 +71,7 @@ class Record:
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
     n_iter: int = 0  # complete epochs
-    kept: int = 0  # epoch whose weights were kept, counted from 1; 0: none was usable
+    kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
@@ -144,7 +146,7 @@ class Best:
 
     def judge(self, loss: float, epoch: int, weights: torch.Tensor, plan: Plan) -> None:
         """Copy `weights` if they are the best after `epoch` epochs."""
-        warming = epoch <= plan.n_warmup
+        warming = epoch <= plan.n_warmup and plan.n_warmup > 0
         if (warming, loss) < self.key:
             self.weights, self.epoch, self.key = weights.clone(), epoch, (warming, loss)
         if warming:
@@ -232,10 +234,13 @@ def train(
     """
     order = torch.randperm(len(rows), generator=generator, device=rows.device)
     held_out, rows = rows[order[: plan.n_held_out]], rows[order[plan.n_held_out :]]
-    judged = held_out if plan.n_held_out else rows[: plan.batch_size]
+    judged = held_out if plan.n_held_out else rows[:PROBE_ROWS]
     fixed = antithetic_noise(len(judged), plan.n_components, generator, rows.device)
     adam = Adam(parameters, plan.weight_decay)
     best = Best(adam.vector)
+    if plan.continues:
+        reconstruction, kl = judge_rows(terms, judged, fixed).tolist()
+        best.judge(reconstruction + plan.beta * kl, 0, adam.vector, plan)
     record = Record()
     last = (0, best.weights)  # complete epochs, and a copy of the weights after them
     try:

@@ -9,6 +9,7 @@ import copy
 import importlib
 import math
 import warnings
+from datetime import date, timedelta
 from numbers import Integral, Real
 
 import numpy as np
@@ -22,6 +23,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -122,7 +124,7 @@ class VAETransformer(
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
-        to `max_iter` further epochs with a fresh optimiser.
+        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
@@ -169,7 +171,10 @@ class VAETransformer(
     -----
     The ELBO of a row is at most its log-density, by the divergence of q(z|x) from the true
     posterior. `score_samples` integrates over q(z|x) with a fixed set of draws: exact for a
-    linear decoder, else an estimate.
+    linear decoder whose noise doesn't depend on z, else an estimate.
+
+    With hidden layers, the encoder sees a value that is more than 20 standard deviations
+    from the mean of its column as that far; the density sees it as it is.
 
     A column that is constant in `fit` is no part of the density and is given back as it
     was. Computations are in float32; results have the dtype of the X of `fit`, and are the
@@ -309,7 +314,7 @@ class VAETransformer(
         else:
             state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
             n_before, history = 0, {}
-        plan = self._plan_training(len(data), _model.log_jacobian(state["scale"]))
+        plan = self._plan_training(len(data), _model.log_jacobian(state["scale"]), warm)
         callbacks = _Callbacks(self, X, y)
 
         def fitted(model, record):
@@ -323,7 +328,8 @@ class VAETransformer(
                 "history_": _join(history, n_before, record.history, record.n_iter),
             }
 
-        with _arrays.computing(device, plan.batch_size * _model.n_weights(state)):
+        n_products = plan.batch_size * _model.n_weights(state)
+        with _arrays.computing(device, one_thread=n_products < _arrays.FEW_PRODUCTS):
             model = _model.from_state(architecture, state, device)
 
             def end_epoch(record):
@@ -353,8 +359,11 @@ class VAETransformer(
 
     def _describe_architecture(self, n_features):
         """What the model is made of, in plain values, as it was at the time of `fit`."""
-        sizes = np.ravel(self.hidden_layer_sizes).tolist()
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
+        sizes = self.hidden_layer_sizes
+        sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+        if not all(
+            isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes
+        ):
             raise ValueError(
                 "The 'hidden_layer_sizes' parameter of VAETransformer must hold positive "
                 f"integers. Got {self.hidden_layer_sizes!r} instead."
@@ -364,11 +373,11 @@ class VAETransformer(
             "n_components": int(self.n_components),
             "likelihood": self.likelihood,
             "network": self.network,
-            "hidden_layer_sizes": tuple(sizes),
+            "hidden_layer_sizes": tuple(map(int, sizes)),
             "activation": self.activation,
         }
 
-    def _plan_training(self, n_rows, constant):
+    def _plan_training(self, n_rows, constant, continues):
         """The numbers of the training run, with "auto" resolved."""
         early = self.early_stopping
         if early == "auto":
@@ -398,6 +407,7 @@ class VAETransformer(
             patience=self.n_iter_no_change,
             tol=self.tol,
             constant=constant,
+            continues=continues,
         )
 
     def __sklearn_is_fitted__(self):
@@ -439,7 +449,8 @@ class VAETransformer(
             return torch.cat(model.encode_rows(rows), dim=-1)
 
         encoded = self._map_rows(mean_std, data).astype(self._output["dtype"])
-        return encoded[:, : self._n_features_out], encoded[:, self._n_features_out :]
+        mean, std = np.split(encoded, 2, axis=1)
+        return np.ascontiguousarray(mean), np.ascontiguousarray(std)
 
     def inverse_transform(self, X):
         """Expected rows E[x|z] of latent rows z.
@@ -463,6 +474,12 @@ class VAETransformer(
             raise ValueError(
                 f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
                 f"expects its n_components={n_components}: rows as transform returns them."
+            )
+        if not np.abs(latent).max() <= _arrays.FARTHEST:
+            raise ValueError(
+                f"X has the value {latent.flat[np.abs(latent).argmax()]:.6g}. Latent rows are "
+                "about standard normal, and float32 carries them to "
+                f"{_arrays.FARTHEST:.0e}: check that X are rows as transform returns them."
             )
         decoded = self._map_rows(lambda model, z: model.decode_mean(z), latent, latent=True)
         return self._to_output(decoded, index=X.index if hasattr(X, "iloc") else None)
@@ -518,6 +535,7 @@ class VAETransformer(
             draws, the same for every row and every call.
         """
         data = self._read_again(X)
+        check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         eps = torch.tensor(noise[:, None, :], dtype=torch.float32, device="cpu")
         elbo = self._map_rows(
@@ -553,6 +571,7 @@ class VAETransformer(
             Fresh, on the CPU, with the methods ``encode(x) -> (mean, std)`` and
             ``decode(z) -> E[x|z]`` for tensors of shape (n, n_features) and
             (n, n_components), in the units of X. Changing it doesn't change the estimator.
+            The units are float64: call ``.float()`` before moving it to a device without.
         """
         check_is_fitted(self)
         return _model.from_state(self._architecture, self.state_)
@@ -574,7 +593,7 @@ class VAETransformer(
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
         n_rows = _arrays.block_rows(n_products)
-        with _arrays.computing(device, n_rows * n_products):
+        with _arrays.computing(device, one_thread=True):
             model = _model.from_state(self._architecture, state, device)
             return _arrays.map_rows(
                 lambda rows: function(model, rows),
@@ -606,6 +625,8 @@ class VAETransformer(
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
         model = self.to_module()
+        if isinstance(getattr(model.likelihood, "noise", None), Real):
+            return float(model.likelihood.noise)
         variance = model.likelihood.variance(model.observation)
         if variance is None:
             raise AttributeError(f"{model.likelihood!r} has no noise variance of its own.")
@@ -662,22 +683,28 @@ def sample(estimator, n_samples=1, random_state=None, *, mean=False):
     (3, 4)
     """
     estimator = getattr(estimator, "best_estimator_", estimator)
-    last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    if not isinstance(last, VAETransformer):
+    if isinstance(estimator, VAETransformer):
+        return estimator.sample(n_samples, random_state, mean=mean)
+    if not isinstance(estimator, Pipeline):
         raise TypeError(
             "sample expects a VAETransformer, a Pipeline that ends in one or a fitted search "
             f"over either. Got {estimator!r}."
         )
-    earlier = estimator[:-1] if isinstance(estimator, Pipeline) else []
-    for name, step in getattr(earlier, "steps", []):
-        if step not in ("passthrough", None) and not hasattr(step, "inverse_transform"):
+    for name, step in estimator.steps[:-1]:
+        if not _has_inverse(step):
             raise TypeError(
                 f"Step {name!r} of the Pipeline has no inverse_transform, so samples cannot "
                 "be brought to the units of its input. Draw them in those of the last step "
                 "with estimator[-1].sample(...)."
             )
-    X = last.sample(n_samples, random_state, mean=mean)
-    return earlier.inverse_transform(X) if len(earlier) else X
+    X = sample(estimator[-1], n_samples, random_state, mean=mean)
+    return estimator[:-1].inverse_transform(X) if len(estimator) > 1 else X
+
+
+def _has_inverse(step):
+    if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
+        return step.func is None or step.inverse_func is not None
+    return step in ("passthrough", None) or hasattr(step, "inverse_transform")
 
 
 # --- reading the input --------------------------------------------------------------------
@@ -690,6 +717,13 @@ def _as_array(X):
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if isinstance(X, list | tuple):
         X = np.asarray(X)
+    if any(getattr(dtype, "kind", "") == "O" for dtype in _dtypes(X)):
+        for value in np.ravel(X):
+            if isinstance(value, np.datetime64 | np.timedelta64 | date | timedelta):
+                raise ValueError(
+                    f"VAETransformer expects numbers. Got {value!r}: turn dates and durations "
+                    "into numbers first, such as days since a reference."
+                )
     for column, dtype in enumerate(_dtypes(X)):
         if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
             raise ValueError(
@@ -732,9 +766,14 @@ def _names_seen(estimator):
     return {name: getattr(estimator, name) for name in names}
 
 
+def _part(value):
+    """A part by its value, where it may have been given by its name."""
+    return {**LIKELIHOODS, **NETWORKS}.get(value, value)
+
+
 def _check_same_architecture(before, now):
     for name, value in now.items():
-        if before[name] != value:
+        if _part(before[name]) != _part(value):
             raise ValueError(
                 f"warm_start=True continues with the fitted model, whose {name} is "
                 f"{before[name]!r}. Got {value!r}: set it back, or warm_start=False."
@@ -773,11 +812,11 @@ def _check_outcome(record, plan):
         warnings.warn(
             f"{where}The weights of epoch {record.kept} were kept. {remedy}",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif record.outcome == "interrupted":
         warnings.warn(
-            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=3
+            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=4
         )
     elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
         # A rate that falls to 0 ends training by itself.
@@ -785,7 +824,7 @@ def _check_outcome(record, plan):
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -797,6 +836,8 @@ class _Callbacks:
 
     def __init__(self, estimator, X, y):
         self.data = {"estimator": estimator, "X": X, "y": X if y is None else y}
+        # A callback gets a copy of the estimator, where an earlier fit may have left names.
+        self.stale = {"feature_names_in_": None} if hasattr(estimator, "feature_names_in_") else {}
         self.task = None
         if hasattr(estimator, "_init_callback_context"):
             self.task = estimator._init_callback_context(max_subtasks=estimator.max_iter)
@@ -810,9 +851,10 @@ class _Callbacks:
     def end_epoch(self, fitted):
         """True if a callback asks to stop; `fitted` makes the attributes if one needs them."""
         return self.task is not None and self.epoch.call_on_fit_task_end(
-            **self.data, reconstruction_attributes=fitted
+            **self.data, reconstruction_attributes=lambda: {**self.stale, **fitted()}
         )
 
     def end(self, attributes):
         if self.task is not None:
+            attributes = {**self.stale, **attributes}
             self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)

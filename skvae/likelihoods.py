@@ -100,7 +100,7 @@ class Gaussian:
         if isinstance(self.noise, Real) and not isinstance(self.noise, bool):
             known = 0 < float(self.noise) < math.inf
         else:
-            known = self.noise in kinds
+            known = isinstance(self.noise, str) and self.noise in kinds
         if not known:
             raise ValueError(
                 f"The noise of a Gaussian must be one of {kinds} or a positive finite "
@@ -196,13 +196,13 @@ class Gaussian:
             g_mean = residual * precision * g.unsqueeze(-1)
             if self.noise == "per_sample":
                 bend = torch.tanh(raw.chunk(2, dim=-1)[1] / LOG_VARIANCE_BOUND)
-                slope = (variance - module.floor) * (1 - bend.square())
+                slope = (LOG_VARIANCE_BOUND * bend).exp() * (1 - bend.square())
                 g_variance = 0.5 * precision * (square / variance - 1) * g.unsqueeze(-1)
                 return torch.cat([g_mean, g_variance * slope], dim=-1), []
             if self.noise not in ("per_feature", "shared"):
                 return g_mean, []
             g_variance = 0.5 * precision * (g @ square / variance - g.sum())
-            slope = variance - module.floor
+            slope = module.raw_variance.exp()
             return g_mean, [(g_variance * slope).sum_to_size(slope.shape)]
 
         return -0.5 * total, pull

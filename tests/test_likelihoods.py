@@ -401,6 +401,25 @@ def test_gaussian_noise_that_is_learned_starts_at_a_share_of_the_variance(noise,
     np.testing.assert_allclose(noise_variance(noise, std), 0.3 * variance, rtol=4e-4)
 
 
+@pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample"])
+def test_gaussian_noise_at_its_floor_in_float32_still_has_the_gradient_of_autograd(noise):
+    likelihood = Gaussian(noise)
+    s = start(likelihood, real_line().data, learn=False)
+    module, raw, x = s.module.float(), s.raw.float(), s.x.float()
+    with torch.no_grad():  # exp(-20) is lost beside the floor
+        low = raw[:, 3:] if noise == "per_sample" else module.raw_variance
+        low.fill_(-20.0)
+    learned = raw.requires_grad_() if noise == "per_sample" else module.raw_variance
+    log_prob = likelihood.log_prob(module, raw, x).sum()
+    (expected,) = torch.autograd.grad(log_prob, learned)
+    with torch.no_grad():
+        _, pull = likelihood.vjp(module, raw.detach(), x, torch.ones(3))
+        of_raw, of_parameters = pull(torch.ones(6))
+    gradient = of_raw if noise == "per_sample" else of_parameters[0]
+    assert (gradient != 0).all()
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("noise", [0.5, np.float32(0.5), np.float64(0.5)])
 def test_gaussian_noise_of_one_half_is_the_squared_error_up_to_a_constant(noise):
     likelihood, X = Gaussian(noise), real_line().data * 100 + 7
@@ -415,7 +434,8 @@ def test_gaussian_noise_of_one_half_is_the_squared_error_up_to_a_constant(noise)
 
 
 @pytest.mark.parametrize(
-    "noise", ["full", "", 0, 0.0, -1.0, math.inf, -math.inf, math.nan, True, None, (1.0,)]
+    "noise",
+    ["full", "", 0, 0.0, -1.0, math.inf, -math.inf, math.nan, True, None, (1.0,), ["shared"]],
 )
 def test_gaussian_refuses_what_is_no_noise(noise):
     message = (

@@ -162,7 +162,7 @@ def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
 def test_n_weights_counts_about_the_multiplications_of_a_row():
     _, state = made(hidden=(6, 5))
     products = 4 * 6 + 6 * 5 + 5 * 4 + 2 * 5 + 5 * 6 + 6 * 4
-    others = 6 + 5 + 4 + 5 + 6 + 4 + 3 * 4 + 4 + 1  # biases, units, noise and its floor
+    others = 6 + 5 + 4 + 5 + 6 + 4 + 3 * 4 + 4 + 1 + 1  # biases, units, noise and two bounds
     assert _model.n_weights(state) == products + others
 
 
@@ -233,23 +233,40 @@ def test_gradients_of_codes_are_finite_and_0_for_a_constant_column(likelihood):
 
 
 @every_likelihood
-def test_encoder_sees_what_is_farther_than_20_scales_as_that_far(likelihood):
+def test_encoder_sees_what_is_farther_than_20_deviations_as_that_far(likelihood):
     model, state = made(likelihood)
-    far, near = (torch.tensor(data(likelihood)[:2]) for _ in range(2))
-    for x, distance in [(far, 1e5), (near, 20)]:
-        x[0, 0] = state["location"][0] + distance * state["scale"][0]
-        x[1, 3] = state["location"][3] - distance * state["scale"][3]
-    for a, b in zip(model.encode(far), model.encode(near), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)  # 1.7e9 + 2e4 is rounded
+    X, scale = data(likelihood), state["scale"]
+    varies = scale > 0
+    # Where columns share a scale, 20 deviations of the column that varies most.
+    bound = 20 * max(1, (X.std(axis=0)[varies] / scale[varies]).max())
+    far, near, nearer = (torch.tensor(X[:2]) for _ in range(3))
+    for x, distance in [(far, 1e5), (near, bound), (nearer, 0.99 * bound)]:
+        x[0, 0] = state["location"][0] + distance * scale[0]
+        x[1, 3] = state["location"][3] - distance * scale[3]
+    of_far, of_near, of_nearer = map(model.encode, (far, near, nearer))
+    # The bound is a float32 in the state, and 1.7e9 + 2e4 is rounded.
+    torch.testing.assert_close(of_far, of_near, rtol=1e-5, atol=1e-6)
+    assert ((of_far[0] - of_nearer[0]).abs() > 1e-4).all()
 
-    y, eps = torch.tensor([[1e5, 0, 0, -30]]).double(), normals(3, 1, 2)
-    seen = torch.tensor([[20, 0, 0, -20]]).double()
+    y, eps = torch.tensor([[1e5, 0, 0, -1e3]]).double(), normals(3, 1, 2)
+    seen = y.clamp(-model.bound, model.bound)
     with torch.no_grad():
         terms, of_seen = model(y, eps), model(seen, eps)
         q = model.posterior.parameters(model.encoder(seen))
         expected = model.log_likelihood(y, model.posterior.rsample(q, eps))
     assert torch.equal(terms.kl, of_seen.kl)
     assert torch.equal(terms.log_likelihood, expected)  # the likelihood sees all
+
+
+@every_likelihood
+def test_encoder_without_hidden_layers_sees_every_value_as_it_is(likelihood):
+    model, state = made(likelihood, hidden=())
+    X = data(likelihood)[:5]
+    X[0, 0] = state["location"][0] + 1e6 * state["scale"][0]
+    mean, _ = model.encode(torch.tensor(X))
+    scale = np.where(state["scale"] > 0, state["scale"], np.inf)
+    raw = mlp(state, "encoder", (X - state["location"]) / scale)
+    np.testing.assert_allclose(mean.detach(), raw[:, :2], rtol=1e-11, atol=1e-12)
 
 
 @every_likelihood
@@ -320,7 +337,7 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(l
     model, state = made(likelihood)
     Y = standardise(data(likelihood), state["location"], state["scale"])
     y, eps = torch.tensor(Y).double(), normals(n_draws, 30, 2)
-    y[0, 0], y[1, 3] = 25, -30  # farther than the encoder sees
+    y[0, 0], y[1, 3] = 50, -60  # farther than the encoder sees
     g_log_likelihood, g_kl = normals(n_draws, 30, seed=2), normals(30, seed=3)
     terms = model(y, eps)
     parameters = dict(model.named_parameters())
@@ -333,7 +350,8 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(l
     for a, b in zip(same, terms, strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-11, atol=1e-11)
     for name, a, b in zip(parameters, gradients, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+        # Rounding of sums whose terms may be much larger than they are.
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * max(1, b.abs().max().item()))
         # Of a constant column, nothing can be learned.
         reached = torch.ones_like(a, dtype=torch.bool)
         if name == "encoder.0.weight":

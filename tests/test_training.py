@@ -246,12 +246,16 @@ def test_noise_of_training_is_new_for_every_row_and_every_epoch():
 
 
 @pytest.mark.parametrize("n_held_out", [0, 6])
-def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(n_held_out):
+@pytest.mark.parametrize("n_probe", [3, 100])
+def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
+    monkeypatch, n_held_out, n_probe
+):
+    monkeypatch.setattr(_training, "PROBE_ROWS", n_probe)
     problem = Problem()
     problem.train(rows_of(20), plan(n_held_out=n_held_out, max_iter=4))
     (_, rows, noise), *others = problem.judged
     assert [epoch for epoch, _, _ in problem.judged] == [1, 2, 3, 4]
-    assert len(rows) == n_held_out or len(rows) == 4  # a batch, to see if they are finite
+    assert len(rows) == (n_held_out or min(n_probe, 20))
     for _, same_rows, same_noise in others:
         assert torch.equal(rows, same_rows)
         assert torch.equal(noise, same_noise)
@@ -493,6 +497,45 @@ def test_training_stops_where_end_epoch_returns_true(n_held_out, kept):
     assert torch.equal(problem.weights(), problem.after[kept - 1])
 
 
+@pytest.mark.parametrize(
+    ("first_loss", "n_warmup", "kept"),
+    [
+        (1.0, 0, 0),  # no epoch was better than the weights that the run began with
+        (4.0, 0, 2),
+        (1.0, 2, 3),  # the warm-up begins anew: an epoch after it is kept
+    ],
+)
+def test_training_that_continues_may_keep_the_weights_it_began_with(first_loss, n_warmup, kept):
+    problem = Problem(judged_by([5.0, 2.0, 3.0, 4.0, first_loss]))  # the last: before epoch 1
+    first = problem.weights()
+    record = problem.train(
+        rows_of(14), plan(n_held_out=4, max_iter=4, n_warmup=n_warmup, continues=True)
+    )
+    assert (record.outcome, record.n_iter, record.kept) == ("finished", 4, kept)
+    assert {len(values) for values in record.history.values()} == {4}
+    assert torch.equal(problem.weights(), problem.after[kept - 1] if kept else first)
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+def test_training_that_continues_and_diverges_keeps_the_weights_it_began_with(n_held_out):
+    problem = Problem(spoil=spoiled(1, 0, math.nan))
+    first = problem.weights()
+    record = problem.train(rows_of(14), plan(n_held_out=n_held_out, continues=True))
+    assert (record.outcome, record.n_iter, record.kept) == ("diverged", 0, 0)
+    assert torch.equal(problem.weights(), first)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_that_continues_does_not_keep_weights_whose_loss_was_not_finite(value):
+    problem = Problem(judged_by([5.0, 2.0, 3.0, value]))  # the last: before epoch 1
+    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=3, continues=True))
+    assert (record.outcome, record.kept) == ("finished", 2)
+
+    problem = Problem(lambda epoch: (value, 0.0))
+    record = problem.train(rows_of(14), plan(n_held_out=4, continues=True))
+    assert (record.outcome, record.kept) == ("diverged", None)
+
+
 # --- divergence -------------------------------------------------------------------------------
 
 
@@ -536,7 +579,8 @@ def test_divergence_in_the_first_epoch_keeps_nothing_but_the_first_weights(n_hel
     first = problem.weights()
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out))
     assert record == Record(outcome="diverged")
-    assert record.kept == record.n_iter == 0
+    assert record.kept is None
+    assert record.n_iter == 0
     assert torch.equal(problem.weights(), first)
 
 
@@ -549,7 +593,6 @@ def test_divergence_by_an_enormous_rate_leaves_finite_weights(learning_rate, n_h
         rows_of(14), plan(learning_rate=learning_rate, n_held_out=n_held_out, max_iter=20)
     )
     assert record.outcome == "diverged"
-    assert record.kept <= record.n_iter
     expected = problem.after[record.kept - 1] if record.kept else first
     assert torch.equal(problem.weights(), expected)
     assert torch.isfinite(expected).all()
@@ -615,3 +658,16 @@ def test_another_exception_goes_through():
 
     with pytest.raises(RuntimeError, match="mine"):
         Problem().train(rows_of(14), plan(), end_epoch=end_epoch)
+
+
+def test_a_run_that_continues_and_finds_nothing_better_keeps_the_weights_it_began_with():
+    problem = Problem()
+    start = [p.clone() for p in problem.parameters]
+    problem.terms = lambda rows, noise: (  # worse with every step
+        torch.tensor([1.0 + len(problem.events), 0.0]) * len(rows)
+    )
+    for continues, kept in ((True, 0), (False, 1)):
+        record = problem.train(rows_of(20), plan(n_held_out=4, max_iter=3, continues=continues))
+        assert record.kept == kept
+        if continues:
+            assert all(torch.equal(p, q) for p, q in zip(problem.parameters, start, strict=True))
