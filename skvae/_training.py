@@ -240,7 +240,8 @@ def train(
     best = Best(adam.vector)
     if plan.continues:
         reconstruction, kl = judge_rows(terms, judged, fixed).tolist()
-        best.judge(reconstruction + plan.beta * kl, 0, adam.vector, plan)
+        if math.isfinite(reconstruction + plan.beta * kl):
+            best.judge(reconstruction + plan.beta * kl, 0, adam.vector, plan)
     record = Record()
     last = (0, best.weights)  # complete epochs, and a copy of the weights after them
     try:
