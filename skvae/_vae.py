@@ -382,12 +382,11 @@ class VAETransformer(
         early = self.early_stopping
         if early == "auto":
             early = n_rows >= EARLY_STOPPING_ROWS
-        n_held_out = int(self.validation_fraction * n_rows) if early else 0
-        if early and not 1 <= n_held_out <= n_rows - 1:
+        n_held_out = min(int(self.validation_fraction * n_rows), n_rows - 1) if early else 0
+        if early and n_held_out < 1:
             raise ValueError(
-                f"The validation set would have {n_held_out} of {n_rows} rows. Change "
-                f"'validation_fraction', which is {self.validation_fraction}, or set "
-                "early_stopping=False."
+                f"The validation set is too small: {self.validation_fraction} of {n_rows} rows. "
+                "Increase 'validation_fraction', or set early_stopping=False."
             )
         n_training = n_rows - n_held_out
         batch_size = self.batch_size
