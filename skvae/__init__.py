@@ -1,6 +1,7 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
-from skvae._vae import VAETransformer, sample
+from skvae._pipeline import sample
+from skvae._vae import VAETransformer
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The scikit-learn face of the model: `VAETransformer`, and `sample` for Pipelines.
+"""The scikit-learn face of the model: `VAETransformer`.
 
 Everything a fitted estimator keeps is numpy arrays and plain Python values. The torch model
 is made from them for each call and forgotten, so files hold no device, copies are safe and
@@ -6,10 +6,8 @@ threads share nothing.
 """
 
 import copy
-import importlib
 import math
 import warnings
-from datetime import date, timedelta
 from numbers import Integral, Real
 
 import numpy as np
@@ -22,13 +20,11 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skvae import _arrays, _model, _objective, _training
+from skvae import _arrays, _frames, _model, _objective, _training
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
 from skvae.networks import ACTIVATIONS, MLP, NETWORKS
 
@@ -322,7 +318,7 @@ class VAETransformer(
             return {
                 **_names_seen(reader),
                 "_architecture": architecture,
-                "_output": _describe_output(X, data.dtype),
+                "_output": _frames.describe(X, data.dtype),
                 "state_": {**state, **_model.learned(model)},
                 "n_iter_": n_before + record.n_iter,
                 "history_": _join(history, n_before, record.history, record.n_iter),
@@ -466,7 +462,11 @@ class VAETransformer(
         """
         check_is_fitted(self)
         latent = check_array(
-            _as_array(X), dtype=[np.float64, np.float32], order="C", estimator=self, input_name="X"
+            _frames.to_validate(X),
+            dtype=_frames.float_dtypes(X),
+            order="C",
+            estimator=self,
+            input_name="X",
         )
         n_components = self._n_features_out
         if latent.shape[1] != n_components:
@@ -606,17 +606,8 @@ class VAETransformer(
 
     def _to_output(self, Y, index=None):
         """Rows of the model in the user's units, dtype and container."""
-        output = self._output
         X = _arrays.restore(Y, self.state_["location"], self.state_["scale"])
-        X = X.astype(output["dtype"])
-        if output["container"] is None:
-            return X
-        frames, columns = importlib.import_module(output["container"]), output["columns"]
-        if output["container"] == "polars":
-            return frames.DataFrame(X, schema=columns)
-        if all(isinstance(column, tuple) for column in columns):
-            columns = frames.MultiIndex.from_tuples(columns)
-        return frames.DataFrame(X, columns=columns, index=index)
+        return _frames.give_back(X, self._output, index)
 
     @property
     def noise_variance_(self):
@@ -643,120 +634,16 @@ class VAETransformer(
         return tags
 
 
-def sample(estimator, n_samples=1, random_state=None, *, mean=False):
-    """Draw new rows from a fitted VAETransformer, or from what ends in one.
-
-    A Pipeline forwards no `sample`: this draws from its last step and inverts the earlier
-    ones, so that the rows come back in the units of the Pipeline's input.
-
-    Parameters
-    ----------
-    estimator : VAETransformer, Pipeline or fitted search
-        A search, such as GridSearchCV, stands for its `best_estimator_`.
-    n_samples : int, default=1
-        Number of rows.
-    random_state : int, RandomState instance or None, default=None
-        Decides the draws; None uses numpy's global generator.
-    mean : bool, default=False
-        If True, return E[x|z] of the drawn z, without observation noise.
-
-    Returns
-    -------
-    X : ndarray or DataFrame of shape (n_samples, n_features)
-        New rows.
-
-    Raises
-    ------
-    TypeError
-        If `estimator` doesn't end in a VAETransformer, or an earlier step has no inverse.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.pipeline import make_pipeline
-    >>> from sklearn.preprocessing import RobustScaler
-    >>> import skvae
-    >>> X = load_iris().data
-    >>> pipe = make_pipeline(RobustScaler(), skvae.VAETransformer(max_iter=5, random_state=0))
-    >>> skvae.sample(pipe.fit(X), 3, random_state=0).shape
-    (3, 4)
-    """
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    if isinstance(estimator, VAETransformer):
-        return estimator.sample(n_samples, random_state, mean=mean)
-    if not isinstance(estimator, Pipeline):
-        raise TypeError(
-            "sample expects a VAETransformer, a Pipeline that ends in one or a fitted search "
-            f"over either. Got {estimator!r}."
-        )
-    for name, step in estimator.steps[:-1]:
-        if not _has_inverse(step):
-            raise TypeError(
-                f"Step {name!r} of the Pipeline has no inverse_transform, so samples cannot "
-                "be brought to the units of its input. Draw them in those of the last step "
-                "with estimator[-1].sample(...)."
-            )
-    X = sample(estimator[-1], n_samples, random_state, mean=mean)
-    return estimator[:-1].inverse_transform(X) if len(estimator) > 1 else X
-
-
-def _has_inverse(step):
-    if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
-        return step.func is None or step.inverse_func is not None
-    return step in ("passthrough", None) or hasattr(step, "inverse_transform")
-
-
 # --- reading the input --------------------------------------------------------------------
-
-
-def _as_array(X):
-    """X as something numpy knows: tensors leave torch, dates are refused."""
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu()
-        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
-    if isinstance(X, list | tuple):
-        X = np.asarray(X)
-    if any(getattr(dtype, "kind", "") == "O" for dtype in _dtypes(X)):
-        for value in np.ravel(X):
-            if isinstance(value, np.datetime64 | np.timedelta64 | date | timedelta):
-                raise ValueError(
-                    f"VAETransformer expects numbers. Got {value!r}: turn dates and durations "
-                    "into numbers first, such as days since a reference."
-                )
-    for column, dtype in enumerate(_dtypes(X)):
-        if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
-            raise ValueError(
-                f"VAETransformer expects numbers. Got dtype {dtype} in column {column}: turn "
-                "dates and durations into numbers first, such as days since a reference."
-            )
-    return X
-
-
-def _dtypes(X):
-    """The dtypes of the columns of a frame, or the one of an array."""
-    return list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
 
 
 def _read(estimator, X, likelihood, **checks):
     """X as finite floats within the support of the likelihood."""
-    X = _as_array(X)
-    # scikit-learn does not see that a polars frame is of float32.
-    single = {str(dtype) for dtype in _dtypes(X)} == {"Float32"}
-    dtype = np.float32 if single else [np.float64, np.float32]
-    X = validate_data(estimator, X, dtype=dtype, order="C", **checks)
+    X = validate_data(
+        estimator, _frames.to_validate(X), dtype=_frames.float_dtypes(X), order="C", **checks
+    )
     names = getattr(estimator, "feature_names_in_", None)
     return LIKELIHOODS.get(likelihood, likelihood).check_support(X, names)
-
-
-def _describe_output(X, dtype):
-    """How rows go back to the user: in the dtype and container of the data of `fit`."""
-    package = type(X).__module__.partition(".")[0]
-    framed = package in ("pandas", "polars") and hasattr(X, "columns")
-    return {
-        "dtype": dtype.name,
-        "container": package if framed else None,
-        "columns": list(X.columns) if framed else None,
-    }
 
 
 def _names_seen(estimator):
