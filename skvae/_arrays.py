@@ -169,7 +169,7 @@ def cell(X: Array, where: Array, names: Array | None) -> tuple[str, int]:
     """Words for the first value of X that is marked in `where`, and its column."""
     row, column = np.argwhere(where)[0]
     name = "" if names is None else f" ({str(names[column])!r})"
-    return f"{X[row, column]:.6g} in column {column}{name}", column
+    return f"{X[row, column]:.10g} in column {column}{name}", column
 
 
 def standardise(X: Array, location: Array, scale: Array, names: Array | None = None) -> Array:

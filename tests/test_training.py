@@ -317,6 +317,7 @@ def test_training_equals_a_loop_of_torch_over_the_same_batches(schedule, n_held_
 
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_training_is_decided_by_its_generator_and_moves_no_other(n_held_out):
+    torch.rand(1)  # so that no seed gives the state
     before = torch.get_rng_state()
     ends = []
     for seed in (0, 0, 1):
@@ -514,6 +515,13 @@ def test_training_that_continues_may_keep_the_weights_it_began_with(first_loss, 
     assert (record.outcome, record.n_iter, record.kept) == ("finished", 4, kept)
     assert {len(values) for values in record.history.values()} == {4}
     assert torch.equal(problem.weights(), problem.after[kept - 1] if kept else first)
+
+
+def test_training_that_continues_judges_its_first_weights_at_the_final_beta():
+    terms = [(2.0, 2.0), (4.0, 0.5)]  # before and after epoch 1
+    problem = Problem(lambda epoch: terms[epoch])
+    numbers = plan(n_held_out=4, max_iter=1, beta=2.0, continues=True)
+    assert problem.train(rows_of(14), numbers).kept == 1
 
 
 @pytest.mark.parametrize("n_held_out", [0, 4])
