@@ -13,6 +13,7 @@ over the columns that vary: a constant column (scale 0) is no part of the densit
 Letters: S draws of noise, B rows, D features, L components; tensors are (S, B, .).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ class VAE(nn.Module):
         self.observation = self.likelihood.build(n_features)
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
+        self.limit = math.inf  # the value of `bound`, which a device need not be asked for
         self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
@@ -119,7 +121,7 @@ class VAE(nn.Module):
 
     def bounded(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D)."""
-        return torch.clamp(y, -self.bound, self.bound)
+        return y.clamp(-self.limit, self.limit)
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
@@ -191,6 +193,7 @@ def from_state(
     model = _empty(architecture)
     tensors = {name: to_tensor(array, device) for name, array in state.items()}
     model.load_state_dict(tensors, assign=True)
+    model.limit = float(state["bound"])
     return model
 
 

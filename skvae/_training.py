@@ -180,11 +180,10 @@ def run_epoch(
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
     beta = plan.beta_in(epoch)
     seen = torch.zeros(2, dtype=torch.float32, device=device)
-    for start in range(0, n_rows, plan.batch_size):
-        batch = order[start : start + plan.batch_size]
-        eps = noise[:, start : start + plan.batch_size]
+    batches = order.split(plan.batch_size), noise.split(plan.batch_size, dim=1)
+    for i, (batch, eps) in enumerate(zip(*batches, strict=True)):
         terms, gradients = gradient(rows.index_select(0, batch), eps, beta)
-        adam.step(gradients, plan.rate_at(epoch + start / n_rows))
+        adam.step(gradients, plan.rate_at(epoch + i * plan.batch_size / n_rows))
         seen += terms
     return seen / n_rows
 

@@ -96,26 +96,27 @@ class MLP:
         self, module: nn.Module, x: torch.Tensor, *, to_input: bool
     ) -> tuple[torch.Tensor, Pullback]:
         """Output (B, n_out) for x (B, n_in), and the pullback of its gradient."""
-        layers = list(module.children())
-        values = [x]
-        for layer in layers:
+        tape: list[tuple[torch.Tensor | Derivative, torch.Tensor, torch.Tensor]] = []
+        for layer in module._modules.values():  # children() takes longer than a small layer
+            before = x
             if isinstance(layer, nn.Linear):
-                x = torch.addmm(layer.bias, x, layer.weight.t())
-            else:
+                weight = layer.weight
+                x = torch.addmm(layer.bias, x, weight.t())
+                tape.append((weight, before, x))
+            elif layer is not None:
                 x = layer.forward(x)
-            values.append(x)
+                tape.append((DERIVATIVES[type(layer)], before, x))
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             gradients: list[torch.Tensor] = []
-            for i in reversed(range(len(layers))):
-                layer = layers[i]
-                if isinstance(layer, nn.Linear):
-                    gradients += [g.sum(0), g.t() @ values[i]]
-                    if i == 0 and not to_input:
-                        return None, gradients[::-1]
-                    g = g @ layer.weight
-                else:
-                    g = DERIVATIVES[type(layer)](g, values[i], values[i + 1])
+            for operation, before, after in reversed(tape):
+                if not isinstance(operation, torch.Tensor):
+                    g = operation(g, before, after)
+                    continue
+                gradients += [g.sum(0), g.t() @ before]
+                if before is tape[0][1] and not to_input:
+                    return None, gradients[::-1]
+                g = g @ operation
             return g, gradients[::-1]
 
         return x, pull

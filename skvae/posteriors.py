@@ -84,12 +84,18 @@ class Diagonal:
         std = log_std.exp()
         deviation = std * eps
         square = std.square()
-        kl = (0.5 * (mean.square() + square - 1) - log_std).sum(-1)
+        twice = torch.addcmul(square, mean, mean).sub_(log_std, alpha=2).sum(-1)
+        kl = 0.5 * (twice - mean.shape[-1])
 
         def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> torch.Tensor:
             g_kl = g_kl.unsqueeze(-1)
-            g_mean = torch.addcmul(g_z.sum(0), mean, g_kl)
-            g_log_std = torch.addcmul((g_z * deviation).sum(0), square - 1, g_kl)
+            g_mean, g_log_std = g_z, g_z * deviation
+            if len(g_z) == 1:  # a view, where a sum would copy
+                g_mean, g_log_std = g_mean[0], g_log_std[0]
+            else:
+                g_mean, g_log_std = g_mean.sum(0), g_log_std.sum(0)
+            g_mean = torch.addcmul(g_mean, mean, g_kl)
+            g_log_std = torch.addcmul(g_log_std, square - 1, g_kl)
             return torch.cat([g_mean, g_log_std * (1 - bend.square())], dim=-1)
 
         return mean + deviation, kl, pull
