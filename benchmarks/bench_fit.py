@@ -29,17 +29,12 @@ Rules:
 
 import argparse
 import contextlib
-import datetime
 import functools
 import gc
-import importlib.metadata
 import io
 import itertools
-import json
 import logging
 import math
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -49,13 +44,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import machine
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "skorch", "pythae", "pyod")
 LEARNING_RATE = 1e-3
 
 
@@ -361,27 +356,18 @@ def print_table(title, result):
                   f"{ratio:>21}{row['setup_seconds']:10.3f}{loss:>9}")  # fmt: skip
 
 
-def describe_run(args):
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-    cpu = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return {
-        "date": str(datetime.date.today()),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "os": f"{platform.system()} {platform.release()}",
-        "load_average": [round(x, 1) for x in os.getloadavg()]
-        if hasattr(os, "getloadavg")
-        else None,
-        "torch_threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()}
-        | {package: installed[package] for package in PACKAGES if package in installed},
-        "seed": args.seed,
-        "repeats": args.repeats,
-        "notes": NOTES,
-    }
+def markdown(report):
+    """The tables as they go into a page."""
+    for title, result in report["results"].items():
+        rows = []
+        for name, row in result["contestants"].items():
+            ratio = machine.spread(row["ratios"]) if "ratios" in row else "-"
+            loss = "-" if row["loss"] is None else f"{row['loss']:.2f}"
+            times = row["seconds_per_epoch"], row["milliseconds_per_step"], row["setup_seconds"]
+            seconds, step, setup = map(machine.number, times)
+            rows.append([name, seconds, step, ratio, setup, loss])
+        header = [title, "s/epoch", "ms/step", "/ skvae (range)", "set-up s", "loss"]
+        print(f"\n{machine.table(header, rows)}")
 
 
 def main():
@@ -392,14 +378,16 @@ def main():
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results/fit.json")
+    parser.add_argument("--markdown", action="store_true", help="only print the tables of --json")
     args = parser.parse_args()
 
+    if args.markdown:
+        markdown(machine.read(args.json))
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = describe_run(args)
-    print("{cpu}, {cores} cores, {os}; torch threads: {torch_threads};".format(**report), end=" ")
-    print("load average before:", (report["load_average"] or ["unknown"])[0])
-    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    report = machine.describe() | {"seed": args.seed, "repeats": args.repeats, "notes": NOTES}
+    print(machine.summarise(report))
     report["results"] = {}
     with threadpool_limits(args.threads):
         for title in WORKLOADS if args.workload == "all" else [args.workload]:
@@ -410,8 +398,7 @@ def main():
     for i, name in enumerate(CONTESTANTS):
         if name in NOTES:
             print(f"[{i}] {NOTES[name]}")
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    machine.write(args.json, report)
     print(f"written to {args.json}")
 
 

@@ -1,8 +1,9 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
 from skvae._pipeline import sample
+from skvae._search import VAEGridSearchCV
 from skvae._vae import VAETransformer
 
 __version__ = "0.1.0"
 
-__all__ = ["VAETransformer", "__version__", "sample"]
+__all__ = ["VAEGridSearchCV", "VAETransformer", "__version__", "sample"]

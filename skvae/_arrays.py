@@ -37,6 +37,8 @@ FARTHEST = 1e10
 # process was running.
 FEW_PRODUCTS = 2**24
 
+PRECISIONS = ("float32", "bf16", "float64")
+
 Array = np.ndarray[Any, Any]
 
 
@@ -80,6 +82,15 @@ def device_or_cpu(name: str) -> torch.device:
         return torch.device("cpu")
 
 
+def dtype_of(precision: str, device: torch.device) -> type[np.floating[Any]]:
+    """The dtype of a model's values."""
+    if precision != "float64":
+        return np.float32
+    if device.type == "mps":
+        raise ValueError("device='mps' has no float64. Use precision='float32', or device='cpu'.")
+    return np.float64
+
+
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own: the global one is never read or moved."""
     return torch.Generator(device=device).manual_seed(seed)
@@ -92,17 +103,21 @@ def _openmp() -> ThreadpoolController:
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
+def computing(device: torch.device, *, one_thread: bool, bfloat16: bool = False) -> Iterator[None]:
     """Compute the same whatever grad, inference or autocast mode the caller is in.
 
     No gradient is left to autograd (see `skvae.networks`), so nothing is recorded: that
     saves a sixth of a small training step.
 
-    The limit to one thread holds for the calling thread alone and ends with the block.
+    The limit to one thread holds for the calling thread alone and ends with the block. With
+    `bfloat16`, the products of matrices are in that precision.
     """
     torch.get_num_threads()  # a new thread takes torch's number at its first question
     limited = _openmp().limit(limits=1) if one_thread else contextlib.nullcontext()
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), limited:
+    products = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
+    # What is captured or replayed on a device must be said on it.
+    on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with torch.inference_mode(), products, limited, on:
         yield
 
 
@@ -135,7 +150,8 @@ def _blocks(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
     """`X` in blocks of about `n_values` values, as float64."""
     n_rows = max(1, n_values // X.shape[1])
     for start in range(0, len(X), n_rows):
-        yield X[start : start + n_rows].astype(np.float64, copy=False)
+        # Contiguous, so that sums over it are taken in one order, whatever that of X.
+        yield np.ascontiguousarray(X[start : start + n_rows], dtype=np.float64)
 
 
 def describe_columns(X: Array) -> Columns:
@@ -151,7 +167,8 @@ def describe_columns(X: Array) -> Columns:
         raise ValueError(f"Input X contains NaN or infinity, first in column {column}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
-    resolution = max(2 * np.finfo(X.dtype).eps, 64 * np.finfo(np.float64).eps)
+    epsilon = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
+    resolution = max(2 * epsilon, 64 * np.finfo(np.float64).eps)
     constant = radius <= resolution * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
@@ -172,8 +189,14 @@ def cell(X: Array, where: Array, names: Array | None) -> tuple[str, int]:
     return f"{X[row, column]:.10g} in column {column}{name}", column
 
 
-def standardise(X: Array, location: Array, scale: Array, names: Array | None = None) -> Array:
-    """(X - location) / scale as float32, computed in float64; 0 in constant columns.
+def standardise(
+    X: Array,
+    location: Array,
+    scale: Array,
+    names: Array | None = None,
+    dtype: Any = np.float32,
+) -> Array:
+    """(X - location) / scale, computed in float64, as `dtype`; 0 in constant columns.
 
     Raises a ValueError that names column and value where a number is too far from the
     training data for float32.
@@ -192,19 +215,17 @@ def standardise(X: Array, location: Array, scale: Array, names: Array | None = N
             f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
             f"{location[column]:.3g}). Check the units of the column, or fit on such data."
         )
-    return Y.astype(np.float32)
+    return Y.astype(dtype, copy=False)
 
 
-def standardised_tensor(
-    X: Array, location: Array, scale: Array, device: torch.device
-) -> torch.Tensor:
-    """All of X in the model's units on `device`, converted in blocks of rows."""
-    Y = torch.empty(X.shape, dtype=torch.float32, device=device)
+def fill_standardised(into: torch.Tensor, X: Array, location: Array, scale: Array) -> None:
+    """All of X in the model's units, converted in blocks of rows."""
+    dtype = np.float64 if into.dtype == torch.float64 else np.float32
     start = 0
     for block in _blocks(X):
-        Y[start : start + len(block)] = to_tensor(standardise(block, location, scale), device)
+        rows = to_tensor(standardise(block, location, scale, dtype=dtype), into.device)
+        into[start : start + len(block)] = rows
         start += len(block)
-    return Y
 
 
 def restore(Y: Array, location: Array, scale: Array) -> Array:
@@ -235,7 +256,7 @@ def map_rows(
     results = []
     for start in range(0, len(X), n_rows):
         block = prepare(X[start : start + n_rows])
-        padded = np.zeros((n_rows, X.shape[1]), dtype=np.float32)
+        padded = np.zeros((n_rows, X.shape[1]), dtype=block.dtype)
         padded[: len(block)] = block
         results.append(to_array(function(to_tensor(padded, device))[: len(block)]))
     return np.concatenate(results)

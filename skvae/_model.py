@@ -10,11 +10,16 @@ y = (x - location) / scale. The density of x is that of y divided by the scales,
 
 over the columns that vary: a constant column (scale 0) is no part of the density.
 
-Letters: S draws of noise, B rows, D features, L components; tensors are (S, B, .).
+Letters: M models, S draws of noise, B rows, D features, L components; tensors are (S, B, .),
+with M in front where models are stacked. A fit trains a stack, of one model or of many: all
+tensors of a stack have a leading M. Models with fewer components than the widest of their
+stack are padded with weights and noise of 0. Then the components that are not theirs stay
+what they are: the encoder says N(0, 1) of them, whose KL divergence is 0, z is 0 there and
+meets decoder weights of 0, and every gradient among them is 0.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +28,7 @@ from torch import nn
 
 from skvae._arrays import Array, Columns, generator, to_array, to_tensor
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import NETWORKS
+from skvae.networks import NETWORKS, vjp
 from skvae.posteriors import Diagonal
 from skvae.priors import StandardNormal
 
@@ -80,6 +85,7 @@ class VAE(nn.Module):
         super().__init__()
         self.likelihood = LIKELIHOODS.get(likelihood, likelihood)
         self.network = NETWORKS.get(network, network)
+        self.n_components = n_components
         self.prior = StandardNormal()
         self.posterior = Diagonal()
         self.encoder = self.network.build(
@@ -94,7 +100,8 @@ class VAE(nn.Module):
         self.observation = self.likelihood.build(n_features)
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
-        self.limit = math.inf  # the value of `bound`, which a device need not be asked for
+        # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
+        self.limit: float | torch.Tensor = math.inf
         self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
@@ -120,38 +127,16 @@ class VAE(nn.Module):
         return Terms(self.log_likelihood(y, z), self.posterior.kl(q))
 
     def bounded(self, y: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of rows y (B, D)."""
-        return y.clamp(-self.limit, self.limit)
+        """What the encoder sees of rows y (B, D) or (M, B, D)."""
+        return torch.clamp(y, -self.limit, self.limit)  # type: ignore[arg-type]
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
         return self.posterior.mean_std(self.posterior.parameters(self.encoder(self.bounded(y))))
 
-    def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
-        """`forward`, and the pullback of the gradients of its terms to all parameters.
-
-        The same numbers as autograd's, in about half the time for small networks.
-        """
-        n_draws = len(eps)
-        raw, pull_encoder = self.network.vjp(self.encoder, self.bounded(y), to_input=False)
-        z, kl, pull_posterior = self.posterior.vjp(raw, eps)
-        outputs, pull_decoder = self.network.vjp(self.decoder, z.flatten(0, 1), to_input=True)
-        repeated = y if n_draws == 1 else y.repeat(n_draws, 1)
-        log_likelihood, pull_likelihood = self.likelihood.vjp(
-            self.observation, outputs, repeated, self.varies
-        )
-
-        def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
-            g_outputs, observation = pull_likelihood(g_log_likelihood.flatten())
-            g_z, decoder = pull_decoder(g_outputs)
-            _, encoder = pull_encoder(pull_posterior(g_z.view_as(z), g_kl))
-            return [*encoder, *decoder, *observation]
-
-        return Terms(log_likelihood.view(n_draws, -1), kl), pull
-
     def log_likelihood(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y|z) in nats, (S, B), summed over the columns that vary."""
-        return self.likelihood.log_prob(self.observation, self.decoder(z), y) @ self.varies
+        return self.likelihood.vjp(self.observation, self.decoder(z), y, self.varies)[0]
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
@@ -160,6 +145,43 @@ class VAE(nn.Module):
     def decode_sample(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws from p(y|z), (..., D)."""
         return self.likelihood.sample(self.observation, self.decoder(z), generator)
+
+    # --- M models at once ---
+
+    def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
+        """`forward` of each model of a stack, and the pullback of its terms' gradients.
+
+        From rows y (M, B, D) and noise eps (M, S, B, L) to the terms (M, S, B) and (M, B);
+        from their gradients to those of all parameters, as autograd has them.
+        """
+        n_models, n_draws, _, n_components = eps.shape
+        raw, pull_encoder = vjp(self.network, self.encoder, self.bounded(y), to_input=False)
+        z, kl, pull_posterior = self.posterior.vjp(raw.to(y.dtype), eps)
+        flat = z.view(n_models, -1, n_components)
+        outputs, pull_decoder = vjp(self.network, self.decoder, flat, to_input=True)
+        repeated = y if n_draws == 1 else y.repeat(1, n_draws, 1)
+        log_likelihood, pull_likelihood = self.likelihood.vjp(
+            self.observation, outputs.to(y.dtype), repeated, self.varies
+        )
+
+        def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
+            g_outputs, observation = pull_likelihood(g_log_likelihood.view(n_models, -1))
+            g_z, decoder = pull_decoder(g_outputs)
+            assert g_z is not None  # it was asked for
+            g_raw = pull_posterior(g_z.to(y.dtype).view_as(z), g_kl)
+            return [*pull_encoder(g_raw)[1], *decoder, *observation]
+
+        return Terms(log_likelihood.view(n_models, n_draws, -1), kl), pull
+
+    def keep(self, members: torch.Tensor) -> None:
+        """Keep these models of a stack."""
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data[members]
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[name] = buffer[members]
+        if isinstance(self.limit, torch.Tensor):
+            self.limit = self.limit[members]
 
 
 def _empty(architecture: Mapping[str, Any]) -> VAE:
@@ -186,6 +208,12 @@ def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) 
     return {name: to_array(tensor) for name, tensor in model.state_dict().items()}
 
 
+def cast(state: State, dtype: Any) -> State:
+    """The state with weights of this dtype; units stay float64."""
+    units = {name: state[name] for name in ("location", "scale")}
+    return {name: array.astype(dtype, copy=False) for name, array in state.items()} | units
+
+
 def from_state(
     architecture: Mapping[str, Any], state: State, device: torch.device | str = "cpu"
 ) -> VAE:
@@ -197,9 +225,62 @@ def from_state(
     return model
 
 
-def learned(model: VAE) -> State:
-    """The part of the state that training changes."""
-    return {name: to_array(tensor) for name, tensor in model.named_parameters()}
+# --- stacks ---
+
+
+def stack(
+    architectures: Sequence[Mapping[str, Any]], states: Sequence[State], device: torch.device
+) -> VAE:
+    """M models at once, alike but for `n_components`, on `device`."""
+    wide = max(architectures, key=lambda architecture: architecture["n_components"])
+    model = _empty(wide)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in shapes.items():
+        padded = np.zeros((len(states), *shape), states[0][name].dtype)
+        for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
+            own = _places(model, name, architecture, shape, state[name].shape)
+            padded[m, ...][own] = state[name]
+        owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        tensor = to_tensor(padded, device)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[leaf] = tensor
+    bounds = {float(state["bound"]) for state in states}
+    model.limit = bounds.pop() if len(bounds) == 1 else model.bound.view(-1, 1, 1)
+    return model
+
+
+def _places(
+    model: VAE,
+    name: str,
+    architecture: Mapping[str, Any],
+    wide: tuple[int, ...],
+    narrow: tuple[int, ...],
+) -> Any:
+    """Index of a model's own values in an array of a stack that has more components."""
+    own, all_ = architecture["n_components"], model.n_components
+    places = list(range(own))
+    if name.startswith("encoder."):
+        places = model.posterior.places(own, all_)
+    sides = (range(n) if n == of else places for n, of in zip(narrow, wide, strict=True))
+    return np.ix_(*sides) if wide else ()
+
+
+def learned(model: VAE, architecture: Mapping[str, Any], weights: torch.Tensor) -> State:
+    """The part of a model's state that training changes.
+
+    `weights` are the parameters of one model of the stack `model`, end to end.
+    """
+    narrow = _empty(architecture)
+    state, start = {}, 0
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape[1:])
+        end = start + math.prod(shape)
+        own = _places(model, name, architecture, shape, tuple(narrow.get_parameter(name).shape))
+        state[name] = to_array(weights[start:end].view(shape))[own]
+        start = end
+    return state
 
 
 def log_jacobian(scale: Array) -> float:

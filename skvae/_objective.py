@@ -21,31 +21,39 @@ Terms = tuple[torch.Tensor, torch.Tensor]  # log p(y|z) of each draw (S, B), KL 
 
 
 class Model(Protocol):
-    """What this floor asks of a model, for rows y (B, D) and noise eps (S, B, L)."""
+    """What this floor asks of a model."""
 
     def __call__(self, y: torch.Tensor, eps: torch.Tensor, /) -> Terms:
-        """Log-likelihood and KL divergence."""
+        """Log-likelihood and KL divergence for rows y (B, D) and noise eps (S, B, L)."""
         ...
+
+
+class Stack(Protocol):
+    """What the loss asks of M models at once, for y (M, B, D) and eps (M, S, B, L)."""
 
     def vjp(
         self, y: torch.Tensor, eps: torch.Tensor
     ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
-        """The same, and the pullback of their gradients to the parameters."""
+        """Terms (M, S, B) and (M, B), and the pullback of their gradients."""
         ...
 
 
 def total_terms(log_likelihood: torch.Tensor, kl: torch.Tensor) -> torch.Tensor:
-    """-E_q[log p(y|z)] and KL, (2,), nats: sums over rows, mean over draws."""
-    return torch.stack([log_likelihood.sum() / -len(log_likelihood), kl.sum()])
+    """-E_q[log p(y|z)] and KL of each model, (2, M), nats: summed over rows, mean over draws."""
+    return torch.stack([log_likelihood.sum((1, 2)) / -log_likelihood.shape[1], kl.sum(1)])
 
 
 def loss_gradient(
-    model: Model, y: torch.Tensor, eps: torch.Tensor, beta: float
+    stack: Stack, y: torch.Tensor, eps: torch.Tensor, beta: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`total_terms`, and each parameter's gradient of the mean loss of the rows."""
-    (log_likelihood, kl), pull = model.vjp(y, eps)
-    g_log_likelihood = torch.full_like(log_likelihood, -1 / log_likelihood.numel())
-    gradients = pull(g_log_likelihood, torch.full_like(kl, beta / len(kl)))
+    """`total_terms`, and each parameter's gradient of the mean loss of the rows.
+
+    `beta` (M, 1) is each model's own.
+    """
+    (log_likelihood, kl), pull = stack.vjp(y, eps)
+    n_draws, n_rows = log_likelihood.shape[1:]
+    g_log_likelihood = torch.full_like(log_likelihood, -1 / (n_draws * n_rows))
+    gradients = pull(g_log_likelihood, (beta / n_rows).expand_as(kl))
     return total_terms(log_likelihood, kl), gradients
 
 

@@ -1,22 +1,31 @@
-"""The training loop: stochastic gradient descent on a loss that is given by closures.
+"""The training loop: stochastic gradient descent on M models at once.
 
-Knows tensors and numbers only. The parameters are laid end to end in one vector, of which
-each becomes a view, so that a step of Adam is a handful of operations whatever the number
-of layers, and a copy of the weights is one `clone`.
+A fit trains a stack of one model, a search the stacks of its candidates and folds: one
+loop, in which every tensor has a leading M, and each member draws its permutations and its
+noise from a generator of its own, as it would alone. Numbers that differ between members
+(beta, learning rate, weight decay, patience) are vectors; what decides a shape (rows, rows
+held out, batch size) is the same for all. Members end on their own, and leave the stack.
 
-An epoch draws its permutation and its noise at once from the generator of the fit, and asks
-the device for numbers once, at its end. Then the weights are judged on rows and noise that
-never change: those held out, or else a few of the training rows, which only matter if the
-loss stops being finite.
+Knows tensors and numbers only; the stack comes as an argument. The parameters of a member
+are laid end to end in one row of a matrix, of which each parameter becomes a view, so that a
+step of Adam is a handful of operations whatever the number of layers and members, and a copy
+of the weights is one `clone`.
+
+An epoch draws its permutation and its noise at once, and asks the device for numbers once,
+at its end. Then the weights are judged on rows and noise that never change: those held out,
+or else a few of the training rows, which only matter if the loss stops being finite. On CUDA
+the step is captured once, as a graph, and replayed.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch.nn import functional as F
 
-from skvae._objective import warm_up
+from skvae._objective import Terms, loss_gradient, total_terms, warm_up
 
 SCHEDULES = ("constant", "cosine")
 
@@ -25,17 +34,40 @@ N_VALIDATION_DRAWS = 4
 JUDGED_ROWS = 4096  # at once
 PROBE_ROWS = 64  # training rows that are judged where none are held out
 
-# Rows (B, D) and noise (S, B, L) -> (2,): reconstruction and KL in nats, summed over rows.
-Terms = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Rows, noise and beta -> the same, and the gradient of the mean reconstruction + beta KL.
-Gradient = Callable[
-    [torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, Sequence[torch.Tensor]]
-]
+
+class Stack(Protocol):
+    """What this floor asks of M models at once."""
+
+    def vjp(
+        self, y: torch.Tensor, eps: torch.Tensor
+    ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
+        """Terms for y (M, B, D) and eps (M, S, B, L), and the pullback of their gradients."""
+        ...
+
+    def parameters(self) -> Iterable[torch.Tensor]:
+        """What is learned, each (M, ...), in the order of the pullback."""
+        ...
+
+    def keep(self, members: torch.Tensor) -> None:
+        """Forget all models but these."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of data, and which of them are whose."""
+
+    data: torch.Tensor  # (R, D)
+    index: torch.Tensor  # (M, n), rows of `data`
+
+    def take(self, places: torch.Tensor) -> torch.Tensor:
+        """Rows (M, B, D) at places (M, B) of `data`."""
+        return self.data.index_select(0, places.reshape(-1)).view(*places.shape, -1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of a training run."""
+    """The numbers of the training of one model."""
 
     n_components: int
     n_held_out: int  # rows; 0: train to the end and keep the last weights
@@ -48,6 +80,7 @@ class Plan:
     n_warmup: int  # epochs before beta has its full weight
     patience: int  # epochs
     tol: float  # nats
+    max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
 
@@ -67,12 +100,13 @@ class Plan:
 
 @dataclass
 class Record:
-    """What a training run did so far."""
+    """What the training of one model did so far."""
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
     n_iter: int = 0  # complete epochs
     kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
+    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # parameters, end to end
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
         """Add a complete epoch: its terms, and those of the held-out rows."""
@@ -93,42 +127,101 @@ class Record:
         self.n_iter += 1
 
 
+class Coefficients(NamedTuple):
+    """What a step of Adam multiplies by, each (M, 1)."""
+
+    inverse: torch.Tensor  # 1 / (learning rate with the bias corrections)
+    epsilon: torch.Tensor  # in the same units
+    rate: torch.Tensor  # the learning rate
+
+
 class Adam:
-    """Adam with decoupled weight decay, on parameters that become views of one vector.
+    """Adam for M models, whose parameters become views of a matrix.
+
+    With decoupled weight decay, and gradients clipped to a norm, all parameters together.
 
     Kingma & Ba, Adam: a method for stochastic optimization (2014), arXiv:1412.6980,
     algorithm 1; Loshchilov & Hutter, Decoupled weight decay regularization (2017),
     arXiv:1711.05101, algorithm 2. ``torch.optim.AdamW`` takes the same steps, one parameter
-    at a time, and its first use imports a compiler for over a second.
+    at a time and at one rate, and its first use imports a compiler for over a second.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], weight_decay: float = 0.0) -> None:
-        self.vector = torch.cat([p.detach().reshape(-1) for p in parameters])
-        pieces = self.vector.split([p.numel() for p in parameters])
-        for p, piece in zip(parameters, pieces, strict=True):
-            p.data = piece.view(p.shape)
-        self.mean = torch.zeros_like(self.vector)
-        self.square = torch.zeros_like(self.vector)
-        self.gradient = torch.empty_like(self.vector)
-        self.deviation = torch.empty_like(self.vector)
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        weight_decay: Sequence[float],
+        max_norm: Sequence[float],
+    ) -> None:
+        n_models = len(weight_decay)
+        self.parameters = list(parameters)
+        self.weights = torch.cat([p.detach().reshape(n_models, -1) for p in parameters], dim=1)
+        self.mean = torch.zeros_like(self.weights)
+        self.square = torch.zeros_like(self.weights)
+        self.decay: torch.Tensor | None = None
+        if any(weight_decay):
+            # Weights of layers decay; biases and variances, which are vectors, do not.
+            kinds = [torch.full_like(p, p.ndim > 2).view(n_models, -1) for p in parameters]
+            self.decay = torch.cat(kinds, dim=1) * self.weights.new_tensor(weight_decay)[:, None]
+        self.max_norm: torch.Tensor | None = None
+        if any(map(math.isfinite, max_norm)):
+            self.max_norm = self.weights.new_tensor(max_norm)[:, None]
         self.n_steps = 0
-        # Weights of layers decay; biases and variances, which are vectors, do not.
-        decay = [torch.full_like(p, weight_decay * (p.ndim > 1)).view(-1) for p in parameters]
-        self.decay = torch.cat(decay) if weight_decay else None
+        self._lay_out()
 
-    def step(self, gradients: Sequence[torch.Tensor], rate: float) -> None:
-        """One update with beta_1 = 0.9, beta_2 = 0.999 and epsilon = 1e-8."""
-        self.n_steps += 1
-        gradient = torch.cat([g.reshape(-1) for g in gradients], out=self.gradient)
+    def _lay_out(self) -> None:
+        """Make the parameters views of the matrix, and room for a step."""
+        n_models = len(self.weights)
+        pieces = self.weights.split([p.numel() // len(p) for p in self.parameters], dim=1)
+        for p, piece in zip(self.parameters, pieces, strict=True):
+            p.data = piece.view(n_models, *p.shape[1:])
+        self.gradient = torch.empty_like(self.weights)
+        self.deviation = torch.empty_like(self.weights)
+
+    def keep(self, members: torch.Tensor) -> None:
+        """Go on with these models only."""
+        self.weights, self.mean = self.weights[members], self.mean[members]
+        self.square = self.square[members]
         if self.decay is not None:
-            self.vector.addcmul_(self.vector, self.decay, value=-rate)
+            self.decay = self.decay[members]
+        if self.max_norm is not None:
+            self.max_norm = self.max_norm[members]
+        self._lay_out()
+
+    def coefficients(self, rates: Sequence[Sequence[float]]) -> list[Coefficients]:
+        """What the next steps at these rates (steps, M) need.
+
+        The bias corrections of both moments are numbers, so that a step divides the mean by
+        ``sqrt(square) / rate' + epsilon'`` alone.
+        """
+        rows = []
+        for n, row in enumerate(rates, start=self.n_steps + 1):
+            correction = math.sqrt(1 - 0.999**n)
+            inverse = [(1 - 0.9**n) / (rate * correction) for rate in row]
+            rows.append([inverse, [1e-8 * correction * i for i in inverse], row])
+        self.n_steps += len(rates)
+        table = self.weights.new_tensor(rows).unsqueeze(-1)
+        return [Coefficients(*row.unbind()) for row in table.unbind()]
+
+    def step(
+        self,
+        gradients: Sequence[torch.Tensor],
+        inverse: torch.Tensor,
+        epsilon: torch.Tensor,
+        rate: torch.Tensor,
+    ) -> None:
+        """One update with beta_1 = 0.9, beta_2 = 0.999 and epsilon = 1e-8."""
+        n_models = len(self.weights)
+        flat = [g.reshape(n_models, -1) for g in gradients]
+        gradient = torch.cat(flat, dim=1, out=self.gradient)
+        if self.max_norm is not None:
+            norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+            gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0))
+        if self.decay is not None:
+            self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         self.mean.lerp_(gradient, 0.1)
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        # The bias corrections of both moments are numbers: one factor of rate and epsilon.
-        correction = math.sqrt(1 - 0.999**self.n_steps)
-        deviation = torch.sqrt(self.square, out=self.deviation).add_(1e-8 * correction)
-        rate *= correction / (1 - 0.9**self.n_steps)
-        self.vector.addcdiv_(self.mean, deviation, value=-rate)
+        deviation = torch.sqrt(self.square, out=self.deviation).mul_(inverse).add_(epsilon)
+        self.weights.addcdiv_(self.mean, deviation, value=-1)
 
 
 class Best:
@@ -156,74 +249,199 @@ class Best:
             self.mark, self.waited = loss, 0
 
 
-def antithetic_noise(
-    n_rows: int, n_components: int, generator: torch.Generator, device: torch.device
+# --- noise --------------------------------------------------------------------------------
+
+
+def hold_out(
+    n_rows: int, n_held_out: int, generators: Sequence[torch.Generator]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each member's held-out rows (M, n_held_out) and training rows (M, the others)."""
+    orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in generators]
+    order = torch.stack(orders)
+    return order[:, :n_held_out], order[:, n_held_out:]
+
+
+def draw_noise(
+    shape: tuple[int, int], plans: Sequence[Plan], generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """Noise of each row's own in pairs eps, -eps: (N_VALIDATION_DRAWS, n_rows, L)."""
-    shape = (N_VALIDATION_DRAWS // 2, n_rows, n_components)
-    half = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
-    return torch.cat([half, -half])
+    """Standard normals (M, *shape, L), of each member's own components; 0 beyond them."""
+    wide = max(plan.n_components for plan in plans)
+    draws = []
+    for plan, g in zip(plans, generators, strict=True):
+        own = (*shape, plan.n_components)
+        eps = torch.randn(own, generator=g, dtype=torch.float32, device=g.device)
+        draws.append(eps if plan.n_components == wide else F.pad(eps, (0, wide - own[-1])))
+    return torch.stack(draws)
 
 
-def run_epoch(
-    gradient: Gradient,
-    adam: Adam,
-    rows: torch.Tensor,
-    plan: Plan,
-    generator: torch.Generator,
-    epoch: int,
-) -> torch.Tensor:
-    """One pass over all rows; returns their mean terms, (2,), as seen on the way."""
-    n_rows, device = len(rows), rows.device
-    order = torch.randperm(n_rows, generator=generator, device=device)
-    shape = (1, n_rows, plan.n_components)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
-    beta = plan.beta_in(epoch)
-    seen = torch.zeros(2, dtype=torch.float32, device=device)
-    batches = order.split(plan.batch_size), noise.split(plan.batch_size, dim=1)
-    for i, (batch, eps) in enumerate(zip(*batches, strict=True)):
-        terms, gradients = gradient(rows.index_select(0, batch), eps, beta)
-        adam.step(gradients, plan.rate_at(epoch + i * plan.batch_size / n_rows))
-        seen += terms
-    return seen / n_rows
+# --- the step -----------------------------------------------------------------------------
+
+# Of rows, their places (M, B), noise (M, 1, B, L), beta (M, 1), and Adam's coefficients.
+Step = Callable[..., None]
 
 
-def judge_rows(terms: Terms, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Mean terms of `rows`, (2,), under the weights as they are."""
-    pairs = zip(rows.split(JUDGED_ROWS), noise.split(JUDGED_ROWS, dim=1), strict=True)
-    return torch.stack([terms(some, eps) for some, eps in pairs]).sum(0) / len(rows)
+def make_step(stack: Stack, adam: Adam, seen: torch.Tensor) -> Step:
+    """A training step, which adds the terms (2, M) of its rows to `seen`."""
+
+    def step(
+        rows: Rows,
+        places: torch.Tensor,
+        eps: torch.Tensor,
+        beta: torch.Tensor,
+        *coefficients: torch.Tensor,
+    ) -> None:
+        terms, gradients = loss_gradient(stack, rows.take(places), eps, beta)
+        adam.step(gradients, *coefficients)
+        seen.add_(terms)
+
+    if seen.device.type != "cuda":
+        return step
+    return capture(step, [adam.weights, adam.mean, adam.square, seen])
+
+
+def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
+    """`step`, which changes these tensors, as CUDA graphs: one launch instead of a hundred.
+
+    There is one graph for each size of batch and each place in memory of the rows.
+    """
+    graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
+    device = changes[0].device
+
+    def record(rows: Rows, inputs: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph:
+        before = [tensor.clone() for tensor in changes]
+        # Libraries choose their kernels and their memory outside of a capture.
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step(rows, *inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(rows, *inputs)
+        for tensor, value in zip(changes, before, strict=True):
+            tensor.copy_(value)
+        return graph
+
+    def replay(rows: Rows, *inputs: torch.Tensor) -> None:
+        key = rows.data.data_ptr(), inputs[0].shape
+        if key not in graphs:
+            own = [tensor.clone() for tensor in inputs]
+            graphs[key] = record(rows, own), own
+        graph, own = graphs[key]
+        for tensor, value in zip(own, inputs, strict=True):
+            tensor.copy_(value)
+        graph.replay()
+
+    return replay
+
+
+# --- the loop -----------------------------------------------------------------------------
+
+
+class Members:
+    """The models of a stack that are still in training, and what belongs to each."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        judged: Rows,
+        plans: Sequence[Plan],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self.stack, self.judged = stack, judged
+        self.plans, self.generators = list(plans), list(generators)
+        pairs = draw_noise((N_VALIDATION_DRAWS // 2, judged.index.shape[1]), plans, generators)
+        # Antithetic: eps and -eps.
+        self.noise = torch.cat([pairs, -pairs], dim=1).to(judged.data.dtype)
+        self.adam = Adam(
+            list(stack.parameters()),
+            [plan.weight_decay for plan in plans],
+            [plan.max_grad_norm for plan in plans],
+        )
+        self.chosen: torch.Tensor | None = None  # of the members at the start; None: all
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.seen = self.adam.weights.new_zeros(2, len(self.plans))
+        self.step = make_step(self.stack, self.adam, self.seen)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with the members at these places."""
+        chosen = torch.tensor(places, device=self.seen.device)
+        self.chosen = chosen if self.chosen is None else self.chosen[chosen]
+        self.plans = [self.plans[place] for place in places]
+        self.generators = [self.generators[place] for place in places]
+        self.judged = Rows(self.judged.data, self.judged.index[chosen])
+        self.noise = self.noise[chosen]
+        self.stack.keep(chosen)
+        self.adam.keep(chosen)
+        self._prepare()
+
+    def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
+        """One pass over all rows; returns their mean terms, (2, M), as seen on the way."""
+        self.seen.zero_()
+        done, n_rows = 0.0, 0
+        for share, rows in parts:
+            if self.chosen is not None:
+                rows = Rows(rows.data, rows.index[self.chosen])
+            self._run_part(rows, epoch, done, share)
+            done, n_rows = done + share, n_rows + rows.index.shape[1]
+        return self.seen / n_rows
+
+    def _run_part(self, rows: Rows, epoch: int, done: float, share: float) -> None:
+        """One pass over `rows`, in a new order, which are this share of the epoch."""
+        n_rows, size = rows.index.shape[1], self.plans[0].batch_size
+        orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
+        places = rows.index.gather(1, torch.stack(orders)).split(size, dim=1)
+        noise = draw_noise((1, n_rows), self.plans, self.generators).to(rows.data.dtype)
+        beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
+        times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
+        rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
+        steps = zip(places, noise.split(size, 2), self.adam.coefficients(rates), strict=True)
+        for batch, eps, coefficients in steps:
+            self.step(rows, batch, eps, beta, *coefficients)
+
+    def judge(self) -> torch.Tensor:
+        """Mean terms of the judged rows, (2, M), under the weights as they are."""
+        n_rows, size = self.judged.index.shape[1], max(1, JUDGED_ROWS // len(self.plans))
+        total = torch.zeros_like(self.seen)
+        blocks = zip(self.judged.index.split(size, 1), self.noise.split(size, 2), strict=True)
+        for places, eps in blocks:
+            total += total_terms(*self.stack.vjp(self.judged.take(places), eps)[0])
+        return total / n_rows
 
 
 def train(
-    terms: Terms,
-    gradient: Gradient,
-    parameters: Sequence[torch.Tensor],
-    rows: torch.Tensor,
-    plan: Plan,
-    generator: torch.Generator,
+    stack: Stack,
+    read: Callable[[], Iterable[tuple[float, Rows]]],
+    judged: Rows,
+    plans: Sequence[Plan],
+    generators: Sequence[torch.Generator],
     begin_epoch: Callable[[], None],
-    end_epoch: Callable[[Record], bool],
-) -> Record:
-    """Minimise reconstruction + beta * KL; `parameters` end as the weights that are kept.
+    end_epoch: Callable[[Sequence[Record]], bool],
+) -> list[Record]:
+    """Minimise reconstruction + beta * KL for each model of a stack.
 
     Parameters
     ----------
-    terms, gradient : callables
-        The loss in two parts, and its gradient in the order of `parameters`.
-    parameters : sequence of tensors
-        What is learned, changed in place.
-    rows : tensor of shape (N, D)
-        Data, of which `plan.n_held_out` rows are drawn to judge the weights.
-    plan : Plan
-        The numbers.
-    generator : torch.Generator
-        Of every permutation and all noise, on the device of the rows.
+    stack : Stack
+        The models, changed in place; those that end leave it.
+    read : callable
+        Gives the training rows of an epoch, part by part, each with its share of the epoch.
+    judged : Rows
+        Rows to judge the weights by.
+    plans : sequence of Plan
+        The numbers of each model; batch size and rows held out are the same for all.
+    generators : sequence of torch.Generator
+        Of each model's permutations and noise, on the device of the rows.
     begin_epoch, end_epoch : callables
-        Told of every epoch; training stops where `end_epoch` returns True.
+        Told of every epoch. `end_epoch` gets the records of the models in training; where
+        it returns True, they stop.
 
     Returns
     -------
-    Record
+    list of Record
         With ``kept == 0`` where no epoch left finite weights.
 
     Raises
@@ -231,45 +449,59 @@ def train(
     KeyboardInterrupt
         Before the first epoch was complete.
     """
-    order = torch.randperm(len(rows), generator=generator, device=rows.device)
-    held_out, rows = rows[order[: plan.n_held_out]], rows[order[plan.n_held_out :]]
-    judged = held_out if plan.n_held_out else rows[:PROBE_ROWS]
-    fixed = antithetic_noise(len(judged), plan.n_components, generator, rows.device)
-    adam = Adam(parameters, plan.weight_decay)
-    best = Best(adam.vector)
-    if plan.continues:
-        reconstruction, kl = judge_rows(terms, judged, fixed).tolist()
-        if math.isfinite(reconstruction + plan.beta * kl):
-            best.judge(reconstruction + plan.beta * kl, 0, adam.vector, plan)
-    record = Record()
-    last = (0, best.weights)  # complete epochs, and a copy of the weights after them
+    members = Members(stack, judged, plans, generators)
+    bests = [Best(weights) for weights in members.adam.weights]
+    if any(plan.continues for plan in plans):
+        losses = members.judge().T.tolist()
+        for best, plan, (reconstruction, kl) in zip(bests, plans, losses, strict=True):
+            loss = reconstruction + plan.beta * kl
+            if plan.continues and math.isfinite(loss):
+                best.judge(loss, 0, best.weights, plan)
+    records = [Record() for _ in plans]
+    # Complete epochs of each model, and its weights after them.
+    last = [(0, best.weights) for best in bests]
+    live = list(range(len(plans)))
     try:
-        for epoch in range(plan.max_iter):
+        while live:
+            epoch = last[live[0]][0]
             begin_epoch()
-            seen = run_epoch(gradient, adam, rows, plan, generator, epoch)
+            seen = members.run_epoch(read(), epoch)
             # The one place of an epoch that waits for the device.
-            numbers = torch.cat([seen, judge_rows(terms, judged, fixed)]).tolist()
-            if not all(map(math.isfinite, numbers)):
-                record.outcome = "diverged"
-                break
-            record.add(numbers, plan)
-            best.judge(numbers[2] + plan.beta * numbers[3], epoch + 1, adam.vector, plan)
-            last = (epoch + 1, adam.vector.clone())
-            if end_epoch(record):
-                record.outcome = "stopped"
-                break
-            if plan.n_held_out and best.waited >= plan.patience:
-                record.outcome = "converged"
-                break
+            numbers = torch.cat([seen, members.judge()]).T.tolist()
+            for m, row, weights in zip(live, numbers, members.adam.weights.clone(), strict=True):
+                record, plan = records[m], plans[m]
+                if not all(map(math.isfinite, row)):
+                    record.outcome = "diverged"
+                    continue
+                record.add(row, plan)
+                bests[m].judge(row[2] + plan.beta * row[3], epoch + 1, weights, plan)
+                last[m] = (epoch + 1, weights)
+                record.weights = weights
+                if plan.n_held_out and bests[m].waited >= plan.patience:
+                    record.outcome = "converged"
+            sound = [m for m in live if records[m].outcome != "diverged"]
+            if sound and end_epoch([records[m] for m in sound]):
+                for m in sound:
+                    records[m].outcome = "stopped"
+            going = [
+                m
+                for m in live
+                if records[m].outcome == "finished" and last[m][0] < plans[m].max_iter
+            ]
+            if going and len(going) < len(live):
+                members.keep([live.index(m) for m in going])
+            live = going
     except KeyboardInterrupt:
-        if last[0] == 0:
+        if not any(last[m][0] for m in live):
             raise
-        record.outcome = "interrupted"
-        record.n_iter = last[0]
-        record.history = {name: values[: last[0]] for name, values in record.history.items()}
-    if record.outcome == "interrupted" or (record.outcome != "diverged" and not plan.n_held_out):
-        record.kept, weights = last
-    else:
-        record.kept, weights = best.epoch, best.weights
-    adam.vector.copy_(weights)
-    return record
+        for m in live:
+            record, (n_iter, _) = records[m], last[m]
+            record.outcome, record.n_iter = "interrupted", n_iter
+            record.history = {name: values[:n_iter] for name, values in record.history.items()}
+    for record, best, plan, (n_iter, weights) in zip(records, bests, plans, last, strict=True):
+        complete = record.outcome != "diverged" and not plan.n_held_out
+        if complete or record.outcome == "interrupted":
+            record.kept, record.weights = n_iter, weights
+        else:
+            record.kept, record.weights = best.epoch, best.weights
+    return records

@@ -21,12 +21,12 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state, check_scalar
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skvae import _arrays, _frames, _model, _objective, _training
+from skvae import _arrays, _frames, _model, _objective, _stack, _training
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
-from skvae.networks import ACTIVATIONS, MLP, NETWORKS
+from skvae.networks import ACTIVATIONS, NETWORKS
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -67,7 +67,9 @@ class VAETransformer(
         `skvae.likelihoods.Bernoulli()`, values in [0, 1].
 
     network : {"mlp"} or value, default="mlp"
-        Encoder and decoder: "mlp" is `skvae.networks.MLP()`.
+        Encoder and decoder: "mlp" is `skvae.networks.MLP()`. A value of your own has its
+        methods `build` and `initialise`, and makes modules of parameters and buffers whose
+        outputs for a row don't depend on other rows.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -93,6 +95,10 @@ class VAETransformer(
     weight_decay : float, default=0.0
         Decoupled decay of the weight matrices, as in AdamW.
 
+    max_grad_norm : float or None, default=None
+        Largest norm of the gradient of the loss by all parameters together: longer ones are
+        shortened to it. Helps where a high learning rate diverges. None: as they are.
+
     batch_size : int or "auto", default="auto"
         Rows of a training step. "auto" takes the power of two that gives about 16 steps an
         epoch, from 32 to 256. At most the number of training rows.
@@ -106,7 +112,8 @@ class VAETransformer(
         rows on. Never before the warm-up has ended.
 
     validation_fraction : float, default=0.1
-        Share of the rows held out for early stopping, in (0, 1).
+        Share of the rows held out for early stopping, in (0, 1). Of rows that are read in
+        parts, at most one part.
 
     n_iter_no_change : int, default=30
         Epochs without an improvement by `tol` after which early stopping ends training.
@@ -126,12 +133,19 @@ class VAETransformer(
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
         is one. What was fitted on one device works on every other.
 
+    precision : {"float32", "bf16", "float64"}, default="float32"
+        Precision of training. With "bf16" the products of matrices are in bfloat16, which
+        pays on recent GPUs with wide layers, and all else, as well as the score, in float32.
+        With "float64" everything is, and twice as slow. TF32 is used only where
+        ``torch.set_float32_matmul_precision`` has allowed it.
+
     random_state : int, RandomState instance or None, default=None
         Decides everything that is random in `fit`. With None, numpy's global generator is
         used.
 
     verbose : bool or int, default=0
-        If true, print a line an epoch.
+        If true, print a line an epoch; above 1, also one for each part of the rows that is
+        read, where they are read in parts.
 
     Attributes
     ----------
@@ -169,6 +183,11 @@ class VAETransformer(
     posterior. `score_samples` integrates over q(z|x) with a fixed set of draws: exact for a
     linear decoder whose noise doesn't depend on z, else an estimate.
 
+    Rows that scikit-learn's `working_memory` (1 GiB, as float32) doesn't hold are read in
+    parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
+    epoch reads blocks of neighbouring rows in a new random order and shuffles the rows of a
+    part, of hundreds of blocks, among them.
+
     With hidden layers, the encoder sees a value that is more than 20 standard deviations
     from the mean of its column as that far; the density sees it as it is.
 
@@ -205,7 +224,7 @@ class VAETransformer(
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
         "likelihood": [StrOptions(set(LIKELIHOODS)), Gaussian, Bernoulli],
-        "network": [StrOptions(set(NETWORKS)), MLP],
+        "network": [StrOptions(set(NETWORKS)), HasMethods(["build", "initialise"])],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "beta": [Interval(Real, 0, None, closed="left")],
@@ -213,6 +232,7 @@ class VAETransformer(
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions(set(_training.SCHEDULES))],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "early_stopping": ["boolean", StrOptions({"auto"})],
@@ -222,6 +242,7 @@ class VAETransformer(
         "n_score_draws": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "device": [str],
+        "precision": [StrOptions(set(_arrays.PRECISIONS))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -239,6 +260,7 @@ class VAETransformer(
         learning_rate=5e-3,
         learning_rate_schedule="cosine",
         weight_decay=0.0,
+        max_grad_norm=None,
         batch_size="auto",
         max_iter=300,
         early_stopping="auto",
@@ -248,6 +270,7 @@ class VAETransformer(
         n_score_draws=64,
         warm_start=False,
         device="auto",
+        precision="float32",
         random_state=None,
         verbose=0,
     ):
@@ -261,6 +284,7 @@ class VAETransformer(
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
         self.batch_size = batch_size
         self.max_iter = max_iter
         self.early_stopping = early_stopping
@@ -270,6 +294,7 @@ class VAETransformer(
         self.n_score_draws = n_score_draws
         self.warm_start = warm_start
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -297,58 +322,70 @@ class VAETransformer(
             If X or a parameter cannot be used, or if no epoch ended with a finite loss.
             The estimator is then as it was before the call.
         """
+        job, fitted = self._prepare(X)
+        callbacks = _Callbacks(self, X, y)
+
+        def end_epoch(records, states):
+            if self.verbose:
+                _print_epoch(records[0])
+            # A callback may be somebody's torch code.
+            with torch.inference_mode(False), torch.enable_grad():
+                return callbacks.end_epoch(lambda: fitted(records[0], states()[0]))
+
+        def end_part(epoch, share):
+            if self.verbose > 1:
+                print(f"Iteration {epoch + 1}, {share:.0%} of the rows")
+
+        ((record, state),) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
+        check_outcome(record, job.plan)
+        attributes = fitted(record, state)
+        callbacks.end(attributes)
+        return self._become(attributes)
+
+    def _prepare(self, X, known=None):
+        """The job that training on X is, and what makes attributes of its outcome.
+
+        Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
+        keeps what was read of X for the next call with the same X.
+        """
         device = _arrays.resolve_device(self.device)
+        dtype = _arrays.dtype_of(self.precision, device)
         warm = self.warm_start and self.__sklearn_is_fitted__()
         # Validation sets attributes: on a copy, so that a failure below leaves self alone.
         reader = copy.copy(self)
-        data = _read(reader, X, self.likelihood, reset=not warm, ensure_min_samples=2)
+        known = {} if known is None else known
+        likelihood = _part(self.likelihood)
+        if likelihood not in known:
+            data = _read(reader, X, likelihood, reset=not warm, ensure_min_samples=2)
+            known[likelihood] = data, _arrays.describe_columns(data), _names_seen(reader)
+        data, columns, names = known[likelihood]
         architecture = self._describe_architecture(data.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
             _check_same_architecture(self._architecture, architecture)
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
-            state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
+            state = _model.initial_state(architecture, columns, seed)
             n_before, history = 0, {}
-        plan = self._plan_training(len(data), _model.log_jacobian(state["scale"]), warm)
-        callbacks = _Callbacks(self, X, y)
+        constant = _model.log_jacobian(state["scale"])
+        plan = self._plan_training(len(data), _stack.rows_at_once(data), constant, warm)
+        state = _model.cast(state, dtype)
 
-        def fitted(model, record):
+        def fitted(record, state):
             """All that `fit` sets, as if it had ended with this record."""
             return {
-                **_names_seen(reader),
+                **names,
                 "_architecture": architecture,
                 "_output": _frames.describe(X, data.dtype),
-                "state_": {**state, **_model.learned(model)},
+                "state_": state,
                 "n_iter_": n_before + record.n_iter,
                 "history_": _join(history, n_before, record.history, record.n_iter),
             }
 
-        n_products = plan.batch_size * _model.n_weights(state)
-        with _arrays.computing(device, one_thread=n_products < _arrays.FEW_PRODUCTS):
-            model = _model.from_state(architecture, state, device)
+        return _stack.Job(data, architecture, state, plan, seed, device, self.precision), fitted
 
-            def end_epoch(record):
-                if self.verbose:
-                    _print_epoch(record)
-                # A callback may be somebody's torch code.
-                with torch.inference_mode(False), torch.enable_grad():
-                    return callbacks.end_epoch(lambda: fitted(model, record))
-
-            record = _training.train(
-                lambda rows, eps: _objective.total_terms(*model(rows, eps)),
-                lambda rows, eps, beta: _objective.loss_gradient(model, rows, eps, beta),
-                list(model.parameters()),
-                _arrays.standardised_tensor(data, state["location"], state["scale"], device),
-                plan,
-                _arrays.generator(seed + 1, device),
-                callbacks.begin_epoch,
-                end_epoch,
-            )
-            _check_outcome(record, plan)
-            attributes = fitted(model, record)
-        callbacks.end(attributes)
-
+    def _become(self, attributes):
+        """Be fitted, with these attributes."""
         vars(self).pop("feature_names_in_", None)
         vars(self).update(attributes)
         return self
@@ -373,12 +410,13 @@ class VAETransformer(
             "activation": self.activation,
         }
 
-    def _plan_training(self, n_rows, constant, continues):
+    def _plan_training(self, n_rows, n_at_once, constant, continues):
         """The numbers of the training run, with "auto" resolved."""
         early = self.early_stopping
         if early == "auto":
             early = n_rows >= EARLY_STOPPING_ROWS
-        n_held_out = min(int(self.validation_fraction * n_rows), n_rows - 1) if early else 0
+        n_held_out = int(self.validation_fraction * n_rows) if early else 0
+        n_held_out = min(n_held_out, n_rows - 1, n_at_once)
         if early and n_held_out < 1:
             raise ValueError(
                 f"The validation set is too small: {self.validation_fraction} of {n_rows} rows. "
@@ -397,6 +435,7 @@ class VAETransformer(
             learning_rate=self.learning_rate,
             schedule=self.learning_rate_schedule,
             weight_decay=self.weight_decay,
+            max_grad_norm=math.inf if self.max_grad_norm is None else self.max_grad_norm,
             beta=self.beta,
             n_warmup=int(self.beta_warmup * self.max_iter),
             patience=self.n_iter_no_change,
@@ -538,7 +577,7 @@ class VAETransformer(
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         eps = torch.tensor(noise[:, None, :], dtype=torch.float32, device="cpu")
         elbo = self._map_rows(
-            lambda model, rows: _objective.elbo(model, rows, eps.to(rows.device)),
+            lambda model, rows: _objective.elbo(model, rows, eps.to(rows)),
             data,
             n_draws=len(noise),
         )
@@ -591,7 +630,7 @@ class VAETransformer(
             names = getattr(self, "feature_names_in_", None)
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
-        n_rows = _arrays.block_rows(n_products)
+        n_rows, dtype = _arrays.block_rows(n_products), state["varies"].dtype
         with _arrays.computing(device, one_thread=True):
             model = _model.from_state(self._architecture, state, device)
             return _arrays.map_rows(
@@ -599,7 +638,9 @@ class VAETransformer(
                 X,
                 n_rows,
                 device,
-                lambda block: _arrays.standardise(block, location, scale, names),
+                lambda block: _arrays.standardise(
+                    block, location, scale, names, state["varies"].dtype
+                ),
             )
 
     # --- what comes out -------------------------------------------------------------------
@@ -622,7 +663,9 @@ class VAETransformer(
             raise AttributeError(f"{model.likelihood!r} has no noise variance of its own.")
         scale = self.state_["scale"]
         variance = _arrays.to_array(variance).astype(np.float64)
-        return float(variance * scale.max() ** 2) if variance.ndim == 0 else variance * scale**2
+        if model.likelihood.noise == "per_feature":
+            return variance * scale**2
+        return float(variance[0] * scale.max() ** 2)
 
     @property
     def _n_features_out(self):
@@ -639,9 +682,8 @@ class VAETransformer(
 
 def _read(estimator, X, likelihood, **checks):
     """X as finite floats within the support of the likelihood."""
-    X = validate_data(
-        estimator, _frames.to_validate(X), dtype=_frames.float_dtypes(X), order="C", **checks
-    )
+    X = _frames.to_validate(X)
+    X = validate_data(estimator, X, dtype=_frames.float_dtypes(X), **checks)
     names = getattr(estimator, "feature_names_in_", None)
     return LIKELIHOODS.get(likelihood, likelihood).check_support(X, names)
 
@@ -686,7 +728,7 @@ def _join(before, n_before, now, n_now):
     }
 
 
-def _check_outcome(record, plan):
+def check_outcome(record, plan):
     """Warn of a training run that did not end well; raise if it left nothing."""
     epoch = record.n_iter + 1
     if record.outcome == "diverged":

@@ -14,7 +14,8 @@ calibrated decoders, 2021, arXiv:2006.13202) unless it is given. It never falls 
 (0.01)**2 of the column's own variance, v = floor + exp(raw): a density has no upper bound,
 and without the floor one nearly constant column decides the score of the whole table.
 
-`vjp` is the derivative of the log-density written out, as in `skvae.networks`.
+`vjp` is the derivative of the log-density written out, for M models at once as in
+`skvae.networks`.
 
 Bernoulli, with l the decoder's log-odds:
 
@@ -45,8 +46,8 @@ INITIAL_VARIANCE = 0.3
 LOG_VARIANCE_BOUND = 30.0  # of a variance that the decoder gives, so that it stays finite
 BERNOULLI_TOLERANCE = 1e-6
 
-# Gradient of log p(x|z) of each row (n,) -> of the decoder's outputs (n, P), and of what is
-# learned besides them.
+# Gradient of log p(x|z) of each row (M, n) -> of the decoder's outputs (M, n, P), and of what
+# is learned besides them.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
@@ -131,10 +132,10 @@ class Gaussian:
     def build(self, n_features: int) -> Any:
         """Make the module of what is learned besides the decoder: the noise variance."""
         module: Any = nn.Module()
-        module.register_buffer("floor", torch.empty(()))
+        module.register_buffer("floor", torch.empty(1))
         if self.noise in ("per_feature", "shared"):
-            shape = (n_features,) if self.noise == "per_feature" else ()
-            module.raw_variance = nn.Parameter(torch.empty(shape))
+            n_learned = n_features if self.noise == "per_feature" else 1
+            module.raw_variance = nn.Parameter(torch.empty(n_learned))
         return module
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
@@ -158,7 +159,7 @@ class Gaussian:
             nn.init.constant_(module.raw_variance, math.log(INITIAL_VARIANCE))
 
     def variance(self, module: Any) -> torch.Tensor | None:
-        """Noise variance in the model's units, () or (D,); None where it is per sample."""
+        """Noise variance in the model's units, (1,) or (D,); None where it is per sample."""
         if self.noise == "per_sample":
             return None
         if self.noise in ("per_feature", "shared"):
@@ -167,10 +168,12 @@ class Gaussian:
 
     def _mean_variance(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance = self.variance(module)
-        if variance is None:
+        if variance is not None:
+            variance = variance.unsqueeze(-2)  # from rows to (..., rows, D)
+        else:
             raw, log_variance = raw.chunk(2, dim=-1)
             bend = torch.tanh(log_variance / LOG_VARIANCE_BOUND)
-            variance = module.floor + (LOG_VARIANCE_BOUND * bend).exp()
+            variance = module.floor.unsqueeze(-2) + (LOG_VARIANCE_BOUND * bend).exp()
         return raw, variance
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -181,16 +184,20 @@ class Gaussian:
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`log_prob` (n, D) summed with the features' `weight` (D,), and its pullback."""
+        """`log_prob` (M, n, D) summed with the features' `weight` (M, D), and its pullback.
+
+        The value alone also without a leading M, and for S draws: (S, n, D) and (D,).
+        """
         mean, variance = self._mean_variance(module, raw)
         residual = x - mean
         square = residual.square()
+        weight = weight.unsqueeze(-2)
         precision = weight / variance
         log_variance = variance.log() + LOG_2PI
         if self.noise == "per_sample":
-            total = (square * precision).sum(-1) + log_variance @ weight
+            total = ((square * precision) + log_variance * weight).sum(-1)
         else:
-            total = square @ precision.expand_as(weight) + (log_variance * weight).sum()
+            total = (square @ precision.mT).squeeze(-1) + (log_variance * weight).sum(-1)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_mean = residual * precision * g.unsqueeze(-1)
@@ -201,9 +208,10 @@ class Gaussian:
                 return torch.cat([g_mean, g_variance * slope], dim=-1), []
             if self.noise not in ("per_feature", "shared"):
                 return g_mean, []
-            g_variance = 0.5 * precision * (g @ square / variance - g.sum())
+            g = g.unsqueeze(-2)
+            g_variance = 0.5 * precision * (torch.bmm(g, square) / variance - g.sum(-1, True))
             slope = module.raw_variance.exp()
-            return g_mean, [(g_variance * slope).sum_to_size(slope.shape)]
+            return g_mean, [(g_variance.squeeze(-2) * slope).sum_to_size(slope.shape)]
 
         return -0.5 * total, pull
 
@@ -272,22 +280,27 @@ class Bernoulli:
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
-        log_odds = module.log_odds + raw
+        log_odds = module.log_odds.unsqueeze(-2) + raw
         return x * log_odds - F.softplus(log_odds)
 
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`log_prob` (n, D) summed with the features' `weight` (D,), and its pullback."""
+        """`log_prob` (M, n, D) summed with the features' `weight` (M, D), and its pullback.
+
+        The value alone also without a leading M, and for S draws: (S, n, D) and (D,).
+        """
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            return (x - self.mean(module, raw)) * weight * g.unsqueeze(-1), []
+            g_raw = x - self.mean(module, raw)
+            return g_raw * weight.unsqueeze(-2) * g.unsqueeze(-1), []
 
-        return self.log_prob(module, raw, x) @ weight, pull
+        total = self.log_prob(module, raw, x) @ weight.unsqueeze(-1)
+        return total.squeeze(-1), pull
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
-        return torch.sigmoid(module.log_odds + raw)
+        return torch.sigmoid(module.log_odds.unsqueeze(-2) + raw)
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws of x, (..., D), zeros and ones."""

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+aten = torch.ops.aten
+
 LOG_2PI = math.log(2 * math.pi)
 
 # log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
@@ -31,7 +33,7 @@ class Normal(NamedTuple):
     log_std: torch.Tensor
 
 
-# Gradients of z (S, B, L) and of the KL divergence (B,) -> of the raw outputs (B, 2L).
+# Gradients of z (M, S, B, L) and of the KL divergence (M, B) -> of the raw outputs (M, B, 2L).
 Pullback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -52,6 +54,10 @@ class Diagonal:
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
         return 2 * n_components
+
+    def places(self, n_components: int, n_wider: int) -> list[int]:
+        """Where the raw outputs for L components stand among those for more of them."""
+        return [*range(n_components), *range(n_wider, n_wider + n_components)]
 
     def parameters(self, raw: torch.Tensor) -> Normal:
         """Read raw encoder outputs (B, 2L)."""
@@ -77,25 +83,27 @@ class Diagonal:
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
-        """`rsample`, `kl` and the pullback of their gradients (S, B, L) and (B,)."""
+        """`rsample`, `kl` and the pullback of their gradients, of M models at once.
+
+        From raw (M, B, 2L) and eps (M, S, B, L) to z (M, S, B, L) and KL (M, B).
+        """
         mean, raw_log_std = raw.chunk(2, dim=-1)
         bend = torch.tanh(raw_log_std / LOG_STD_BOUND)
         log_std = LOG_STD_BOUND * bend
         std = log_std.exp()
-        deviation = std * eps
-        square = std.square()
-        twice = torch.addcmul(square, mean, mean).sub_(log_std, alpha=2).sum(-1)
-        kl = 0.5 * (twice - mean.shape[-1])
+        deviation = std.unsqueeze(1) * eps
+        excess = std.square() - 1
+        twice = torch.addcmul(excess, mean, mean).sub_(log_std, alpha=2).sum(-1)
 
         def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> torch.Tensor:
             g_kl = g_kl.unsqueeze(-1)
             g_mean, g_log_std = g_z, g_z * deviation
-            if len(g_z) == 1:  # a view, where a sum would copy
-                g_mean, g_log_std = g_mean[0], g_log_std[0]
+            if g_z.shape[1] == 1:  # a view, where a sum would copy
+                g_mean, g_log_std = g_mean.squeeze(1), g_log_std.squeeze(1)
             else:
-                g_mean, g_log_std = g_mean.sum(0), g_log_std.sum(0)
+                g_mean, g_log_std = g_mean.sum(1), g_log_std.sum(1)
             g_mean = torch.addcmul(g_mean, mean, g_kl)
-            g_log_std = torch.addcmul(g_log_std, square - 1, g_kl)
-            return torch.cat([g_mean, g_log_std * (1 - bend.square())], dim=-1)
+            g_log_std = torch.addcmul(g_log_std, excess, g_kl)
+            return torch.cat([g_mean, aten.tanh_backward(g_log_std, bend)], dim=-1)
 
-        return mean + deviation, kl, pull
+        return mean.unsqueeze(1) + deviation, 0.5 * twice, pull

@@ -1,5 +1,6 @@
 """Likelihoods: densities, draws, units and gradients, against torch.distributions."""
 
+import copy
 import math
 import pickle
 import re
@@ -55,7 +56,7 @@ def normals(*shape, seed=0):
     return torch.randn(shape, generator=g, dtype=torch.float64)
 
 
-def start(likelihood, X, learn=True):
+def start(likelihood, X, learn=True, seed=0):
     """The likelihood on data X, with learned values drawn away from where they start."""
     columns = describe_columns(X)
     location, scale = likelihood.units(columns)
@@ -63,10 +64,24 @@ def start(likelihood, X, learn=True):
     with torch.no_grad():
         likelihood.initialise(module, columns, scale)
         for p in module.parameters():
-            p.add_(normals(*p.shape) * learn)
-    raw = normals(6, likelihood.n_outputs(X.shape[1]), seed=1)
+            p.add_(normals(*p.shape, seed=seed) * learn)
+    raw = normals(6, likelihood.n_outputs(X.shape[1]), seed=seed + 1)
     x = torch.tensor(standardise(X[:6], location, scale)).double()
     return Start(columns, location, scale, module, raw, x)
+
+
+def starts(likelihood, X, n_models):
+    """The likelihood on parts of X: learned values, units, outputs and rows all differ."""
+    return [start(likelihood, X[10 * m :], seed=10 * m) for m in range(n_models)]
+
+
+def stacked(several):
+    """One `Start` of several, along a leading dimension."""
+    module = copy.deepcopy(several[0].module)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        tensor.data = torch.stack([s.module.state_dict()[name] for s in several])
+    raw, x = (torch.stack([getattr(s, name).detach() for s in several]) for name in ("raw", "x"))
+    return several[0]._replace(module=module, raw=raw, x=x)
 
 
 def per_feature(s, raw):
@@ -187,21 +202,63 @@ def test_a_gradient_reaches_every_output_and_every_parameter(case):
         assert (p.grad != 0).all(), name
 
 
-@every_likelihood
-@pytest.mark.parametrize("weight", [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
-def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(case, weight):
-    likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
-    weight, g = torch.tensor(weight).double(), normals(6, seed=2)
-    raw = s.raw.requires_grad_()
-    log_prob = likelihood.log_prob(s.module, raw, s.x) @ weight
-    expected = torch.autograd.grad(log_prob, [raw, *s.module.parameters()], g)
+WEIGHTS = [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
 
+
+@every_likelihood
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("first", [0, 1])
+def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(case, n_models, first):
+    likelihood, several = case.likelihood, starts(case.likelihood, case.support().data, n_models)
+    weights = torch.tensor((WEIGHTS[first:] + WEIGHTS[:first])[:n_models]).double()
+    g = normals(n_models, 6, seed=2)
+    log_probs, of_raw, of_parameters = [], [], []
+    for s, weight, own in zip(several, weights, g, strict=True):
+        raw = s.raw.requires_grad_()
+        log_prob = likelihood.log_prob(s.module, raw, s.x) @ weight
+        gradient, *others = torch.autograd.grad(log_prob, [raw, *s.module.parameters()], own)
+        log_probs.append(log_prob.detach())
+        of_raw.append(gradient)
+        of_parameters.append(others)
+    expected = [torch.stack(own) for own in (of_raw, *zip(*of_parameters, strict=True))]
+
+    stack = stacked(several)
     with torch.no_grad():
-        same, pull = likelihood.vjp(s.module, raw.detach(), s.x, weight)
+        same, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
         g_raw, g_parameters = pull(g)
 
-    torch.testing.assert_close(same, log_prob.detach(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close([g_raw, *g_parameters], list(expected), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(same, torch.stack(log_probs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close([g_raw, *g_parameters], expected, rtol=1e-11, atol=1e-12)
+
+
+@every_likelihood
+def test_vjp_of_a_stack_gives_what_each_member_gives_alone(case):
+    likelihood, several = case.likelihood, starts(case.likelihood, case.support().data, 3)
+    stack, weights, g = stacked(several), torch.tensor(WEIGHTS).double(), normals(3, 6, seed=2)
+    with torch.no_grad():
+        value, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
+        g_raw, g_parameters = pull(g)
+        for m, s in enumerate(several):
+            one, alone = slice(m, m + 1), stacked([s])
+            expected, pull_alone = likelihood.vjp(alone.module, alone.raw, alone.x, weights[one])
+            of_raw, of_parameters = pull_alone(g[one])
+            # float64: rounding of sums of a few numbers.
+            torch.testing.assert_close(value[one], expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(g_raw[one], of_raw, rtol=1e-12, atol=1e-12)
+            own = [gradient[one] for gradient in g_parameters]
+            torch.testing.assert_close(own, of_parameters, rtol=1e-12, atol=1e-12)
+
+
+@every_likelihood
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 1)])
+def test_value_of_vjp_without_a_stack_is_the_weighted_log_prob_of_every_draw(case, shape):
+    likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
+    raw, weight = s.raw + normals(*shape), torch.tensor(WEIGHTS[1]).double()
+    with torch.no_grad():
+        value, _ = likelihood.vjp(s.module, raw, s.x, weight)
+        expected = likelihood.log_prob(s.module, raw, s.x) @ weight
+    assert value.shape == raw.shape[:-1]
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
 @every_likelihood
@@ -233,7 +290,7 @@ def test_a_constant_column_does_not_change_the_units_and_start_of_the_others(cas
     for a, b in [(s.location, more.location), (s.scale, more.scale)]:
         np.testing.assert_array_equal(a, np.delete(b, 1))
     for a, b in zip(s.module.state_dict().values(), more.module.state_dict().values(), strict=True):
-        b = b if a.ndim == 0 else torch.cat([b[:1], b[2:]])
+        b = b if len(a) == 1 else torch.cat([b[:1], b[2:]])
         torch.testing.assert_close(a, b, rtol=1e-14, atol=0)
 
 
@@ -414,9 +471,10 @@ def test_gaussian_noise_at_its_floor_in_float32_still_has_the_gradient_of_autogr
     log_prob = likelihood.log_prob(module, raw, x).sum()
     (expected,) = torch.autograd.grad(log_prob, learned)
     with torch.no_grad():
-        _, pull = likelihood.vjp(module, raw.detach(), x, torch.ones(3))
-        of_raw, of_parameters = pull(torch.ones(6))
-    gradient = of_raw if noise == "per_sample" else of_parameters[0]
+        stack = stacked([s._replace(raw=raw, x=x)])
+        _, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(1, 3))
+        of_raw, of_parameters = pull(torch.ones(1, 6))
+    gradient = (of_raw if noise == "per_sample" else of_parameters[0])[0]
     assert (gradient != 0).all()
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=0)
 
@@ -495,5 +553,6 @@ def test_bernoulli_starts_from_finite_log_odds_where_all_but_one_are_equal():
     X = np.zeros((10_000, 2))
     X[0, 0] = X[1:, 1] = 1
     s = start(Bernoulli(), X)
-    assert Bernoulli().mean(s.module, torch.zeros(2)).tolist() == pytest.approx([0.001, 0.999])
+    (mean,) = Bernoulli().mean(s.module, torch.zeros(1, 2)).tolist()
+    assert mean == pytest.approx([0.001, 0.999])
     assert Bernoulli().variance(s.module) is None

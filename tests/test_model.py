@@ -46,16 +46,28 @@ def data(likelihood="gaussian", n_rows=30):
     return X
 
 
-def made(likelihood="gaussian", n_components=2, hidden=(6, 5)):
+def made(likelihood="gaussian", n_components=2, hidden=(6, 5), seed=1):
     """A model in float64 whose learned values are all away from where they start."""
     architecture = describe(4, n_components, likelihood, hidden)
     columns = describe_columns(data(likelihood))
-    state = _model.initial_state(architecture, columns, 0)
-    state = {name: array.astype(np.float64) for name, array in state.items()}
-    rng = np.random.default_rng(1)
-    for name in _model.learned(_model.from_state(architecture, state)):
+    state = _model.cast(_model.initial_state(architecture, columns, 0), np.float64)
+    rng = np.random.default_rng(seed)
+    for name in learned_names(architecture, state):
         state[name] = 0.6 * rng.normal(size=state[name].shape)
     return _model.from_state(architecture, state), state
+
+
+def learned_names(architecture, state):
+    return [name for name, _ in _model.from_state(architecture, state).named_parameters()]
+
+
+def stacked(architectures, states):
+    return _model.stack(architectures, states, torch.device("cpu"))
+
+
+def end_to_end(stack):
+    """The parameters of each model of a stack, (M, P)."""
+    return torch.cat([p.detach().flatten(1) for p in stack.parameters()], dim=1)
 
 
 def normals(*shape, seed=0):
@@ -89,8 +101,17 @@ def test_state_of_a_model_made_from_a_state_is_that_state_bit_for_bit(likelihood
     for name, array in state.items():
         assert array.dtype == again[name].numpy().dtype
         np.testing.assert_array_equal(again[name].numpy(), array)
-    assert set(_model.learned(model)) == {name for name, _ in model.named_parameters()}
-    for name, array in _model.learned(model).items():
+
+
+@every_likelihood
+def test_learned_part_of_a_state_is_that_of_the_parameters_bit_for_bit(likelihood):
+    architecture = describe(likelihood=likelihood)
+    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
+    stack = stacked([architecture], [state])
+    learned = _model.learned(stack, architecture, end_to_end(stack)[0])
+    assert list(learned) == learned_names(architecture, state)
+    for name, array in learned.items():
+        assert array.dtype == state[name].dtype
         np.testing.assert_array_equal(array, state[name])
 
 
@@ -134,17 +155,37 @@ def test_initial_state_does_not_depend_on_the_defaults_of_torch(likelihood, chan
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
 
 
-def test_state_and_model_share_no_memory():
-    state = _model.initial_state(describe(), describe_columns(data()), 0)
+@pytest.mark.parametrize("make", ["model", "stack"])
+def test_state_and_model_share_no_memory(make):
+    architecture = describe()
+    state = _model.initial_state(architecture, describe_columns(data()), 0)
+    before = {name: array.copy() for name, array in state.items()}
     for array in state.values():
         array.setflags(write=False)  # as a memory map
-    model = _model.from_state(describe(), state)
-    before = _model.learned(model)
+    if make == "model":
+        model, learned = _model.from_state(architecture, state), {}
+    else:
+        model = stacked([architecture], [state])
+        weights = end_to_end(model)[0]
+        learned = _model.learned(model, architecture, weights)
+        weights.add_(1)
     with torch.no_grad():
-        for p in model.parameters():
-            p.add_(1)
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
     for name, array in before.items():
         np.testing.assert_array_equal(array, state[name])
+    for name, array in learned.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_state_that_is_cast_has_weights_of_the_dtype_and_the_units_it_had(dtype):
+    state = _model.initial_state(describe(), describe_columns(data()), 0)
+    cast = _model.cast(state, dtype)
+    assert set(cast) == set(state)
+    for name, array in cast.items():
+        assert array.dtype == (np.float64 if name in ("location", "scale") else dtype)
+        np.testing.assert_array_equal(array, state[name])  # float32 fits into either
 
 
 def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
@@ -334,31 +375,40 @@ def test_terms_equal_torch_distributions_over_the_columns_that_vary(noise_rows):
 
 @every_likelihood
 @pytest.mark.parametrize("n_draws", [1, 3])
-def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(likelihood, n_draws):
-    model, state = made(likelihood)
-    Y = standardise(data(likelihood), state["location"], state["scale"])
-    y, eps = torch.tensor(Y).double(), normals(n_draws, 30, 2)
-    y[0, 0], y[1, 3] = 50, -60  # farther than the encoder sees
-    g_log_likelihood, g_kl = normals(n_draws, 30, seed=2), normals(30, seed=3)
-    terms = model(y, eps)
-    parameters = dict(model.named_parameters())
-    expected = torch.autograd.grad(terms, parameters.values(), [g_log_likelihood, g_kl])
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
+    likelihood, n_draws, n_models
+):
+    models, states = zip(*(made(likelihood, seed=1 + m) for m in range(n_models)), strict=True)
+    Y = standardise(data(likelihood), states[0]["location"], states[0]["scale"])
+    y = torch.stack([torch.tensor(Y).double().roll(m, 0) for m in range(n_models)])
+    y[:, 0, 0], y[:, 1, 3] = 50, -60  # farther than the encoder sees
+    eps = normals(n_models, n_draws, 30, 2)
+    g_log_likelihood, g_kl = normals(n_models, n_draws, 30, seed=2), normals(n_models, 30, seed=3)
+    terms = [model(*own) for model, *own in zip(models, y, eps, strict=True)]
+    of_each = [
+        torch.autograd.grad(own, list(model.parameters()), [*g])
+        for model, own, *g in zip(models, terms, g_log_likelihood, g_kl, strict=True)
+    ]
+    expected = [torch.stack(own) for own in zip(*of_each, strict=True)]
 
     with torch.inference_mode():
-        same, pull = model.vjp(y, eps)
+        stack = stacked([describe(likelihood=likelihood)] * n_models, states)
+        same, pull = stack.vjp(y, eps)
         gradients = pull(g_log_likelihood, g_kl)
 
-    for a, b in zip(same, terms, strict=True):
-        torch.testing.assert_close(a, b.detach(), rtol=1e-11, atol=1e-11)
-    for name, a, b in zip(parameters, gradients, expected, strict=True):
+    for a, b in zip(same, zip(*terms, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(b).detach(), rtol=1e-11, atol=1e-11)
+    names = learned_names(describe(likelihood=likelihood), states[0])
+    for name, a, b in zip(names, gradients, expected, strict=True):
         # Rounding of sums whose terms may be much larger than they are.
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * max(1, b.abs().max().item()))
         # Of a constant column, nothing can be learned.
         reached = torch.ones_like(a, dtype=torch.bool)
         if name == "encoder.0.weight":
-            reached[:, 2] = False
-        elif a.shape[:1] in [(4,), (8,)] and name.startswith(("decoder.4", "observation")):
-            reached[2::4] = False
+            reached[..., 2] = False
+        elif a.shape[1:2] in [(4,), (8,)] and name.startswith(("decoder.4", "observation")):
+            reached[:, 2::4] = False
         assert ((a != 0) == reached).all(), name
 
 
@@ -402,3 +452,107 @@ def test_values_and_their_names_make_the_same_model():
         assert list(by_name) == list(by_value)
         for key, array in by_name.items():
             np.testing.assert_array_equal(array, by_value[key])
+
+
+# --- stacks -----------------------------------------------------------------------------------
+
+# Numbers of components of the members of a stack.
+every_mixture = pytest.mark.parametrize("mixture", [(1, 2, 5), (5, 2, 1), (3, 3, 3), (4,)], ids=str)
+
+
+def made_several(likelihood, mixture, hidden=(6, 5)):
+    """Architectures and states in float64 of models with these numbers of components."""
+    architectures = [describe(4, n, likelihood, hidden) for n in mixture]
+    states = [made(likelihood, n, hidden, seed=1 + m)[1] for m, n in enumerate(mixture)]
+    return architectures, states
+
+
+@every_likelihood
+@every_mixture
+@pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
+def test_a_stack_gives_back_the_learned_values_of_every_member_exactly(likelihood, mixture, hidden):
+    architectures, states = made_several(likelihood, mixture, hidden)
+    stack = stacked(architectures, states)
+    for architecture, state, weights in zip(architectures, states, end_to_end(stack), strict=True):
+        learned = _model.learned(stack, architecture, weights)
+        assert list(learned) == learned_names(architecture, state)
+        for name, array in learned.items():
+            np.testing.assert_array_equal(array, state[name])
+
+
+@every_likelihood
+def test_every_value_of_a_stack_beyond_its_members_own_is_0(likelihood):
+    architectures, states = made_several(likelihood, (1, 2, 5))
+    tensors = stacked(architectures, states).state_dict()
+    assert list(tensors) == list(states[0])
+    for name, tensor in tensors.items():
+        assert len(tensor) == 3
+        for own, state in zip(tensor.numpy(), states, strict=True):
+            # No value that was drawn is 0, and what is not drawn is the same for all members.
+            assert np.count_nonzero(own) == np.count_nonzero(state[name]), name
+
+
+@every_likelihood
+@every_mixture
+@pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
+@pytest.mark.parametrize("n_draws", [1, 3])
+def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
+    likelihood, mixture, hidden, n_draws
+):
+    architectures, states = made_several(likelihood, mixture, hidden)
+    n_models, wide = len(mixture), max(mixture)
+    y, eps = normals(n_models, 7, 4), normals(n_models, n_draws, 7, wide, seed=1)
+    y[:, 0, 0] = 50  # farther than the encoder sees
+    g = normals(n_models, n_draws, 7, seed=2), normals(n_models, 7, seed=3)
+    for m, n_components in enumerate(mixture):
+        eps[m, ..., n_components:] = 0
+    with torch.inference_mode():
+        stack = stacked(architectures, states)
+        terms, pull = stack.vjp(y, eps)
+        gradients = torch.cat([gradient.flatten(1) for gradient in pull(*g)], dim=1)
+        for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
+            one = slice(m, m + 1)
+            model = stacked([architecture], [state])
+            alone, pull_alone = model.vjp(y[one], eps[one, ..., : mixture[m]])
+            for a, b in zip(terms, alone, strict=True):
+                torch.testing.assert_close(a[one], b, rtol=1e-12, atol=1e-12)
+            expected = pull_alone(*(gradient[one] for gradient in g))
+            own = _model.learned(stack, architecture, gradients[m])
+            for a, b in zip(own.values(), expected, strict=True):
+                # Rounding of sums whose terms may be much larger than they are.
+                atol = 1e-12 * max(1, b.abs().max().item())
+                torch.testing.assert_close(torch.tensor(a), b[0], rtol=1e-12, atol=atol)
+            # Nothing is learned beyond the member's own values.
+            n_own = sum(np.count_nonzero(array) for array in own.values())
+            assert torch.count_nonzero(gradients[m]) == n_own
+
+
+@every_likelihood
+def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
+    architectures, states = made_several(likelihood, (2, 2, 5, 5))
+    states[3] = states[3] | {"bound": states[3]["bound"] * 2}
+    stack = stacked(architectures, states)
+    stack.keep(torch.tensor([1, 3]))
+    expected = stacked(architectures[1::2], states[1::2])
+    for (name, a), (same, b) in zip(
+        stack.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        assert name == same
+        assert torch.equal(a, b), name
+    y, eps = 50 * normals(2, 7, 4), normals(2, 1, 7, 5, seed=1)
+    eps[0, ..., 2:] = 0
+    for a, b in zip(stack.vjp(y, eps)[0], expected.vjp(y, eps)[0], strict=True):
+        assert torch.equal(a, b)
+
+
+@every_likelihood
+def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
+    architectures, states = made_several(likelihood, (2, 2))
+    states[0] = states[0] | {"bound": np.float64(3.0)}
+    y, eps = 50 * normals(1, 7, 4).expand(2, 7, 4), normals(2, 1, 7, 2, seed=1)
+    terms, _ = stacked(architectures, states).vjp(y, eps)
+    for m, state in enumerate(states):
+        alone = _model.from_state(architectures[m], state)
+        with torch.no_grad():
+            for a, b in zip(terms, alone(y[m], eps[m]), strict=True):
+                torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)

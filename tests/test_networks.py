@@ -1,5 +1,6 @@
 """Networks: the functions they are, the weights they start from, the gradients they return."""
 
+import copy
 import math
 import pickle
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from skvae.networks import ACTIVATIONS, MLP, NETWORKS
+from skvae.networks import ACTIVATIONS, MLP, NETWORKS, vjp
 
 # Of each activation, its formula.
 FORMULAS = {
@@ -26,18 +27,27 @@ every_activation = pytest.mark.parametrize("activation", list(ACTIVATIONS))
 every_depth = pytest.mark.parametrize("hidden", HIDDEN, ids=str)
 
 
-def built(network, hidden, activation="tanh", n_in=4, n_out=2):
+def built(network, hidden, activation="tanh", n_in=4, n_out=2, seed=0):
     """A module in float64 with every parameter away from 0, biases too."""
     module = network.build(n_in, n_out, hidden, activation).double()
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype))
     return module
 
 
-def rows(n_rows=7, n_in=4):
-    g = torch.Generator().manual_seed(1)
+def stacked(modules):
+    """One module with the weights of all, along a leading dimension."""
+    stack = copy.deepcopy(modules[0])
+    weights = zip(*(module.parameters() for module in modules), strict=True)
+    for p, members in zip(stack.parameters(), weights, strict=True):
+        p.data = torch.stack(members).detach()
+    return stack
+
+
+def rows(n_rows=7, n_in=4, seed=1):
+    g = torch.Generator().manual_seed(seed)
     return torch.randn(n_rows, n_in, generator=g, dtype=torch.float64)
 
 
@@ -73,22 +83,49 @@ def test_network_rounds_a_row_the_same_at_every_place_in_a_batch(network, hidden
 @every_network
 @every_depth
 @every_activation
-def test_network_pulls_gradients_back_as_autograd_does(network, hidden, activation):
-    module, x = built(network, hidden, activation), rows().requires_grad_()
-    g = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    expected = torch.autograd.grad(module(x), [x, *module.parameters()], g)
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_network_pulls_gradients_back_as_autograd_does(network, hidden, activation, n_models):
+    modules = [built(network, hidden, activation, seed=10 + m) for m in range(n_models)]
+    x = torch.stack([rows(seed=20 + m) for m in range(n_models)]).requires_grad_()
+    g = torch.stack([rows(7, 2, seed=30 + m) for m in range(n_models)])
+    outputs = torch.stack([module(x[m]) for m, module in enumerate(modules)])
+    parameters = [p for module in modules for p in module.parameters()]
+    expected_to_input, *expected = torch.autograd.grad(outputs, [x, *parameters], g)
+    # Of each parameter, those of all members.
+    n_each = len(expected) // n_models
+    expected = [torch.stack(expected[i::n_each]) for i in range(n_each)]
 
     with torch.no_grad():
-        output, pull = network.vjp(module, x.detach(), to_input=True)
+        output, pull = network.vjp(stacked(modules), x.detach(), to_input=True)
         to_input, gradients = pull(g)
-        _, pull_again = network.vjp(module, x.detach(), to_input=False)
+        _, pull_again = network.vjp(stacked(modules), x.detach(), to_input=False)
         nothing, same = pull_again(g)
 
     # float64: rounding of sums of a few numbers.
-    torch.testing.assert_close(output, module(x).detach(), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close([to_input, *gradients], list(expected), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(output, outputs.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-13)
     assert nothing is None
     torch.testing.assert_close(same, gradients, rtol=0, atol=0)
+
+
+@every_network
+@every_depth
+def test_network_of_a_stack_gives_what_it_gives_alone(network, hidden):
+    modules = [built(network, hidden, seed=10 + m) for m in range(3)]
+    x, g = (torch.stack([rows(7, n, seed=20 + m) for m in range(3)]) for n in (4, 2))
+    with torch.no_grad():
+        output, pull = network.vjp(stacked(modules), x, to_input=True)
+        to_input, gradients = pull(g)
+        for m, module in enumerate(modules):
+            one = slice(m, m + 1)
+            alone, pull_alone = network.vjp(stacked([module]), x[one], to_input=True)
+            expected_to_input, expected = pull_alone(g[one])
+            # float64: rounding of sums of a few numbers.
+            torch.testing.assert_close(output[one], alone, rtol=1e-13, atol=1e-13)
+            torch.testing.assert_close(to_input[one], expected_to_input, rtol=1e-12, atol=1e-13)
+            own = [gradient[one] for gradient in gradients]
+            torch.testing.assert_close(own, expected, rtol=1e-12, atol=1e-13)
 
 
 @every_network
@@ -163,3 +200,30 @@ def test_mlp_starts_uniform_with_the_variance_of_glorot_and_biases_at_0():
 
 def test_names_of_networks_stand_for_values():
     assert NETWORKS["mlp"] == MLP()
+
+
+# --- a network without gradients of its own ---------------------------------------------------
+
+
+class Plain:
+    """No more than what makes a module."""
+
+    build, initialise = MLP.build, MLP.initialise
+
+
+@every_depth
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_of_a_network_that_has_no_vjp_are_those_of_one_that_has(hidden, n_models, mode):
+    modules = [built(Plain(), hidden, seed=10 + m) for m in range(n_models)]
+    with mode():
+        stack = stacked(modules)
+        x, g = (torch.stack([rows(7, n, seed=m) for m in range(n_models)]) for n in (4, 2))
+        output, pull = vjp(Plain(), stack, x, to_input=True)
+        expected, pull_expected = vjp(MLP(), stack, x, to_input=True)
+        torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-13)
+        to_input, gradients = pull(g)
+        expected_to_input, expected_gradients = pull_expected(g)
+    # float64: rounding of sums of a few numbers.
+    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-12, atol=1e-13)

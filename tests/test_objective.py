@@ -16,9 +16,8 @@ def normals(*shape, seed=0):
     return torch.randn(shape, generator=g, dtype=torch.float64)
 
 
-def linear_model(n_features, n_components, hidden=()):
-    """A model in float64 in units of its own, with weights drawn at random."""
-    architecture = {
+def describe(n_features, n_components, hidden=()):
+    return {
         "n_features": n_features,
         "n_components": n_components,
         "likelihood": "gaussian",
@@ -26,13 +25,27 @@ def linear_model(n_features, n_components, hidden=()):
         "hidden_layer_sizes": hidden,
         "activation": "tanh",
     }
+
+
+def linear_model(n_features, n_components, hidden=(), seed=0):
+    """A model in float64 in units of its own, with weights drawn at random."""
+    architecture = describe(n_features, n_components, hidden)
     columns = Columns(np.zeros(n_features), np.ones(n_features))
     model = _model.from_state(architecture, _model.initial_state(architecture, columns, 0))
     model.double()
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
-            p.copy_(0.5 * normals(*p.shape, seed=i))
+            p.copy_(0.5 * normals(*p.shape, seed=seed + i))
     return model
+
+
+def stacked(models, *shape):
+    """A stack of models of this architecture."""
+    states = [
+        {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+        for model in models
+    ]
+    return _model.stack([describe(*shape)] * len(models), states, torch.device("cpu"))
 
 
 def fixed(log_likelihood, kl):
@@ -91,36 +104,63 @@ def test_elbo_sums_draws_in_float64():
 
 
 def test_total_terms_are_sums_over_rows_of_means_over_draws():
-    log_likelihood = torch.tensor([[-1.0, -2.0, -4.0], [-3.0, 2.0, 0.0]])
-    terms = _objective.total_terms(log_likelihood, torch.tensor([0.5, 0.25, 1.0]))
-    assert terms.tolist() == [2 + 0 + 2, 1.75]
+    first, second = [[-1.0, -2.0, -4.0], [-3.0, 2.0, 0.0]], [[-8.0, 0.0, 0.0], [0.0, 0.0, -8.0]]
+    kl = torch.tensor([[0.5, 0.25, 1.0], [0.0, 3.0, 0.0]])
+    terms = _objective.total_terms(torch.tensor([first, second]), kl)
+    assert terms.tolist() == [[2 + 0 + 2, 8], [1.75, 3]]
+    (alone,) = _objective.total_terms(torch.tensor([first]), kl[:1]).T.tolist()
+    assert alone == [4, 1.75]
 
 
 def test_reconstruction_plus_kl_is_minus_the_elbo():
     model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(3, 7, 2, seed=1)
     with torch.no_grad():
-        reconstruction, kl = _objective.total_terms(*model(y, eps))
+        log_likelihood, kl = model(y, eps)
+        (total,) = _objective.total_terms(log_likelihood[None], kl[None]).sum(0)
         elbo = _objective.elbo(model, y, eps).sum()
-    torch.testing.assert_close(reconstruction + kl, -elbo, rtol=1e-13, atol=0)
+    torch.testing.assert_close(total, -elbo, rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.25, 1.0, 4.0])
+@pytest.mark.parametrize("betas", [[0.0], [0.25], [1.0], [4.0], [0.0, 0.25, 4.0]])
 @pytest.mark.parametrize("n_draws", [1, 3])
 @pytest.mark.parametrize("n_rows", [1, 7])
-def test_loss_gradient_is_that_of_the_mean_reconstruction_plus_beta_kl(beta, n_draws, n_rows):
-    model, y = linear_model(4, 2, (5,)), normals(n_rows, 4)
-    eps = normals(n_draws, n_rows, 2, seed=1)
-    log_likelihood, kl = model(y, eps)
-    loss = -log_likelihood.mean() + beta * kl.mean()
-    expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+def test_loss_gradient_is_that_of_the_mean_reconstruction_plus_beta_kl(betas, n_draws, n_rows):
+    n_models = len(betas)
+    models = [linear_model(4, 2, (5,), seed=100 * m) for m in range(n_models)]
+    y, eps = normals(n_models, n_rows, 4), normals(n_models, n_draws, n_rows, 2, seed=1)
+    totals, of_each = [], []
+    for m, (model, beta) in enumerate(zip(models, betas, strict=True)):
+        log_likelihood, kl = model(y[m], eps[m])
+        loss = -log_likelihood.mean() + beta * kl.mean()
+        of_each.append(torch.autograd.grad(loss, list(model.parameters())))
+        totals.append(torch.stack([-log_likelihood.mean(0).sum(), kl.sum()]).detach())
+    expected = [torch.stack(own) for own in zip(*of_each, strict=True)]
 
     with torch.inference_mode():
-        terms, gradients = _objective.loss_gradient(model, y, eps, beta)
+        beta = torch.tensor(betas).double()[:, None]
+        stack = stacked(models, 4, 2, (5,))
+        terms, gradients = _objective.loss_gradient(stack, y, eps, beta)
 
-    totals = torch.stack([-log_likelihood.mean(0).sum(), kl.sum()]).detach()
-    torch.testing.assert_close(terms, totals, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients, list(expected), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(terms, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
     assert all((gradient != 0).any() for gradient in gradients)
+
+
+def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
+    models = [linear_model(4, 2, (5,), seed=100 * m) for m in range(3)]
+    y, eps = normals(3, 7, 4), normals(3, 1, 7, 2, seed=1)
+    beta = torch.tensor([[0.5], [1.0], [4.0]]).double()
+    with torch.inference_mode():
+        stack = stacked(models, 4, 2, (5,))
+        terms, gradients = _objective.loss_gradient(stack, y, eps, beta)
+        for m, model in enumerate(models):
+            one = slice(m, m + 1)
+            alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], beta[one])
+            expected_terms, expected = _objective.loss_gradient(alone, *own)
+            # float64: rounding of sums of a few numbers.
+            torch.testing.assert_close(terms[:, one], expected_terms, rtol=1e-12, atol=1e-12)
+            of_member = [gradient[one] for gradient in gradients]
+            torch.testing.assert_close(of_member, expected, rtol=1e-12, atol=1e-12)
 
 
 # --- warm-up ----------------------------------------------------------------------------------

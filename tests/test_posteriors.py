@@ -112,11 +112,16 @@ def test_a_gradient_reaches_every_raw_output(posterior, oracle):
 
 @every_posterior
 @pytest.mark.parametrize("n_draws", [1, 3])
-def test_vjp_equals_draws_and_kl_and_pulls_back_as_autograd_does(posterior, oracle, n_draws):
-    raw, eps = raw_outputs(posterior).requires_grad_(), normals(n_draws, 6, 3)
-    q = posterior.parameters(raw)
-    z, kl = posterior.rsample(q, eps), posterior.kl(q)
-    g_z, g_kl = normals(n_draws, 6, 3, seed=2), normals(6, seed=3)
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_vjp_equals_draws_and_kl_and_pulls_back_as_autograd_does(
+    posterior, oracle, n_models, n_draws
+):
+    raw = torch.stack([(1 + m) * raw_outputs(posterior).roll(m, 0) for m in range(n_models)])
+    raw, eps = raw.requires_grad_(), normals(n_models, n_draws, 6, 3)
+    qs = [posterior.parameters(rows) for rows in raw]
+    z = torch.stack([posterior.rsample(q, noise) for q, noise in zip(qs, eps, strict=True)])
+    kl = torch.stack([posterior.kl(q) for q in qs])
+    g_z, g_kl = normals(n_models, n_draws, 6, 3, seed=2), normals(n_models, 6, seed=3)
     (expected,) = torch.autograd.grad([z, kl], raw, [g_z, g_kl])
 
     with torch.no_grad():
@@ -126,6 +131,43 @@ def test_vjp_equals_draws_and_kl_and_pulls_back_as_autograd_does(posterior, orac
     torch.testing.assert_close(same_z, z.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(same_kl, kl.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-13)
+
+
+@every_posterior
+@pytest.mark.parametrize("n_draws", [1, 3])
+def test_vjp_of_a_stack_gives_what_each_member_gives_alone(posterior, oracle, n_draws):
+    raw = 1.5 * normals(3, 6, posterior.n_outputs(3), seed=1)
+    eps, g_z, g_kl = normals(3, n_draws, 6, 3), normals(3, n_draws, 6, 3, seed=2), normals(3, 6)
+    z, kl, pull = posterior.vjp(raw, eps)
+    gradient = pull(g_z, g_kl)
+    for m in range(3):
+        one = slice(m, m + 1)
+        z_alone, kl_alone, pull_alone = posterior.vjp(raw[one], eps[one])
+        # float64: rounding alone.
+        for a, b in [
+            (z[one], z_alone),
+            (kl[one], kl_alone),
+            (gradient[one], pull_alone(g_z[one], g_kl[one])),
+        ]:
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+@every_posterior
+@pytest.mark.parametrize(("n_components", "n_wider"), [(1, 5), (2, 3), (3, 3)])
+def test_raw_outputs_in_their_places_say_the_same_and_the_prior_of_the_other_components(
+    posterior, oracle, n_components, n_wider
+):
+    raw = raw_outputs(posterior, n_components=n_components)
+    places = posterior.places(n_components, n_wider)
+    assert len(places) == posterior.n_outputs(n_components)
+    wide = torch.zeros(6, posterior.n_outputs(n_wider)).double()
+    wide[:, places] = raw
+    mean, std = posterior.mean_std(posterior.parameters(wide))
+    for moment, own, of_prior in zip(
+        (mean, std), posterior.mean_std(posterior.parameters(raw)), (0, 1), strict=True
+    ):
+        assert torch.equal(moment[:, :n_components], own)
+        assert (moment[:, n_components:] == of_prior).all()
 
 
 @every_posterior

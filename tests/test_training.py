@@ -2,14 +2,17 @@
 
 import copy
 import math
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
-from skvae import _training
-from skvae._training import Adam, Best, Plan, Record
+from skvae import _arrays, _model, _stack, _training
+from skvae._training import Adam, Best, Plan, Record, Rows
 
 N_COMPONENTS = 2
+CPU = torch.device("cpu")
 
 
 def plan(**numbers):
@@ -30,85 +33,166 @@ def plan(**numbers):
     return Plan(**plain | numbers)
 
 
-def rows_of(n_rows):
+def rows_of(n_rows, first=0):
     """Rows that are told apart by their first value, their number."""
-    return torch.stack([torch.arange(n_rows), 100 + torch.arange(n_rows)], dim=1).float()
+    numbers = torch.arange(first, first + n_rows)
+    return torch.stack([numbers, 100 + numbers], dim=1).float()
+
+
+class Batch(NamedTuple):
+    """What one member was shown in one step, or at one judgement."""
+
+    epoch: int
+    rows: torch.Tensor  # (B, D)
+    noise: torch.Tensor  # (S, B, L)
+    beta: float | None = None
 
 
 class Problem:
-    """A loss with a matrix and a vector to learn, that remembers all it was shown.
+    """Losses with a matrix and a vector to learn each, that remember all they were shown.
 
-    `judge` replaces the terms of a judged row by numbers of the epoch, from 1.
+    `judge` replaces the terms of a member's judged rows by numbers of the epoch, from 1;
+    `spoil` changes the terms of its training rows in place, though not their gradients.
+    Members are known by their number at the start.
     """
 
-    def __init__(self, judge=None, interrupt=None, spoil=None, dtype=torch.float64):
-        g = torch.Generator().manual_seed(0)
-        self.parameters = [
-            torch.randn(2, 2, generator=g, dtype=dtype).requires_grad_(),
-            torch.randn(2, generator=g, dtype=dtype).requires_grad_(),
-        ]
+    def __init__(self, judge=None, interrupt=None, spoil=None, dtype=torch.float64, members=(0,)):
+        self.members = list(members)  # those still in the stack
+        self.learned = []
+        for shape in [(2, 2), (2,)]:
+            draws = [
+                torch.randn(shape, generator=self.generator(member, len(shape)), dtype=dtype)
+                for member in members
+            ]
+            self.learned.append(torch.stack(draws))
         self.judge, self.interrupt, self.spoil = judge, interrupt, spoil
         self.started = 0  # epochs
-        self.batches = []  # of each step: epoch, rows, noise, beta
-        self.judged = []  # of each judgement: epoch, rows, noise
-        self.after = []  # of each complete epoch: the weights
-        self.records = []  # of each complete epoch: the record
+        self.n_steps = 0
+        self.batches = {member: [] for member in members}
+        self.judged = {member: [] for member in members}
+        self.after = []  # of each complete epoch: the weights of those in the stack, (M, P)
+        self.records = []  # of each complete epoch: the records
         self.events = []
 
+    @staticmethod
+    def generator(*numbers):
+        return torch.Generator().manual_seed(int.from_bytes(bytes(numbers), "big"))
+
     def weights(self):
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters]).clone()
+        return torch.cat([p.flatten(1) for p in self.learned], dim=1).clone()
 
-    def row_terms(self, rows, eps):
-        """Two terms of each row, (B, 2), that depend on rows, noise and parameters."""
-        matrix, vector = self.parameters
-        z = 0.01 * rows.to(matrix.dtype) @ matrix + eps.to(matrix.dtype)
-        reconstruction = (z - vector).square().sum(-1).mean(0)
-        kl = (matrix.square().sum() + vector.exp().sum()).expand(len(rows))
-        return torch.stack([reconstruction, kl], dim=1)
+    # --- what training asks of a stack ---
 
-    def terms(self, rows, eps):
-        self.judged.append((self.started, rows.clone(), eps.clone()))
-        if self.judge is None:
-            return self.row_terms(rows, eps).sum(0)
-        return torch.tensor(self.judge(self.started), dtype=torch.float64) * len(rows)
+    def parameters(self):
+        return self.learned
 
-    def gradient(self, rows, eps, beta):
-        self.batches.append((self.started, rows.clone(), eps.clone(), beta))
-        if self.interrupt == (self.started, "step"):
-            raise KeyboardInterrupt
+    def keep(self, members):
+        self.members = [self.members[place] for place in members.tolist()]
+        for p in self.learned:
+            p.data = p.data[members]
+
+    def vjp(self, y, eps):
+        training = eps.shape[1] != _training.N_VALIDATION_DRAWS
+        if training:
+            self.n_steps += 1
+            if self.interrupt == (self.started, "step"):
+                raise KeyboardInterrupt
         with torch.enable_grad():
-            terms = self.row_terms(rows, eps).sum(0)
-            loss = (terms[0] + beta * terms[1]) / len(rows)
-            gradients = torch.autograd.grad(loss, self.parameters)
-        if self.spoil is not None:
-            terms = self.spoil(self.started, terms)
-        return terms.detach(), gradients
+            learned = [p.detach().requires_grad_() for p in self.learned]
+            terms = self.row_terms(learned, y, eps)
+        log_likelihood, kl = (term.detach().clone() for term in terms)
+        for place, member in enumerate(self.members):
+            if training and self.spoil is not None:
+                self.spoil(self.started, member, log_likelihood[place], kl[place])
+            if training:
+                continue
+            self.judged[member].append(Batch(self.started, y[place].clone(), eps[place].clone()))
+            if self.judge is not None:
+                reconstruction, kl[place] = self.judge(self.started, member)
+                log_likelihood[place] = -reconstruction
+
+        def pull(g_log_likelihood, g_kl):
+            for place, member in enumerate(self.members):
+                # beta is known by its gradient: some digits are lost.
+                beta = round(g_kl[place, 0].item() * y.shape[1], 12)
+                batch = Batch(self.started, y[place].clone(), eps[place].clone(), beta)
+                self.batches[member].append(batch)
+            return torch.autograd.grad(terms, learned, [g_log_likelihood, g_kl])
+
+        return (log_likelihood, kl), pull
+
+    def row_terms(self, learned, y, eps):
+        """Log-likelihood (M, S, B) and KL (M, B), that depend on rows, noise and parameters."""
+        matrix, vector = learned
+        z = (0.01 * y.to(matrix.dtype) @ matrix).unsqueeze(1) + eps.to(matrix.dtype)
+        log_likelihood = -(z - vector[:, None, None]).square().sum(-1)
+        kl = matrix.square().sum((1, 2)) + vector.exp().sum(1)
+        return log_likelihood, kl.unsqueeze(1).expand(y.shape[:2])
+
+    # --- what training tells ---
 
     def begin_epoch(self):
         self.started += 1
-        self.events.append(("begin", self.started, len(self.batches)))
+        self.events.append(("begin", self.started, self.n_steps))
         if self.interrupt == (self.started, "begin"):
             raise KeyboardInterrupt
 
-    def end_epoch(self, record):
-        self.events.append(("end", self.started, len(self.batches)))
+    def end_epoch(self, records):
+        self.events.append(("end", self.started, self.n_steps))
         self.after.append(self.weights())
-        self.records.append(copy.deepcopy(record))
+        self.records.append(copy.deepcopy(records))
         if self.interrupt == (self.started, "end"):
             raise KeyboardInterrupt
         return False
 
-    def train(self, rows, numbers, seed=0, end_epoch=None):
+    # --- the run ---
+
+    def train_all(self, rows, plans, seeds, end_epoch=None, cut=None):
+        """Train all members, each on its rows; `cut` makes parts of the training rows."""
+        precision = "float64" if self.learned[0].dtype == torch.float64 else "float32"
+        units = {"location": np.zeros(2), "scale": np.ones(2)}  # of their own
+        arrays = {id(table): table.numpy() for table in rows}
+        jobs = [
+            _stack.Job(arrays[id(table)], {}, units, numbers, seed, CPU, precision)
+            for table, numbers, seed in zip(rows, plans, seeds, strict=True)
+        ]
+        generators = [_arrays.generator(seed) for seed in seeds]
+        read, judged = _stack._read_once(jobs, generators)
         return _training.train(
-            self.terms,
-            self.gradient,
-            self.parameters,
-            rows,
-            numbers,
-            torch.Generator().manual_seed(seed),
+            self,
+            read if cut is None else lambda: cut(*read()),
+            judged,
+            plans,
+            generators,
             self.begin_epoch,
             end_epoch or self.end_epoch,
         )
+
+    def train(self, rows, numbers, seed=0, end_epoch=None, cut=None):
+        """Train the only member."""
+        (record,) = self.train_all([rows], [numbers], [seed], end_epoch, cut)
+        return record
+
+
+def in_parts(n_parts):
+    """Makes parts of rows, of unequal sizes, each in a memory of its own, in a new order."""
+    g = torch.Generator().manual_seed(0)
+
+    def cut(whole):
+        (share, rows), n_rows = whole, whole[1].index.shape[1]
+        ends = [round(n_rows * (i / n_parts) ** 1.5) for i in range(n_parts + 1)]
+        for i in torch.randperm(n_parts, generator=g).tolist():
+            places = rows.index[:, ends[i] : ends[i + 1]]
+            data = rows.data[places].flatten(0, 1)
+            index = torch.arange(len(data)).view(places.shape)
+            yield share * places.shape[1] / n_rows, Rows(data, index)
+
+    return cut
+
+
+def told(record):
+    """All of a record but its weights, which tensors cannot be compared with ``==``."""
+    return {name: value for name, value in vars(record).items() if name != "weights"}
 
 
 def numbers_of(rows):
@@ -121,49 +205,105 @@ def numbers_of(rows):
 SHAPES = [(3, 4), (4,), (), (2, 3, 2), (1, 1)]
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(weight_decay):
+def draws_of(n_models):
+    """Draws parameters or gradients, each (M, ...)."""
     g = torch.Generator().manual_seed(0)
 
     def draw(shape):
-        return torch.randn(shape, generator=g, dtype=torch.float64)
+        return torch.randn(n_models, *shape, generator=g, dtype=torch.float64)
 
-    ours = [draw(shape).requires_grad_() for shape in SHAPES]
-    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    return draw
+
+
+def adam_of_torch(parameters, weight_decay):
+    """The optimizer of one model, with decay of its matrices only."""
     groups = [
-        {"params": [p for p in theirs if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in theirs if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    oracle = torch.optim.AdamW(groups) if weight_decay else torch.optim.Adam(theirs)
-    with torch.no_grad():
-        adam = Adam(ours, weight_decay)
-        for step in range(300):
-            # Gradients of many sizes, some of them 0; every step has a rate of its own.
-            gradients = [10 ** (step % 9 - 6) * draw(shape) for shape in SHAPES]
+    return torch.optim.AdamW(groups) if weight_decay else torch.optim.Adam(parameters)
+
+
+NEVER = math.inf  # the norm of a gradient beyond which it is clipped
+
+
+@pytest.mark.parametrize(
+    ("decays", "norms"),
+    [
+        ([0.0], [NEVER]),
+        ([0.1], [NEVER]),
+        ([0.1], [1.0]),
+        ([0.0, 0.0, 0.0, 0.0], [NEVER] * 4),
+        ([0.0, 0.1, 0.0, 0.5], [NEVER] * 4),
+        ([0.0, 0.1, 0.0, 0.5], [1.0, 0.01, NEVER, 3.0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("keep", [[0, 1, 2, 3], [1, 3], [2]], ids=str)
+@torch.no_grad()
+def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms, keep):
+    n_models = len(decays)
+    draw = draws_of(n_models)
+    ours = [draw(shape) for shape in SHAPES]
+    theirs = [[p[m].clone() for p in ours] for m in range(n_models)]
+    oracles = [
+        adam_of_torch(parameters, decay) for parameters, decay in zip(theirs, decays, strict=True)
+    ]
+    adam, members = Adam(ours, decays, norms), list(range(n_models))
+    for start in range(0, 300, 10):
+        if start == 150 and n_models > 1:  # some leave
+            members = keep
+            adam.keep(torch.tensor(members))
+        # Every step of every member has a rate of its own.
+        rates = [[0.1 / (1 + (7 * m + step) % 11) for m in members] for step in range(10)]
+        for step, coefficients in enumerate(adam.coefficients(rates)):
+            # Gradients of many sizes, some of them 0.
+            gradients = [10 ** ((start + step) % 9 - 6) * draw(shape) for shape in SHAPES]
             if step % 5 == 0:
                 gradients[0].zero_()
-            rate = 0.1 / (1 + step % 7)
-            adam.step([gradient.clone() for gradient in gradients], rate)
-            for p, gradient in zip(theirs, gradients, strict=True):
-                p.grad = gradient
-            for group in oracle.param_groups:
-                group["lr"] = rate
-            oracle.step()
+            adam.step([gradient[members] for gradient in gradients], *coefficients)
+            for m, rate in zip(members, rates[step], strict=True):
+                for p, gradient in zip(theirs[m], gradients, strict=True):
+                    p.grad = gradient[m].clone()
+                if math.isfinite(norms[m]):
+                    torch.nn.utils.clip_grad_norm_(theirs[m], norms[m])
+                for group in oracles[m].param_groups:
+                    group["lr"] = rate
+                oracles[m].step()
+    expected = [torch.stack([theirs[m][i] for m in members]) for i in range(len(SHAPES))]
     # Rounding of 300 steps.
-    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
 
 
-def test_adam_leaves_the_parameters_themselves_with_their_values_as_views_of_one_vector():
-    parameters = [torch.randn(shape, requires_grad=True) for shape in SHAPES]
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_adam_leaves_the_parameters_themselves_with_their_values_as_views_of_one_matrix(n_models):
+    draw = draws_of(n_models)
+    parameters = [draw(shape).requires_grad_() for shape in SHAPES]
     values, same = [p.detach().clone() for p in parameters], list(parameters)
-    adam = Adam(parameters)
+    adam = Adam(parameters, [0.0] * n_models, [NEVER] * n_models)
+    assert len(adam.weights) == n_models
     for p, value, before in zip(parameters, values, same, strict=True):
         assert p is before
         assert torch.equal(p, value)
         assert p.requires_grad
     with torch.no_grad():
-        adam.vector.fill_(7)
-    assert all((p == 7).all() for p in parameters)
+        adam.weights.copy_(torch.arange(n_models)[:, None])
+    for m in range(n_models):
+        assert all((p[m] == m).all() for p in parameters)
+
+
+def test_adam_that_keeps_some_members_leaves_them_their_values_as_views_of_a_smaller_matrix():
+    draw = draws_of(4)
+    parameters = [draw(shape) for shape in SHAPES]
+    values, same = [p.clone() for p in parameters], list(parameters)
+    adam = Adam(parameters, [0.1] * 4, [1.0] * 4)
+    adam.keep(torch.tensor([1, 2]))
+    for p, value, before in zip(parameters, values, same, strict=True):
+        assert p is before
+        assert torch.equal(p, value[1:3])
+    adam.weights.copy_(torch.arange(2)[:, None])
+    for m in range(2):
+        assert all((p[m] == m).all() for p in parameters)
 
 
 # --- Plan -------------------------------------------------------------------------------------
@@ -210,11 +350,11 @@ def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size
     problem.train(rows, plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4))
 
     assert torch.equal(rows, before)
-    held_out = numbers_of(problem.judged[0][1]) if n_held_out else []
+    held_out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
     assert len(set(held_out)) == n_held_out
     orders = []
     for epoch in range(1, 5):
-        batches = [batch[1] for batch in problem.batches if batch[0] == epoch]
+        batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
         sizes = [len(batch) for batch in batches]
         assert sizes[:-1] == [batch_size] * (len(sizes) - 1)  # a ragged last batch
         assert 1 <= sizes[-1] <= batch_size
@@ -224,12 +364,89 @@ def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size
     assert len(set(orders)) == 4
 
 
+@pytest.mark.parametrize("n_held_out", [0, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 14])
+def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch_size):
+    n_training = 14 - n_held_out
+    problem, cut, sizes = Problem(), in_parts(3), []
+
+    def counted(whole):
+        for share, rows in cut(whole):
+            n_rows = rows.index.shape[1]
+            sizes.append([min(batch_size, n_rows - i) for i in range(0, n_rows, batch_size)])
+            assert share == pytest.approx(n_rows / n_training)
+            yield share, rows
+
+    numbers = plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4)
+    problem.train(rows_of(14), numbers, cut=counted)
+    held_out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
+    orders = []
+    for epoch in range(1, 5):
+        batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
+        # Each part ends with a ragged batch of its own.
+        assert [len(batch) for batch in batches] == sum(sizes[3 * epoch - 3 : 3 * epoch], [])
+        used = numbers_of(torch.cat(batches))
+        assert sorted(used + held_out) == list(range(14))
+        orders.append(tuple(used))
+    assert len(set(orders)) == 4
+
+
+@pytest.mark.parametrize("n_rows", [100, 101, 119])
+@pytest.mark.parametrize("n_held_out", [0, 7, 10])
+@pytest.mark.parametrize("n_block", [1, 4, 50])
+def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
+    monkeypatch, n_rows, n_held_out, n_block
+):
+    monkeypatch.setattr(_stack, "rows_at_once", lambda data: 20)
+    monkeypatch.setattr(_stack, "BLOCK_VALUES", 2 * n_block)
+    units = {"location": np.zeros(2), "scale": np.ones(2)}
+    data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
+    progress = []
+    read, judged = _stack._read_in_parts(
+        _stack.Job(data, {}, units, numbers, seed=0, device=CPU, precision="float32"),
+        lambda *now: progress.append(now),
+    )
+    held_out = numbers_of(judged.take(judged.index)[0]) if n_held_out else []
+    assert len(set(held_out)) == n_held_out
+    orders = []
+    for epoch in range(3):
+        seen, total = [], 0.0
+        for share, rows in read():
+            assert rows.index.shape[1] <= 20
+            part = numbers_of(rows.take(rows.index)[0])
+            assert share == pytest.approx(len(part) / (n_rows - n_held_out))
+            seen, total = seen + part, total + share
+        assert sorted(seen + held_out) == list(range(n_rows))
+        assert total == pytest.approx(1)
+        assert progress[-1] == (epoch, pytest.approx(1))
+        orders.append(tuple(seen))
+    assert len(set(orders)) == 3
+
+
+@pytest.mark.parametrize("n_rows", [65, 101, 119, 640])
+def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(monkeypatch, n_rows):
+    monkeypatch.setattr(_stack, "rows_at_once", lambda data: 64)
+    units = {"location": np.zeros(2), "scale": np.ones(2)}
+    drawn = []
+    for seed in range(20):
+        job = _stack.Job(
+            rows_of(n_rows).numpy(), {}, units, plan(n_held_out=50), seed, CPU, "float32"
+        )
+        _, judged = _stack._read_in_parts(job, lambda epoch, share: None)
+        held_out = numbers_of(judged.take(judged.index)[0])
+        assert len(set(held_out)) == 50
+        # One from each of 50 stretches of equal length.
+        assert np.abs(np.array(held_out) - (np.arange(50) + 0.5) * n_rows / 50).max() <= n_rows / 50
+        drawn.append(tuple(held_out))
+    assert len(set(drawn)) == 20
+
+
 def test_rows_held_out_are_drawn_and_not_the_first_ones():
     drawn = []
     for seed in range(5):
         problem = Problem()
         problem.train(rows_of(20), plan(n_held_out=5, max_iter=1), seed)
-        drawn.append(frozenset(numbers_of(problem.judged[0][1])))
+        drawn.append(frozenset(numbers_of(problem.judged[0][0].rows)))
     assert len(set(drawn)) > 1
     assert frozenset(range(5)) not in drawn
 
@@ -237,7 +454,7 @@ def test_rows_held_out_are_drawn_and_not_the_first_ones():
 def test_noise_of_training_is_new_for_every_row_and_every_epoch():
     problem = Problem()
     problem.train(rows_of(500), plan(batch_size=64, max_iter=3))
-    noise = torch.cat([eps for _, _, eps, _ in problem.batches], dim=1)
+    noise = torch.cat([batch.noise for batch in problem.batches[0]], dim=1)
     assert noise.shape == (1, 1500, N_COMPONENTS)
     assert len(noise.unique()) == noise.numel()
     # Five standard errors of standard normals.
@@ -253,12 +470,12 @@ def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
     monkeypatch.setattr(_training, "PROBE_ROWS", n_probe)
     problem = Problem()
     problem.train(rows_of(20), plan(n_held_out=n_held_out, max_iter=4))
-    (_, rows, noise), *others = problem.judged
-    assert [epoch for epoch, _, _ in problem.judged] == [1, 2, 3, 4]
+    (_, rows, noise, _), *others = problem.judged[0]
+    assert [batch.epoch for batch in problem.judged[0]] == [1, 2, 3, 4]
     assert len(rows) == (n_held_out or min(n_probe, 20))
-    for _, same_rows, same_noise in others:
-        assert torch.equal(rows, same_rows)
-        assert torch.equal(noise, same_noise)
+    for same in others:
+        assert torch.equal(rows, same.rows)
+        assert torch.equal(noise, same.noise)
     # Of each row its own, in pairs eps and -eps.
     assert noise.shape == (_training.N_VALIDATION_DRAWS, len(rows), N_COMPONENTS)
     rising = noise.sort(dim=0).values
@@ -269,7 +486,7 @@ def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
 def test_training_shows_the_loss_beta_of_the_epoch():
     problem = Problem()
     problem.train(rows_of(8), plan(beta=8.0, n_warmup=3, max_iter=5))
-    shown = {epoch: beta for epoch, _, _, beta in problem.batches}
+    shown = {batch.epoch: batch.beta for batch in problem.batches[0]}
     assert shown == {1: 2.0, 2: 4.0, 3: 6.0, 4: 8.0, 5: 8.0}
 
 
@@ -284,7 +501,8 @@ def test_every_epoch_is_announced_before_its_first_step_and_ended_after_its_last
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("n_held_out", [0, 3])
-def test_training_equals_a_loop_of_torch_over_the_same_batches(schedule, n_held_out):
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_training_equals_a_loop_of_torch_over_the_same_batches(schedule, n_held_out, n_parts):
     problem, oracle = Problem(), Problem()
     numbers = plan(
         schedule=schedule,
@@ -295,39 +513,35 @@ def test_training_equals_a_loop_of_torch_over_the_same_batches(schedule, n_held_
         n_warmup=2,
         max_iter=6,
     )
-    problem.train(rows_of(17), numbers)
+    problem.train(rows_of(17), numbers, cut=None if n_parts == 1 else in_parts(n_parts))
 
-    matrix, vector = oracle.parameters
-    groups = [{"params": [matrix], "weight_decay": 0.1}, {"params": [vector], "weight_decay": 0.0}]
-    adam = torch.optim.AdamW(groups)
+    matrix, vector = (p[0].requires_grad_() for p in oracle.learned)
+    adam = adam_of_torch([matrix, vector], 0.1)
     n_training, done = 17 - n_held_out, 0
-    for epoch, rows, eps, _ in problem.batches:
+    for epoch, rows, eps, _ in problem.batches[0]:
         share = (done - (epoch - 1) * n_training) / n_training
         for group in adam.param_groups:
             cosine = (1 + math.cos(math.pi * (epoch - 1 + share) / 6)) / 2
             group["lr"] = 0.05 * (cosine if schedule == "cosine" else 1)
-        reconstruction, kl = oracle.row_terms(rows, eps).mean(0)
+        log_likelihood, kl = oracle.row_terms([matrix[None], vector[None]], rows[None], eps[None])
         adam.zero_grad()
-        (reconstruction + 0.5 * min(1, epoch / 3) * kl).backward()
+        (0.5 * min(1, epoch / 3) * kl.mean() - log_likelihood.mean()).backward()
         adam.step()
         done += len(rows)
     assert done == 6 * n_training
-    torch.testing.assert_close(problem.after[-1], oracle.weights(), rtol=1e-11, atol=1e-12)
+    expected = torch.cat([matrix.detach().flatten(), vector.detach()])
+    torch.testing.assert_close(problem.after[-1][0], expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_training_is_decided_by_its_generator_and_moves_no_other(n_held_out):
     torch.rand(1)  # so that no seed gives the state
     before = torch.get_rng_state()
-    ends = []
-    for seed in (0, 0, 1):
-        problem = Problem()
-        record = problem.train(rows_of(14), plan(n_held_out=n_held_out), seed)
-        ends.append((record, problem.weights()))
+    ends = [Problem().train(rows_of(14), plan(n_held_out=n_held_out), seed) for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert ends[0][0] == ends[1][0]
-    assert torch.equal(ends[0][1], ends[1][1])
-    assert not torch.equal(ends[0][1], ends[2][1])
+    assert told(ends[0]) == told(ends[1])
+    assert torch.equal(ends[0].weights, ends[1].weights)
+    assert not torch.equal(ends[0].weights, ends[2].weights)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -336,20 +550,20 @@ def test_training_is_decided_by_its_generator_and_moves_no_other(n_held_out):
 class Counting(Problem):
     """Terms of a row that are its number and 2, and nothing to learn."""
 
-    def row_terms(self, rows, eps):
-        return torch.stack([rows[:, 0], torch.full((len(rows),), 2.0)], dim=1).double()
-
-    def gradient(self, rows, eps, beta):
-        self.batches.append((self.started, rows, eps, beta))
-        return self.row_terms(rows, eps).sum(0), [torch.zeros_like(p) for p in self.parameters]
+    def row_terms(self, learned, y, eps):
+        nothing = sum(0 * p.sum() for p in learned)
+        log_likelihood = -y[..., 0].unsqueeze(1).expand(eps.shape[:3])
+        return log_likelihood + nothing, torch.full_like(y[..., 0], 2.0) + nothing
 
 
+@pytest.mark.parametrize("n_parts", [1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10])
-def test_record_weighs_the_batches_of_an_epoch_by_their_rows(batch_size):
-    record = Counting().train(rows_of(10), plan(batch_size=batch_size, max_iter=3))
-    # Sums in float32.
-    assert record.history["reconstruction"] == pytest.approx([4.5] * 3, rel=1e-6)
-    assert record.history["kl"] == pytest.approx([2.0] * 3, rel=1e-6)
+def test_record_weighs_the_batches_of_an_epoch_by_their_rows(batch_size, n_parts):
+    cut = None if n_parts == 1 else in_parts(n_parts)
+    record = Counting().train(rows_of(10), plan(batch_size=batch_size, max_iter=3), cut=cut)
+    # Sums in float64.
+    assert record.history["reconstruction"] == pytest.approx([4.5] * 3, rel=1e-13)
+    assert record.history["kl"] == pytest.approx([2.0] * 3, rel=1e-13)
 
 
 @pytest.mark.parametrize("n_at_once", [1, 3, 4, 100])
@@ -361,7 +575,7 @@ def test_record_weighs_the_parts_of_the_held_out_rows_by_their_rows(monkeypatch,
     record = problem.train(rows_of(14), plan(n_held_out=10))
     for name, values in expected.history.items():
         assert record.history[name] == pytest.approx(values, rel=1e-12)
-    assert max(len(rows) for _, rows, _ in problem.judged) == min(n_at_once, 10)
+    assert max(len(batch.rows) for batch in problem.judged[0]) == min(n_at_once, 10)
 
 
 @pytest.mark.parametrize("n_held_out", [0, 4])
@@ -390,22 +604,21 @@ def test_record_holds_the_terms_of_every_epoch_and_what_they_add_up_to(n_held_ou
 def test_record_of_held_out_rows_is_that_of_the_weights_after_the_epoch():
     problem = Problem()
     record = problem.train(rows_of(12), plan(n_held_out=4, max_iter=3))
-    _, rows, noise = problem.judged[0]
+    _, rows, noise, _ = problem.judged[0][0]
     for epoch, weights in enumerate(problem.after):
-        matrix, vector = problem.parameters
-        with torch.no_grad():
-            matrix.copy_(weights[:4].view(2, 2))
-            vector.copy_(weights[4:])
-            reconstruction, kl = problem.row_terms(rows, noise).mean(0).tolist()
+        learned = weights[:, :4].view(1, 2, 2), weights[:, 4:]
+        log_likelihood, kl = problem.row_terms(learned, rows[None], noise[None])
         seen = [record.history[f"validation_{name}"][epoch] for name in ("reconstruction", "kl")]
-        assert seen == pytest.approx([reconstruction, kl], rel=1e-12)
+        assert seen == pytest.approx([-log_likelihood.mean().item(), kl.mean().item()], rel=1e-12)
 
 
 def test_end_epoch_sees_the_record_so_far():
     problem = Problem()
     problem.train(rows_of(8), plan(max_iter=3))
-    assert [record.n_iter for record in problem.records] == [1, 2, 3]
-    assert [len(record.history["loss"]) for record in problem.records] == [1, 2, 3]
+    assert [record.n_iter for (record,) in problem.records] == [1, 2, 3]
+    assert [len(record.history["loss"]) for (record,) in problem.records] == [1, 2, 3]
+    for (record,), weights in zip(problem.records, problem.after, strict=True):
+        assert torch.equal(record.weights, weights[0])
 
 
 # --- the weights that are kept ----------------------------------------------------------------
@@ -413,7 +626,7 @@ def test_end_epoch_sees_the_record_so_far():
 
 def judged_by(losses):
     """Terms of the judged rows, by epoch from 1: a reconstruction, and KL 0."""
-    return lambda epoch: (losses[epoch - 1], 0.0)
+    return lambda epoch, member: (losses[epoch - 1], 0.0)
 
 
 def test_best_weights_are_a_copy_of_those_with_the_smallest_loss():
@@ -442,15 +655,15 @@ def test_training_restores_the_weights_of_the_best_epoch_on_held_out_rows():
     problem = Problem(judged_by([5.0, 4.0, 2.0, 3.0, 4.0, 6.0]))
     record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=6))
     assert (record.outcome, record.n_iter, record.kept) == ("finished", 6, 3)
-    assert torch.equal(problem.weights(), problem.after[2])
-    assert len({tuple(weights.tolist()) for weights in problem.after}) == 6
+    assert torch.equal(record.weights, problem.after[2][0])
+    assert len({tuple(weights[0].tolist()) for weights in problem.after}) == 6
 
 
 def test_training_without_held_out_rows_keeps_the_last_weights():
     problem = Problem(judged_by([5.0, 1.0, 2.0, 3.0, 4.0]))
     record = problem.train(rows_of(14), plan(patience=1))
     assert (record.outcome, record.n_iter, record.kept) == ("finished", 5, 5)
-    assert torch.equal(problem.weights(), problem.after[4])
+    assert torch.equal(record.weights, problem.after[4][0])
 
 
 @pytest.mark.parametrize(
@@ -472,13 +685,13 @@ def test_training_converges_after_patience_epochs_without_a_fall(losses, numbers
     record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=len(losses), **numbers))
     assert (record.outcome, record.n_iter, record.kept) == ("converged", n_iter, kept)
     assert problem.started == n_iter
-    assert torch.equal(problem.weights(), problem.after[kept - 1])
+    assert torch.equal(record.weights, problem.after[kept - 1][0])
 
 
 def test_training_judges_by_the_objective_at_its_final_beta():
     # With beta = 2 the best epoch is the second, with 1 it were the first, with 0 the third.
     terms = [(2.0, 2.0), (4.0, 0.5), (1.0, 4.0)]
-    problem = Problem(lambda epoch: terms[epoch - 1])
+    problem = Problem(lambda epoch, member: terms[epoch - 1])
     record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=3, beta=2.0))
     assert record.kept == 2
     assert record.history["validation_loss"] == [6.0, 5.0, 9.0]
@@ -488,14 +701,14 @@ def test_training_judges_by_the_objective_at_its_final_beta():
 def test_training_stops_where_end_epoch_returns_true(n_held_out, kept):
     problem = Problem(judged_by([3.0, 1.0, 2.0, 0.5, 0.5]))
 
-    def end_epoch(record):
-        problem.end_epoch(record)
-        return record.n_iter == 3
+    def end_epoch(records):
+        problem.end_epoch(records)
+        return records[0].n_iter == 3
 
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out), end_epoch=end_epoch)
     assert (record.outcome, record.n_iter, record.kept) == ("stopped", 3, kept)
     assert problem.started == 3
-    assert torch.equal(problem.weights(), problem.after[kept - 1])
+    assert torch.equal(record.weights, problem.after[kept - 1][0])
 
 
 @pytest.mark.parametrize(
@@ -508,18 +721,18 @@ def test_training_stops_where_end_epoch_returns_true(n_held_out, kept):
 )
 def test_training_that_continues_may_keep_the_weights_it_began_with(first_loss, n_warmup, kept):
     problem = Problem(judged_by([5.0, 2.0, 3.0, 4.0, first_loss]))  # the last: before epoch 1
-    first = problem.weights()
+    first = problem.weights()[0]
     record = problem.train(
         rows_of(14), plan(n_held_out=4, max_iter=4, n_warmup=n_warmup, continues=True)
     )
     assert (record.outcome, record.n_iter, record.kept) == ("finished", 4, kept)
     assert {len(values) for values in record.history.values()} == {4}
-    assert torch.equal(problem.weights(), problem.after[kept - 1] if kept else first)
+    assert torch.equal(record.weights, problem.after[kept - 1][0] if kept else first)
 
 
 def test_training_that_continues_judges_its_first_weights_at_the_final_beta():
     terms = [(2.0, 2.0), (4.0, 0.5)]  # before and after epoch 1
-    problem = Problem(lambda epoch: terms[epoch])
+    problem = Problem(lambda epoch, member: terms[epoch])
     numbers = plan(n_held_out=4, max_iter=1, beta=2.0, continues=True)
     assert problem.train(rows_of(14), numbers).kept == 1
 
@@ -527,10 +740,10 @@ def test_training_that_continues_judges_its_first_weights_at_the_final_beta():
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_training_that_continues_and_diverges_keeps_the_weights_it_began_with(n_held_out):
     problem = Problem(spoil=spoiled(1, 0, math.nan))
-    first = problem.weights()
+    first = problem.weights()[0]
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out, continues=True))
     assert (record.outcome, record.n_iter, record.kept) == ("diverged", 0, 0)
-    assert torch.equal(problem.weights(), first)
+    assert torch.equal(record.weights, first)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -543,14 +756,12 @@ def test_training_that_continues_does_not_keep_weights_whose_loss_was_not_finite
 # --- divergence -------------------------------------------------------------------------------
 
 
-def spoiled(epoch, index, value):
-    """Terms of a training batch that are no finite number from an epoch on."""
+def spoiled(epoch, index, value, member=0):
+    """Terms of a member's training batches that are no finite number from an epoch on."""
 
-    def spoil(now, terms):
-        terms = terms.detach().clone()
-        if now >= epoch:
-            terms[index] = value
-        return terms
+    def spoil(now, who, *terms):
+        if now >= epoch and who == member:
+            terms[index].fill_(-value if index == 0 else value)
 
     return spoil
 
@@ -562,7 +773,7 @@ def spoiled(epoch, index, value):
 def test_divergence_keeps_the_best_weights_whose_loss_was_finite(value, index, n_held_out, where):
     losses = [5.0, 3.0, 4.0, 9.0]
 
-    def judge(epoch):
+    def judge(epoch, member):
         terms = [losses[epoch - 1], 0.0]
         if where == "judging" and epoch == 4:
             terms[index] = value
@@ -574,30 +785,30 @@ def test_divergence_keeps_the_best_weights_whose_loss_was_finite(value, index, n
     assert (record.outcome, record.n_iter, record.kept) == ("diverged", 3, 2)
     assert all(len(values) == 3 for values in record.history.values())
     assert len(problem.after) == 3  # the epoch that diverged is not ended
-    assert torch.equal(problem.weights(), problem.after[1])
+    assert torch.equal(record.weights, problem.after[1][0])
 
 
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_divergence_in_the_first_epoch_keeps_nothing_but_the_first_weights(n_held_out):
     problem = Problem(spoil=spoiled(1, 0, math.nan))
-    first = problem.weights()
+    first = problem.weights()[0]
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out))
-    assert record == Record(outcome="diverged")
+    assert told(record) == told(Record(outcome="diverged"))
     assert record.kept == record.n_iter == 0
-    assert torch.equal(problem.weights(), first)
+    assert torch.equal(record.weights, first)
 
 
 @pytest.mark.parametrize("learning_rate", [1e3, 1e18, 1e30])
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_divergence_by_an_enormous_rate_leaves_finite_weights(learning_rate, n_held_out):
     problem = Problem(dtype=torch.float32)
-    first = problem.weights()
+    first = problem.weights()[0]
     record = problem.train(
         rows_of(14), plan(learning_rate=learning_rate, n_held_out=n_held_out, max_iter=20)
     )
     assert record.outcome == "diverged"
-    expected = problem.after[record.kept - 1] if record.kept else first
-    assert torch.equal(problem.weights(), expected)
+    expected = problem.after[record.kept - 1][0] if record.kept else first
+    assert torch.equal(record.weights, expected)
     assert torch.isfinite(expected).all()
 
 
@@ -611,24 +822,23 @@ def test_interruption_keeps_the_last_complete_epoch(n_held_out, moment, complete
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out))
     assert (record.outcome, record.n_iter, record.kept) == ("interrupted", complete, complete)
     assert all(len(values) == complete for values in record.history.values())
-    assert torch.equal(problem.weights(), problem.after[complete - 1])
+    assert torch.equal(record.weights, problem.after[complete - 1][0])
 
 
 def test_interruption_in_the_middle_of_a_batch_forgets_the_steps_of_its_epoch():
     problem = Problem()
-    step, n_steps = problem.gradient, 0
+    vjp = problem.vjp
 
-    def gradient(rows, eps, beta):
-        nonlocal n_steps
-        n_steps += 1
-        if n_steps == 3 + 3 + 2:  # the second step of the third epoch
-            raise KeyboardInterrupt
-        return step(rows, eps, beta)
+    def interrupted(y, eps):
+        if problem.n_steps == 3 + 3 + 1 and problem.started == 3:
+            raise KeyboardInterrupt  # before the second step of the third epoch
+        return vjp(y, eps)
 
-    problem.gradient = gradient
+    problem.vjp = interrupted
     record = problem.train(rows_of(10), plan(batch_size=4))
+    assert problem.n_steps == 7
     assert (record.outcome, record.n_iter, record.kept) == ("interrupted", 2, 2)
-    assert torch.equal(problem.weights(), problem.after[1])
+    assert torch.equal(record.weights, problem.after[1][0])
 
 
 def test_interruption_while_an_epoch_is_recorded_forgets_that_epoch(monkeypatch):
@@ -644,7 +854,7 @@ def test_interruption_while_an_epoch_is_recorded_forgets_that_epoch(monkeypatch)
     record = problem.train(rows_of(10), plan(n_held_out=4))
     assert (record.outcome, record.n_iter, record.kept) == ("interrupted", 1, 1)
     assert all(len(values) == 1 for values in record.history.values())
-    assert torch.equal(problem.weights(), problem.after[0])
+    assert torch.equal(record.weights, problem.after[0][0])
 
 
 @pytest.mark.parametrize("moment", ["begin", "step"])
@@ -656,21 +866,398 @@ def test_interruption_before_the_first_epoch_is_complete_is_raised_again(moment,
 
 
 def test_another_exception_goes_through():
-    def end_epoch(record):
+    def end_epoch(records):
         raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
         Problem().train(rows_of(14), plan(), end_epoch=end_epoch)
 
 
-def test_a_run_that_continues_and_finds_nothing_better_keeps_the_weights_it_began_with():
-    problem = Problem()
-    start = [p.clone() for p in problem.parameters]
-    problem.terms = lambda rows, noise: (  # worse with every step
-        torch.tensor([1.0 + len(problem.events), 0.0]) * len(rows)
+@pytest.mark.parametrize(("continues", "kept"), [(True, 0), (False, 1)])
+def test_a_run_that_continues_and_finds_nothing_better_keeps_the_weights_it_began_with(
+    continues, kept
+):
+    problem = Problem(lambda epoch, member: (1.0 + epoch, 0.0))  # worse with every epoch
+    start = problem.weights()[0]
+    record = problem.train(rows_of(20), plan(n_held_out=4, max_iter=3, continues=continues))
+    assert record.kept == kept
+    assert torch.equal(record.weights, problem.after[0][0] if kept else start)
+
+
+# --- many members -----------------------------------------------------------------------------
+
+# Rounding of some hundred steps in float64, whose products are summed in another order.
+ROUNDING = {"rtol": 1e-10, "atol": 1e-11}
+
+
+def assert_same_run(record, alone):
+    """Two runs told the same and kept the same, but for rounding."""
+    assert (record.outcome, record.n_iter, record.kept) == (
+        alone.outcome,
+        alone.n_iter,
+        alone.kept,
     )
-    for continues, kept in ((True, 0), (False, 1)):
-        record = problem.train(rows_of(20), plan(n_held_out=4, max_iter=3, continues=continues))
-        assert record.kept == kept
-        if continues:
-            assert all(torch.equal(p, q) for p, q in zip(problem.parameters, start, strict=True))
+    assert list(record.history) == list(alone.history)
+    for name, values in alone.history.items():
+        assert record.history[name] == pytest.approx(values, rel=1e-10, abs=1e-11), name
+    torch.testing.assert_close(record.weights, alone.weights, **ROUNDING)
+
+
+def assert_same_shown(problem, alone, member):
+    """A member was shown the same rows, noise and beta as alone: none after its end."""
+    for told_to in ("batches", "judged"):
+        together, by_itself = getattr(problem, told_to)[member], getattr(alone, told_to)[member]
+        assert len(together) == len(by_itself)
+        for batch, same in zip(together, by_itself, strict=True):
+            assert (batch.epoch, batch.beta) == (same.epoch, same.beta)
+            assert torch.equal(batch.rows, same.rows)
+            assert torch.equal(batch.noise, same.noise)
+
+
+# Of each member, what is its own besides its seed.
+MIXED = [
+    {"beta": 0.5, "max_iter": 9},
+    {"beta": 4.0, "n_warmup": 3, "max_iter": 9, "weight_decay": 0.3},
+    {"learning_rate": 0.2, "schedule": "cosine", "max_iter": 6},
+    {"learning_rate": 0.05, "max_iter": 1},
+    {"schedule": "cosine", "max_iter": 12, "n_warmup": 5, "beta": 2.0, "max_grad_norm": 0.5},
+    {"learning_rate": 0.3, "patience": 2, "tol": 0.5, "max_iter": 12},
+    {"learning_rate": 0.1, "patience": 1, "tol": 5.0, "max_iter": 12, "constant": 7.0},
+]
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+@pytest.mark.parametrize("n_tables", [1, 3])
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_every_member_trains_as_it_does_alone(n_held_out, n_tables, n_parts):
+    plans = [plan(n_held_out=n_held_out, **numbers) for numbers in MIXED]
+    tables = [rows_of(14, first=50 * i) for i in range(n_tables)]
+    rows = [tables[m % n_tables] for m in range(len(MIXED))]
+    seeds = [5, 5, 6, 7, 8, 9, 9]
+
+    def cut():
+        """Parts of the same places for all members."""
+        if n_parts == 1:
+            return None
+        return lambda whole: (
+            (whole[0] * part.shape[1] / whole[1].index.shape[1], Rows(whole[1].data, part))
+            for part in whole[1].index.split(4, dim=1)
+        )
+
+    problem = Problem(members=range(len(MIXED)))
+    records = problem.train_all(rows, plans, seeds, cut=cut())
+
+    for m, record in enumerate(records):
+        alone = Problem(members=[m])
+        (expected,) = alone.train_all([rows[m]], [plans[m]], [seeds[m]], cut=cut())
+        assert_same_run(record, expected)
+        assert_same_shown(problem, alone, m)
+    outcomes = {record.outcome for record in records}
+    assert outcomes == ({"finished", "converged"} if n_held_out else {"finished"})
+    assert len({record.n_iter for record in records}) > 3
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_member_whose_loss_is_not_finite_leaves_the_others_alone(n_held_out, value, epoch):
+    plans = [plan(n_held_out=n_held_out, beta=beta) for beta in (0.5, 1.0, 2.0)]
+    spoil = spoiled(epoch, 0, value, member=1)
+    problem = Problem(spoil=spoil, members=range(3))
+    records = problem.train_all([rows_of(14)] * 3, plans, [0, 1, 2])
+    assert [record.outcome for record in records] == ["finished", "diverged", "finished"]
+    assert [record.n_iter for record in records] == [5, epoch - 1, 5]
+    for m, record in enumerate(records):
+        alone = Problem(spoil=spoil, members=[m])
+        assert_same_run(record, alone.train(rows_of(14), plans[m], seed=m))
+        assert_same_shown(problem, alone, m)
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+def test_a_member_with_an_enormous_rate_diverges_and_leaves_the_others_alone(n_held_out):
+    rates = [0.01, 1e30, 0.02, 1e18]
+    plans = [plan(n_held_out=n_held_out, learning_rate=rate, max_iter=20) for rate in rates]
+    problem = Problem(dtype=torch.float32, members=range(4))
+    records = problem.train_all([rows_of(14)] * 4, plans, [0, 1, 2, 3])
+    assert [record.outcome for record in records] == ["finished", "diverged"] * 2
+    for m, record in enumerate(records):
+        alone = Problem(dtype=torch.float32, members=[m])
+        expected = alone.train(rows_of(14), plans[m], seed=m)
+        assert torch.isfinite(record.weights).all()
+        assert record.n_iter == expected.n_iter
+        # Rounding of 80 steps in float32.
+        torch.testing.assert_close(record.weights, expected.weights, rtol=1e-3, atol=1e-4)
+
+
+def test_members_that_all_diverge_end_the_run():
+    problem = Problem(spoil=lambda now, member, *terms: terms[0].fill_(math.nan), members=range(2))
+    records = problem.train_all([rows_of(14)] * 2, [plan()] * 2, [0, 1])
+    for record in records:
+        assert told(record) == told(Record(outcome="diverged"))
+    assert problem.started == 1
+    assert problem.after == []  # no epoch is ended
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+def test_end_epoch_sees_the_members_in_training_and_stops_them_all(n_held_out):
+    most = [5, 2, 5, 5]
+    plans = [plan(n_held_out=n_held_out, max_iter=n) for n in most]
+    spoil = spoiled(3, 1, math.inf, member=2)
+    problem, told_of = Problem(spoil=spoil, members=range(4)), []
+
+    def end_epoch(records):
+        told_of.append([record.n_iter for record in records])
+        return records[0].n_iter == 4
+
+    records = problem.train_all([rows_of(14)] * 4, plans, [0, 1, 2, 3], end_epoch=end_epoch)
+    assert told_of == [[1] * 4, [2] * 4, [3] * 2, [4] * 2]
+    assert [record.outcome for record in records] == ["stopped", "finished", "diverged", "stopped"]
+    assert [record.n_iter for record in records] == [4, 2, 2, 4]
+    for m, record in enumerate(records):
+        alone = Problem(spoil=spoil, members=[m])
+        expected = alone.train(
+            rows_of(14), plans[m], seed=m, end_epoch=lambda records: records[0].n_iter == 4
+        )
+        assert_same_run(record, expected)
+
+
+@pytest.mark.parametrize("n_held_out", [0, 4])
+@pytest.mark.parametrize(("moment", "complete"), [("begin", 3), ("step", 3), ("end", 4)])
+def test_interruption_keeps_the_last_complete_epoch_of_each_member_in_training(
+    n_held_out, moment, complete
+):
+    plans = [plan(n_held_out=n_held_out, max_iter=n, beta=n) for n in (5, 2, 5, 7)]
+    spoil = spoiled(3, 0, math.nan, member=2)
+    interrupt = (4, moment)
+    problem = Problem(spoil=spoil, interrupt=interrupt, members=range(4))
+    records = problem.train_all([rows_of(14)] * 4, plans, [0, 1, 2, 3])
+    assert [record.outcome for record in records] == [
+        "interrupted",
+        "finished",
+        "diverged",
+        "interrupted",
+    ]
+    assert [record.n_iter for record in records] == [complete, 2, 2, complete]
+    assert [records[m].kept for m in (0, 3)] == [complete] * 2
+    for m, record in enumerate(records):
+        alone = Problem(spoil=spoil, interrupt=interrupt, members=[m])
+        assert_same_run(record, alone.train(rows_of(14), plans[m], seed=m))
+
+
+def test_interruption_while_members_are_recorded_keeps_what_each_has_complete(monkeypatch):
+    judge, n_judged = Best.judge, 0
+
+    def interrupted(self, *arguments):
+        nonlocal n_judged
+        n_judged += 1
+        if n_judged == 3 + 2:  # the second member, after its second epoch
+            raise KeyboardInterrupt
+        judge(self, *arguments)
+
+    plans = [plan(n_held_out=4)] * 3
+    whole = Problem(members=range(3))
+    whole.train_all([rows_of(14)] * 3, plans, [0, 1, 2])
+    monkeypatch.setattr(Best, "judge", interrupted)
+    problem = Problem(members=range(3))
+    records = problem.train_all([rows_of(14)] * 3, plans, [0, 1, 2])
+    assert [record.outcome for record in records] == ["interrupted"] * 3
+    assert [record.n_iter for record in records] == [2, 1, 1]
+    for m, record in enumerate(records):
+        assert record.kept == record.n_iter
+        assert {len(values) for values in record.history.values()} == {record.n_iter}
+        assert torch.equal(record.weights, whole.after[record.n_iter - 1][m])
+
+
+def test_interruption_at_the_end_of_an_epoch_leaves_a_member_that_diverged_in_it_diverged():
+    spoil = spoiled(2, 0, math.nan, member=1)
+    problem = Problem(spoil=spoil, interrupt=(2, "end"), members=range(2))
+    records = problem.train_all([rows_of(14)] * 2, [plan()] * 2, [0, 1])
+    assert [(record.outcome, record.n_iter) for record in records] == [
+        ("interrupted", 2),
+        ("diverged", 1),
+    ]
+
+
+@pytest.mark.parametrize("moment", ["begin", "step"])
+def test_interruption_before_the_first_epoch_of_the_members_is_complete_is_raised_again(moment):
+    with pytest.raises(KeyboardInterrupt):
+        Problem(interrupt=(1, moment), members=range(3)).train_all(
+            [rows_of(14)] * 3, [plan()] * 3, [0, 1, 2]
+        )
+
+
+def test_members_that_continue_may_keep_their_first_weights_beside_others_that_do_not():
+    losses = [[5.0, 6.0, 1.0], [5.0, 6.0, 7.0], [5.0, 6.0, 1.0]]  # the last: before epoch 1
+    plans = [
+        plan(n_held_out=4, max_iter=2, continues=continues) for continues in (True, True, False)
+    ]
+    problem = Problem(lambda epoch, m: (losses[m][epoch - 1], 0.0), members=range(3))
+    first = problem.weights()
+    records = problem.train_all([rows_of(14)] * 3, plans, [0, 1, 2])
+    assert [record.kept for record in records] == [0, 1, 1]
+    assert torch.equal(records[0].weights, first[0])
+    assert torch.equal(records[1].weights, problem.after[0][1])
+
+
+# --- hold_out, draw_noise ---------------------------------------------------------------------
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_rows_of_every_member_are_held_out_by_its_own_generator():
+    held_out, training = _training.hold_out(10, 3, generators(0, 1, 0))
+    assert held_out.shape == (3, 3)
+    for out, others in zip(held_out, training, strict=True):
+        assert sorted(out.tolist() + others.tolist()) == list(range(10))
+    assert torch.equal(training[0], training[2])
+    assert not torch.equal(training[0], training[1])
+
+
+def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_components():
+    plans = [plan(n_components=n) for n in (2, 5, 1)]
+    noise = _training.draw_noise((3, 7), plans, generators(0, 1, 2))
+    assert noise.shape == (3, 3, 7, 5)
+    for m, (own, numbers) in enumerate(zip(noise, plans, strict=True)):
+        n_components = numbers.n_components
+        (alone,) = _training.draw_noise((3, 7), [numbers], generators(m))
+        assert torch.equal(own[..., :n_components], alone)
+        assert (own[..., n_components:] == 0).all()
+
+
+# --- stacks of models -------------------------------------------------------------------------
+
+
+def job_of(seed, n_components=2, hidden=(6, 5), device=CPU, precision="float64", **numbers):
+    """A model of some components on a small table, from its own first weights."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(40, 4))
+    architecture = {
+        "n_features": 4,
+        "n_components": n_components,
+        "likelihood": "gaussian",
+        "network": "mlp",
+        "hidden_layer_sizes": hidden,
+        "activation": "silu",
+    }
+    state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
+    state = _model.cast(state, np.float64 if precision == "float64" else np.float32)
+    numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
+    return _stack.Job(data, architecture, state, numbers, seed, device, precision)
+
+
+def run(jobs):
+    return _stack.run(jobs, lambda: None, lambda records, states: False)
+
+
+def assert_same_trained(trained, alone):
+    assert (trained.record.outcome, trained.record.n_iter, trained.record.kept) == (
+        alone.record.outcome,
+        alone.record.n_iter,
+        alone.record.kept,
+    )
+    for name, values in alone.record.history.items():
+        assert trained.record.history[name] == pytest.approx(values, rel=1e-9, abs=1e-10), name
+    assert list(trained.state) == list(alone.state)
+    for name, array in alone.state.items():
+        # Rounding of some hundred steps in float64.
+        np.testing.assert_allclose(trained.state[name], array, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
+@pytest.mark.parametrize("n_held_out", [0, 8])
+def test_models_of_different_components_train_together_as_they_do_alone(hidden, n_held_out):
+    numbers = [{"weight_decay": 0.3}, {"beta": 0.2}, {"schedule": "cosine", "n_warmup": 3}]
+    jobs = [
+        job_of(m, n_components, hidden, n_held_out=n_held_out, **numbers[m])
+        for m, n_components in enumerate([1, 5, 2])
+    ]
+    for trained, job in zip(run(jobs), jobs, strict=True):
+        assert_same_trained(trained, run([job])[0])
+
+
+@pytest.mark.parametrize("mixture", [(1, 2, 5), (5, 2, 1), (2, 5, 1)], ids=str)
+@pytest.mark.parametrize("n_held_out", [0, 8])
+def test_models_go_on_as_they_do_alone_when_those_with_more_components_have_ended(
+    mixture, n_held_out
+):
+    # The widest ends first.
+    jobs = [job_of(m, n, max_iter=9 - n, n_held_out=n_held_out) for m, n in enumerate(mixture)]
+    for trained, job in zip(run(jobs), jobs, strict=True):
+        assert trained.record.n_iter == job.plan.max_iter
+        assert_same_trained(trained, run([job])[0])
+
+
+def test_models_go_on_as_they_do_alone_when_one_has_diverged():
+    jobs = [job_of(m, n, learning_rate=rate) for m, n, rate in [(0, 2, 0.01), (1, 3, 1e200)]]
+    healthy, diverged = run(jobs)
+    assert diverged.record.outcome == "diverged"
+    assert_same_trained(healthy, run(jobs[:1])[0])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
+    jobs = [job_of(m, n, weight_decay=weight_decay) for m, n in enumerate([1, 2, 5])]
+    architectures = [job.architecture for job in jobs]
+    stack = _model.stack(architectures, [job.state for job in jobs], CPU)
+    generators = [_arrays.generator(job.seed) for job in jobs]
+    read, judged = _stack._read_once(jobs, generators)
+    plans = [job.plan for job in jobs]
+    with torch.inference_mode():
+        records = _training.train(
+            stack, read, judged, plans, generators, lambda: None, lambda records: False
+        )
+        states = [
+            {**job.state, **_model.learned(stack, job.architecture, record.weights)}
+            for job, record in zip(jobs, records, strict=True)
+        ]
+        # Padded anew, the values of each are all that its weights were.
+        anew = _model.stack(architectures, states, CPU)
+        weights = torch.cat([p.flatten(1) for p in anew.parameters()], dim=1)
+    for record, job, state, expected in zip(records, jobs, states, weights, strict=True):
+        assert torch.equal(record.weights, expected)
+        assert not np.array_equal(state["decoder.0.weight"], job.state["decoder.0.weight"])
+    assert (weights[0] == 0).sum() > (weights[1] == 0).sum() > (weights[2] == 0).sum()
+
+
+# --- CUDA -------------------------------------------------------------------------------------
+
+# Of three steps an epoch, whose kernels may be chosen anew: float64 and float32 differ by
+# rounding, and bfloat16 has 8 bits.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bf16": 0.05}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("n_held_out", [0, 8])
+@pytest.mark.parametrize("rows", ["at once", "in parts"])
+@pytest.mark.parametrize("precision", list(TOLERANCES))
+def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, precision):
+    if rows == "in parts":
+        monkeypatch.setattr(_stack, "rows_at_once", lambda data: 16)
+        monkeypatch.setattr(_stack, "BLOCK_VALUES", 4 * 3)
+        members = [(0, 2, {})]
+    else:  # the second leaves, which captures the steps of the others anew
+        members = [(0, 2, {}), (1, 5, {"max_iter": 2}), (2, 1, {"weight_decay": 0.3, "beta": 4.0})]
+    jobs = [
+        # Batches of 7: the last of an epoch has fewer rows.
+        job_of(
+            seed,
+            n_components,
+            device=torch.device("cuda"),
+            precision=precision,
+            n_held_out=n_held_out,
+            batch_size=7,
+            **{"max_iter": 4} | numbers,
+        )
+        for seed, n_components, numbers in members
+    ]
+    captured, captures = run(jobs), []
+    monkeypatch.setattr(_training, "capture", lambda step, changes: captures.append(step) or step)
+    plain = run(jobs)
+    assert captures
+    for a, b in zip(captured, plain, strict=True):
+        assert (a.record.outcome, a.record.n_iter) == (b.record.outcome, b.record.n_iter)
+        for name, values in b.record.history.items():
+            tolerance = TOLERANCES[precision]
+            assert a.record.history[name] == pytest.approx(values, rel=tolerance, abs=tolerance)

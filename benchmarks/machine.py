@@ -1,0 +1,83 @@
+"""What the benchmarks share: the machine of a run, its JSON file, and tables of what came out."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "joblib", "skorch", "pythae", "pyod")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, threads and versions, as they are now."""
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    cpu = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return {
+        "date": str(datetime.date.today()),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.release()}",
+        "load_average": [round(x, 1) for x in os.getloadavg()]
+        if hasattr(os, "getloadavg")
+        else None,
+        "torch_threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {package: installed[package] for package in PACKAGES if package in installed},
+    }
+
+
+def summarise(run: Mapping[str, Any]) -> str:
+    """Two lines of what `describe` found."""
+    load = (run["load_average"] or ["unknown"])[0]
+    machine = "{cpu}, {cores} cores, {os}; torch threads: {torch_threads};".format(**run)
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{machine} load average before: {load}\n{versions}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What earlier runs left there, if they did."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(path: Path, report: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that reads well in a terminal and is Markdown; the first column is words."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = [
+        [cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, widths))]
+        for line in lines
+    ]
+    rule = ["-" * n + (":" if i else "-") for i, n in enumerate(widths)]
+    head, *body = ("| " + " | ".join(text) + " |" for text in texts)
+    return "\n".join([head, "|-" + "|-".join(rule) + "|", *body])
+
+
+def number(x: float, digits: int = 3) -> str:
+    """So many digits, without an exponent: 0.0123, 1.23, 1,230."""
+    rounded = float(f"{x:.{digits}g}")
+    whole = len(f"{abs(rounded):.0f}") if abs(rounded) >= 1 else 0
+    return f"{rounded:,.{max(0, digits - whole)}f}" if whole else f"{rounded:.{digits}g}"
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median, and range if there is one: 1.23 (1.10-1.40)."""
+    middle = number(median(values), digits)
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({number(min(values), digits)}-{number(max(values), digits)})"

@@ -1,0 +1,298 @@
+"""From numpy to a training run and back: a fit is a stack of one model, a search of many.
+
+Jobs whose tensors have one shape train together. Jobs on the same rows in the same units,
+such as the candidates of one fold, share those rows.
+
+On a CPU, stacks of small models train side by side in threads of one core each: threads
+that share the operations of one stack would wait for each other in every one of them.
+"""
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn import get_config
+
+from skvae import _arrays, _model, _training
+from skvae.networks import MLP, NETWORKS
+
+# Models in a stack on a CPU: beyond, the tensors of a step leave the cache and nothing is won.
+WIDEST = 32
+
+
+class Job(NamedTuple):
+    """All that decides the training of one model."""
+
+    data: _arrays.Array  # (n_rows, n_features) in the units of X
+    architecture: dict[str, Any]
+    state: _model.State  # units and first weights
+    plan: _training.Plan
+    seed: int
+    device: torch.device
+    precision: str
+
+
+class Trained(NamedTuple):
+    """What became of a job."""
+
+    record: _training.Record
+    state: _model.State
+
+
+def shape(job: Job) -> Hashable:
+    """What jobs of one stack have in common."""
+    parts = dict(job.architecture)
+    if isinstance(NETWORKS.get(parts["network"], parts["network"]), MLP):
+        # Its layers can be padded. Those of a network that we don't know may do anything.
+        del parts["n_components"]
+    parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
+    plan = job.plan.n_held_out, job.plan.batch_size
+    return job.data.shape, tuple(parts.items()), plan, job.device, job.precision
+
+
+def _is_small(job: Job) -> bool:
+    """Whether its steps are too short for more than one thread."""
+    n_products = job.plan.batch_size * _model.n_weights(job.state)
+    return n_products < _arrays.FEW_PRODUCTS
+
+
+def run(
+    jobs: Sequence[Job],
+    begin_epoch: Callable[[], None],
+    end_epoch: Callable[[Sequence[_training.Record], Callable[[], list[_model.State]]], bool],
+    end_part: Callable[[int, float], None] = lambda epoch, share: None,
+) -> list[Trained]:
+    """Train the models of jobs of one shape.
+
+    `end_epoch` gets the records of those in training and a function that copies the states
+    of all; training stops where it returns True. `end_part` is told of rows that are read
+    in parts: the epoch, from 0, and the share of it that is done.
+    """
+    first = jobs[0]
+    bfloat16 = first.precision == "bf16"
+    with _arrays.computing(first.device, one_thread=_is_small(first), bfloat16=bfloat16):
+        stack = _model.stack(
+            [job.architecture for job in jobs], [job.state for job in jobs], first.device
+        )
+
+        def states(records: Iterable[_training.Record]) -> list[_model.State]:
+            return [
+                {**job.state, **_model.learned(stack, job.architecture, record.weights)}
+                for job, record in zip(jobs, records, strict=True)
+            ]
+
+        # The seed itself has drawn the first weights.
+        # The seed itself has drawn the first weights.
+        generators = [_arrays.generator(job.seed + 1, first.device) for job in jobs]
+        if rows_at_once(first.data) < len(first.data):
+            read, judged = _read_in_parts(first, end_part)
+        else:
+            read, judged = _read_once(jobs, generators)
+        records = _training.train(
+            stack,
+            read,
+            judged,
+            [job.plan for job in jobs],
+            generators,
+            begin_epoch,
+            lambda records: end_epoch(records, lambda: states(records)),
+        )
+        trained = list(map(Trained, records, states(records)))
+        for record in records:
+            record.weights = torch.empty(0)
+        return trained
+
+
+# --- rows ---------------------------------------------------------------------------------
+
+# Gives the training rows of an epoch in parts, each with its share of the epoch.
+Read = Callable[[], Iterable[tuple[float, _training.Rows]]]
+
+
+def rows_at_once(data: _arrays.Array) -> int:
+    """How many rows are in memory at once: all if `working_memory` holds them, or a quarter."""
+    n_rows, n_features = data.shape
+    room = int(get_config()["working_memory"] * 2**20 / (4 * n_features))
+    return n_rows if n_rows <= room else max(2, room // 4)
+
+
+def _dtype(job: Job) -> torch.dtype:
+    return torch.float64 if job.precision == "float64" else torch.float32
+
+
+def _read_once(
+    jobs: Sequence[Job], generators: Sequence[torch.Generator]
+) -> tuple[Read, _training.Rows]:
+    """The training rows of all jobs, each in its own units, and those held out."""
+    first = jobs[0]
+    n_rows, n_features = first.data.shape
+    sources: dict[Hashable, tuple[int, Job]] = {}
+    starts = []
+    for job in jobs:
+        units = job.state["location"].tobytes(), job.state["scale"].tobytes()
+        start, _ = sources.setdefault((id(job.data), *units), (n_rows * len(sources), job))
+        starts.append([start])
+    shape = n_rows * len(sources), n_features
+    data = torch.empty(shape, dtype=_dtype(first), device=first.device)
+    for start, job in sources.values():
+        location, scale = job.state["location"], job.state["scale"]
+        _arrays.fill_standardised(data[start : start + n_rows], job.data, location, scale)
+    begin = torch.tensor(starts, device=first.device)
+    held_out, training = _training.hold_out(n_rows, first.plan.n_held_out, generators)
+    rows = _training.Rows(data, training + begin)
+    if not first.plan.n_held_out:
+        held_out = training[:, : _training.PROBE_ROWS]
+    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin)
+
+
+# Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
+BLOCK_VALUES = 1 << 16
+
+
+def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Read, _training.Rows]:
+    """Training rows that are too many for memory, and those held out.
+
+    An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
+    holds at once are a part, whose rows training shuffles. So a batch has rows from hundreds
+    of places, and data on a disk are read in long pieces. (Xu et al., Stochastic gradient
+    descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
+
+    Rows are held out at random, one from each of as many stretches of equal length.
+    """
+    (n_rows, n_features), plan = job.data.shape, job.plan
+    location, scale = job.state["location"], job.state["scale"]
+    rng = np.random.default_rng(job.seed + 1)
+    n_judged = plan.n_held_out or _training.PROBE_ROWS
+    stretches = np.arange(n_judged) + rng.random(n_judged)
+    chosen = (stretches * (n_rows / n_judged)).astype(np.int64)
+    judged = torch.empty((n_judged, n_features), dtype=_dtype(job), device=job.device)
+    _arrays.fill_standardised(judged, job.data[chosen], location, scale)
+    kept_out = chosen if plan.n_held_out else chosen[:0]
+    n_block = max(1, min(BLOCK_VALUES // n_features, rows_at_once(job.data)))
+    n_blocks = rows_at_once(job.data) // n_block
+    buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
+
+    epochs = itertools.count()
+
+    def read() -> Iterable[tuple[float, _training.Rows]]:
+        epoch, done = next(epochs), 0.0
+        starts = rng.permutation(np.arange(0, n_rows, n_block))
+        for first in range(0, len(starts), n_blocks):
+            end = 0
+            for start in starts[first : first + n_blocks]:
+                block = job.data[start : start + n_block]
+                out = kept_out[slice(*np.searchsorted(kept_out, (start, start + n_block)))]
+                block = np.delete(block, out - start, axis=0)
+                into = buffer[end : end + len(block)]
+                _arrays.fill_standardised(into, block, location, scale)
+                end += len(block)
+            if end:
+                index = torch.arange(end, device=job.device).unsqueeze(0)
+                share = end / (n_rows - len(kept_out))
+                yield share, _training.Rows(buffer[:end], index)
+                done += share
+                end_part(epoch, done)
+
+    return read, _training.Rows(judged, torch.arange(n_judged, device=job.device).unsqueeze(0))
+
+
+# --- many jobs ----------------------------------------------------------------------------
+
+
+def gather(jobs: Sequence[Job], max_stack: int | str) -> list[list[int]]:
+    """Which jobs train together: lists of their places in `jobs`.
+
+    At most `max_stack` in a stack; with "auto", what has room in scikit-learn's
+    `working_memory` and, on a CPU, in its cache.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for i, job in enumerate(jobs):
+        in_parts = rows_at_once(job.data) < len(job.data)
+        groups.setdefault((shape(job), i if in_parts else None), []).append(i)
+    stacks = []
+    for group in groups.values():
+        job = jobs[group[0]]
+        if max_stack == "auto":
+            n_threads = _n_threads(job)
+            room = get_config()["working_memory"] * 2**20 / n_threads
+            widest = max(1, int(room / max(_n_bytes(jobs[i]) for i in group)))
+            if job.device.type == "cpu":
+                # As many stacks as threads, and as even as can be.
+                widest = min(widest, WIDEST, math.ceil(len(group) / n_threads))
+        else:
+            widest = int(max_stack)
+        # Neighbours share their rows, then their number of components.
+        group.sort(key=lambda i: (id(jobs[i].data), jobs[i].plan.n_components))
+        size = math.ceil(len(group) / math.ceil(len(group) / widest))
+        stacks += [group[start : start + size] for start in range(0, len(group), size)]
+    return stacks
+
+
+def _n_threads(job: Job) -> int:
+    """How many stacks of such jobs train at once."""
+    return torch.get_num_threads() if job.device.type == "cpu" and _is_small(job) else 1
+
+
+def _n_bytes(job: Job) -> int:
+    """About what a model takes in training, if it shares its rows with nobody."""
+    plan, (n_rows, n_features) = job.plan, job.data.shape
+    sizes = job.architecture["hidden_layer_sizes"]
+    # Adam's five vectors, three copies of the weights and the gradients.
+    weights = 9 * _model.n_weights(job.state)
+    # Values before and after each layer and their gradients; about 8 passes over a row.
+    activations = plan.batch_size * (8 * n_features + 2 * 4 * sum(sizes) + 16 * plan.n_components)
+    judged = _training.N_VALIDATION_DRAWS * max(plan.n_held_out, _training.PROBE_ROWS)
+    epoch = n_rows * (n_features + 2 * plan.n_components + 6) + judged * plan.n_components
+    return (8 if job.precision == "float64" else 4) * (weights + activations + epoch)
+
+
+def run_all(
+    jobs: Sequence[Job],
+    stacks: Sequence[Sequence[int]],
+    watch: Callable[[int, int], AbstractContextManager[Callable[[], bool]]],
+) -> tuple[list[Trained | None], list[float]]:
+    """Train stacks of jobs; returns what became of each job, and its share of the time.
+
+    None, and not a number, for jobs that are in no stack. `watch` is told of each stack, its
+    number and its epochs, and gives what is to be called after each of them: the stack stops
+    where that returns True.
+    """
+    trained: list[Trained | None] = [None] * len(jobs)
+    seconds = [math.nan] * len(jobs)
+    interrupted = threading.Event()
+
+    def run_stack(number: int) -> None:
+        stack = [jobs[i] for i in stacks[number]]
+        start = time.perf_counter()
+        with watch(number, max(job.plan.max_iter for job in stack)) as end_epoch:
+            outcomes = run(
+                stack, lambda: None, lambda records, states: end_epoch() or interrupted.is_set()
+            )
+        if any(outcome.record.outcome == "interrupted" for outcome in outcomes):
+            raise KeyboardInterrupt
+        share = (time.perf_counter() - start) / len(stack)
+        for i, outcome in zip(stacks[number], outcomes, strict=True):
+            trained[i], seconds[i] = outcome, share
+
+    for n_threads, numbers in itertools.groupby(
+        range(len(stacks)), lambda number: _n_threads(jobs[stacks[number][0]])
+    ):
+        if n_threads == 1:
+            for number in numbers:
+                run_stack(number)
+            continue
+        with ThreadPoolExecutor(n_threads) as threads:
+            try:
+                list(threads.map(run_stack, numbers))
+            except BaseException:
+                interrupted.set()
+                threads.shutdown(cancel_futures=True)
+                raise
+    return trained, seconds

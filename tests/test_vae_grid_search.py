@@ -1,0 +1,517 @@
+"""`VAEGridSearchCV`: what `GridSearchCV` finds, from models that were trained together."""
+
+import warnings
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import config_context
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.datasets import load_wine
+from sklearn.decomposition import PCA
+from sklearn.exceptions import FitFailedWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from torch import nn
+
+from skvae import VAEGridSearchCV, VAETransformer, _stack
+from skvae.likelihoods import Gaussian
+
+# In float64 a stack and single fits part by rounding of 1e-16 that training amplifies.
+SAME = {"rtol": 0, "atol": 1e-8}
+
+FOLDS = KFold(3, shuffle=True, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def wine():
+    """178 rows of 13 columns: folds of 118 and 119 rows."""
+    return load_wine().data
+
+
+def small(**params):
+    """A quick model, computed in float64."""
+    plain = {
+        "n_components": 2,
+        "hidden_layer_sizes": (8,),
+        "max_iter": 4,
+        "precision": "float64",
+        "random_state": 0,
+    }
+    return VAETransformer(**plain | params)
+
+
+def assert_same_results(search, reference):
+    """All but times is equal, in the same columns."""
+    ours, theirs = search.cv_results_, reference.cv_results_
+    assert list(ours) == list(theirs)
+    assert ours["params"] == theirs["params"]
+    for name in ours:
+        if name.startswith("rank"):
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        elif "score" in name and "time" not in name:
+            np.testing.assert_allclose(ours[name], theirs[name], **SAME)
+    for name in ("best_index_", "best_params_", "multimetric_", "n_splits_"):
+        assert getattr(search, name, None) == getattr(reference, name, None)
+    if hasattr(reference, "best_score_"):
+        np.testing.assert_allclose(search.best_score_, reference.best_score_, **SAME)
+
+
+def search_both(estimator, grid, X, y=None, *, groups=None, **params):
+    """Both searches, of which the results are the same."""
+    fit_params = {} if groups is None else {"groups": groups}
+    params = {"cv": FOLDS} | params
+    search = VAEGridSearchCV(estimator, grid, **params).fit(X, y, **fit_params)
+    reference = GridSearchCV(estimator, grid, **params).fit(X, y, **fit_params)
+    assert_same_results(search, reference)
+    return search, reference
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The sizes of the stacks that were trained."""
+    sizes, run = [], _stack.run
+
+    def counting(jobs, *args, **params):
+        sizes.append(len(jobs))
+        return run(jobs, *args, **params)
+
+    monkeypatch.setattr(_stack, "run", counting)
+    return sizes
+
+
+# --- the same results -------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of epochs")  # at a constant rate
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"beta": [0.0, 0.5, 4], "n_components": [1, 2, 5]},
+        {"learning_rate": [1e-3, 2e-2], "weight_decay": [0.0, 0.1], "max_grad_norm": [None, 1.0]},
+        {"beta_warmup": [0.0, 0.5], "learning_rate_schedule": ["constant", "cosine"]},
+        {"max_iter": [1, 3, 6], "random_state": [0, 1]},
+        {"n_iter_no_change": [1, 2, 30], "tol": [0.0, 10.0], "max_iter": [12]},
+        [{"early_stopping": [False]}, {"validation_fraction": [0.1, 0.3]}],
+        {"likelihood": ["gaussian", Gaussian("shared"), Gaussian(0.5), Gaussian("per_sample")]},
+        {"hidden_layer_sizes": [(), 3, [8, 4]], "n_components": [1, 3]},
+        {"activation": ["tanh", "silu"], "batch_size": [7, 500, "auto"]},
+        {"precision": ["float32"], "max_iter": [1], "n_score_draws": [16, 64]},
+        [{"beta": [0.5]}, {"n_components": [1, 20]}],
+    ],
+    ids=lambda grid: "-".join(grid) if isinstance(grid, dict) else "list",
+)
+def test_results_are_those_of_a_grid_search(wine, grid):
+    if "precision" in grid:
+        # float32: a row's terms are rounded at 1e-7 of about 20 nats.
+        search = VAEGridSearchCV(small(), grid, cv=FOLDS).fit(wine)
+        reference = GridSearchCV(small(), grid, cv=FOLDS).fit(wine)
+        for i in range(3):
+            name = f"split{i}_test_score"
+            ours, theirs = search.cv_results_[name], reference.cv_results_[name]
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    else:
+        search_both(small(), grid, wine)
+
+
+def test_yes_no_columns_that_are_constant_in_some_folds(wine):
+    X = (wine > wine.mean(axis=0)).astype(float)
+    X[:, 0] = np.arange(178) == 0  # constant in two of three training folds, but not in all
+    search_both(small(likelihood="bernoulli"), {"n_components": [1, 3]}, X, cv=KFold(3))
+
+
+def test_columns_of_other_scales_under_one_noise_bound_the_encoder_at_each_folds_own(wine):
+    grid = {"n_components": [1, 3]}
+    search_both(small(likelihood=Gaussian("shared"), max_iter=20), grid, wine, cv=KFold(3))
+
+
+@pytest.mark.parametrize(
+    "cv",
+    [None, 4, GroupKFold(4), ShuffleSplit(2, random_state=0)],
+    ids=["default", "4", "groups", "shuffle"],
+)
+def test_folds_may_be_of_any_kind_and_of_unequal_sizes(wine, cv):
+    # 8 groups, the first of 64 rows.
+    groups = np.arange(178) ** 2 // 4000 if isinstance(cv, GroupKFold) else None
+    search_both(small(), {"beta": [0.5, 2]}, wine, cv=cv, groups=groups)
+
+
+def test_folds_that_can_be_drawn_only_once(wine):
+    search = VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=iter(list(FOLDS.split(wine))))
+    reference = GridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS)
+    assert_same_results(search.fit(wine), reference.fit(wine))
+
+
+def test_folds_that_are_drawn_at_random_are_scored_on_what_they_were_not_trained_on(wine, trained):
+    cv = ShuffleSplit(2)
+    VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=cv, refit=False).fit(wine)
+    assert sum(trained) == 4  # nothing was fitted again, as other rows would have been
+
+
+def count_types(estimator, X, y=None):
+    """A scorer that sees the estimator itself."""
+    assert type(estimator) is VAETransformer
+    assert "fit" not in vars(estimator)
+    return {"score": estimator.score(X), "n_iter": estimator.n_iter_, "n_rows": len(X)}
+
+
+def second(results):
+    """A choice of one's own."""
+    return int(np.flatnonzero(results["rank_test_score"] == 2)[0])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"return_train_score": True},
+        {"refit": False},
+        {"refit": second},
+        {"scoring": count_types, "refit": "score"},
+        {"scoring": {"a": lambda e, X, y=None: e.score(X), "b": lambda e, X, y=None: e.n_iter_},
+         "refit": "a"},
+        {"scoring": {"a": lambda e, X, y=None: e.score(X)}, "refit": False},
+    ],
+    ids=["train scores", "no refit", "refit callable", "callable", "multimetric", "many"],
+)  # fmt: skip
+def test_scoring_and_refit_are_those_of_a_grid_search(wine, params):
+    search_both(small(), {"beta": [0.5, 1, 4]}, wine, **params)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_workers_score_what_was_trained_before(wine, n_jobs):
+    search_both(small(), {"beta": [0.5, 1, 4], "n_components": [1, 3]}, wine, n_jobs=n_jobs)
+
+
+def test_a_fitted_search_is_used_as_any_other(wine):
+    search, reference = search_both(small(), {"beta": [0.5, 4]}, pd.DataFrame(wine).add_prefix("c"))
+    X = pd.DataFrame(wine).add_prefix("c")
+    np.testing.assert_allclose(search.transform(X), reference.transform(X), **SAME)
+    np.testing.assert_array_equal(search.feature_names_in_, X.columns)
+    assert search.score(X) == search.best_estimator_.score(X)
+    best = search.best_estimator_
+    alone = small(**search.best_params_).fit(X)
+    assert vars(best).keys() == vars(alone).keys()
+    for name in alone.state_:
+        np.testing.assert_array_equal(best.state_[name], alone.state_[name])
+
+
+def test_a_search_without_a_seed_draws_what_a_grid_search_does(wine):
+    before = np.random.get_state()
+    try:
+        results = []
+        for search in (VAEGridSearchCV, GridSearchCV):
+            np.random.seed(0)
+            fitted = search(small(random_state=None), {"beta": [0.5, 2]}, cv=FOLDS, refit=False)
+            results.append(fitted.fit(wine))
+            results.append(np.random.randint(2**31))
+    finally:
+        np.random.set_state(before)
+    assert_same_results(results[0], results[2])
+    assert results[1] == results[3]
+
+
+def test_a_random_state_is_copied_for_each_candidate(wine):
+    search_both(small(random_state=np.random.RandomState(3)), {"beta": [0.5, 2]}, wine)
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
+@pytest.mark.parametrize("grid", [{"learning_rate": [1e6, 2e-3]}, {"beta": [-1.0, 1.0]}])
+def test_candidates_that_fail_have_the_error_score(wine, grid):
+    with pytest.warns(FitFailedWarning, match="3 fits failed"):
+        search_both(small(), grid, wine)
+    with pytest.warns(FitFailedWarning, match="3 fits failed"):
+        search_both(small(), grid, wine, error_score=-1000.0)
+
+
+def test_candidates_that_fail_raise_if_asked_to(wine):
+    search = VAEGridSearchCV(small(), {"learning_rate": [2e-3, 1e6]}, error_score="raise")
+    with pytest.raises(ValueError, match="not finite in epoch 1, at learning rate 1e"):
+        search.fit(wine)
+    with pytest.raises(NotFittedError):
+        search.transform(wine)
+
+
+def test_bad_input_is_refused_as_by_a_grid_search(wine):
+    X = wine.copy()
+    X[3, 4] = np.nan
+    for search in (VAEGridSearchCV, GridSearchCV):
+        with pytest.raises(ValueError, match="Input X contains NaN"):
+            search(small(), {"beta": [1, 2]}, error_score="raise").fit(X)
+    with pytest.raises(ValueError, match="'max_stack' parameter of VAEGridSearchCV must be"):
+        VAEGridSearchCV(small(), {"beta": [1, 2]}, max_stack=0).fit(wine)
+
+
+@pytest.mark.parametrize("max_stack", [2, 100])
+def test_ctrl_c_ends_the_search(wine, monkeypatch, max_stack):
+    steps, step = [], _stack._training.Adam.step
+
+    def press(self, *args):
+        steps.append(1)
+        if len(steps) == 30:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(_stack._training.Adam, "step", press)
+    search = VAEGridSearchCV(small(max_iter=1000), {"beta": [0.5, 1, 2]}, max_stack=max_stack)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(wine)
+    assert not hasattr(search, "cv_results_")
+
+
+# --- stacks -----------------------------------------------------------------------------------
+
+
+def test_what_differs_in_numbers_only_is_trained_once_and_together(wine, trained):
+    X = wine[:177]  # folds of 118 rows
+    grid = {"beta": [0.5, 1, 4], "learning_rate": [1e-3, 5e-3], "n_components": [1, 2]}
+    VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=1000).fit(X)
+    assert sorted(trained) == [1, 36]  # and the best one by itself
+
+
+def test_what_differs_in_shape_makes_stacks_of_its_own(wine, trained):
+    grid = {"hidden_layer_sizes": [(8,), (4,)], "likelihood": ["gaussian", "bernoulli"]}
+    X = MinMaxScaler().fit_transform(wine)
+    VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=1000, refit=False).fit(X)
+    assert sorted(trained) == [1, 1, 1, 1, 2, 2, 2, 2]  # folds of 118 and, twice, 119 rows
+
+
+@pytest.mark.parametrize("max_stack", [1, 2, 5])
+def test_no_stack_is_larger_than_max_stack(wine, trained, max_stack):
+    grid = {"beta": [0.5, 1, 4], "n_components": [1, 2]}
+    search = VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=max_stack, refit=False)
+    search.fit(wine[:177])
+    assert sum(trained) == 18
+    assert max(trained) <= max_stack
+
+
+def test_stacks_have_room_in_working_memory(wine, trained):
+    grid = {"beta": np.linspace(0.1, 2, 12)}
+    search = VAEGridSearchCV(small(max_iter=1), grid, cv=FOLDS, refit=False)
+    search.fit(wine[:177])
+    n_stacks = len(trained)
+    trained.clear()
+    with config_context(working_memory=1):
+        search.fit(wine[:177])
+    assert sum(trained) == 36
+    assert len(trained) > n_stacks
+
+
+def test_threads_share_what_one_thread_would_do(wine):
+    grid = {"beta": [0.5, 1, 4], "n_components": [1, 3]}
+    n_threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(VAEGridSearchCV(small(), grid, cv=FOLDS).fit(wine))
+    finally:
+        torch.set_num_threads(n_threads)
+    for result in results[1:]:
+        assert_same_results(result, results[0])
+
+
+def test_a_search_leaves_its_parameters_and_its_estimator_as_they_were(wine):
+    vae, grid, cv = small(), {"beta": [0.5, 4]}, KFold(3)
+    search = VAEGridSearchCV(vae, grid, cv=cv).fit(wine)
+    assert search.estimator is vae
+    assert search.cv is cv
+    assert vars(vae).keys() == vae.get_params().keys()
+    assert vars(search).keys() == vars(GridSearchCV(vae, grid, cv=cv).fit(wine)).keys() | {
+        "max_stack"
+    }
+    assert clone(search).get_params()["max_stack"] == "auto"
+
+
+def test_a_fitted_search_is_saved_and_loaded(wine, tmp_path):
+    search = VAEGridSearchCV(small(), {"beta": [0.5, 4]}, cv=FOLDS).fit(wine)
+    joblib.dump(search, tmp_path / "search.joblib")
+    loaded = joblib.load(tmp_path / "search.joblib")
+    np.testing.assert_array_equal(loaded.transform(wine), search.transform(wine))
+
+
+def test_each_model_has_its_share_of_the_time(wine):
+    results = VAEGridSearchCV(small(), {"beta": [0.5, 4]}, cv=FOLDS).fit(wine).cv_results_
+    assert (results["mean_fit_time"] > 0).all()
+    assert np.isfinite(results["std_fit_time"]).all()
+
+
+# --- Pipelines and other estimators -----------------------------------------------------------
+
+
+class Counting(TransformerMixin, BaseEstimator):
+    """Scales by a number, and counts its fits."""
+
+    fits = 0
+
+    def __init__(self, by=1.0):
+        self.by = by
+
+    def fit(self, X, y=None):
+        type(self).fits += 1
+        self.scale_ = self.by * np.abs(X).max(axis=0)
+        return self
+
+    def transform(self, X):
+        return X / self.scale_
+
+
+def test_earlier_steps_are_fitted_once_for_each_fold_and_each_of_their_own_candidates(wine):
+    pipe = Pipeline([("first", Counting()), ("scale", "passthrough"), ("vae", small())])
+    grid = {"vae__beta": [0.5, 1, 4], "vae__n_components": [1, 2], "first__by": [1.0, 2.0]}
+    Counting.fits = 0
+    search = VAEGridSearchCV(pipe, grid, cv=FOLDS, refit=False).fit(wine)
+    assert Counting.fits == 3 * 2
+    assert_same_results(search, GridSearchCV(pipe, grid, cv=FOLDS, refit=False).fit(wine))
+
+
+def test_steps_of_a_pipeline_can_be_candidates(wine):
+    pipe = make_pipeline(StandardScaler(), small())
+    grid = {
+        "standardscaler": [StandardScaler(), MinMaxScaler(), "passthrough"],
+        "vaetransformer": [small(), small(n_components=3), PCA(2)],
+    }
+    search, _ = search_both(pipe, grid, wine)
+    assert isinstance(search.best_estimator_, Pipeline)
+
+
+def test_a_pipeline_sees_the_target_and_its_cache(wine, tmp_path):
+    class Shift(TransformerMixin, BaseEstimator):
+        def fit(self, X, y):
+            self.mean_ = X[y == 0].mean(axis=0)
+            return self
+
+        def transform(self, X):
+            return X - self.mean_
+
+    pipe = Pipeline([("shift", Shift()), ("vae", small())])
+    y = load_wine().target
+    search, _ = search_both(pipe, {"vae__beta": [0.5, 2]}, wine, y)
+    np.testing.assert_allclose(
+        search.best_estimator_[0].mean_, wine[y == 0].mean(axis=0), rtol=1e-12
+    )
+    cached = make_pipeline(StandardScaler(), small(), memory=str(tmp_path))
+    search_both(cached, {"vaetransformer__beta": [0.5, 2]}, wine)
+
+
+def test_an_estimator_without_a_vae_is_searched_one_by_one(wine, trained):
+    search_both(PCA(), {"n_components": [1, 2]}, wine)
+    assert trained == []
+
+
+class Residual(nn.Module):
+    """A network that is no Sequential, with a buffer."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(n_in, 8), nn.Linear(8, n_out)
+        self.across = nn.Linear(n_in, n_out, bias=False)
+        self.register_buffer("share", torch.empty(()))
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x))) + self.share * self.across(x)
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network of a user, without a gradient of its own."""
+
+    share: float = 0.5
+
+    def build(self, n_in, n_out, hidden_layer_sizes, activation):
+        return Residual(n_in, n_out)
+
+    def initialise(self, module, generator):
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        module.share.fill_(self.share)
+
+
+def test_a_network_of_ones_own_is_stacked_too(wine, trained):
+    grid = {"beta": [0.5, 2], "n_components": [1, 3], "network": [OwnNetwork(), OwnNetwork(0.0)]}
+    VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=1000, refit=False).fit(wine[:177])
+    assert trained == [6, 6, 6, 6]  # another size or value is another stack
+    search_both(small(), grid, wine)
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+def test_progress_is_told_to_callbacks(wine):
+    pytest.importorskip("sklearn.callback")
+
+    class Watch:
+        def __init__(self):
+            self.begun, self.ended = [], []
+
+        def setup(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            self.begun.append((context.task_name, context.max_subtasks))
+
+        def on_fit_task_end(self, estimator, context):
+            self.ended.append(context.task_name)
+
+        def teardown(self, estimator, context):
+            pass
+
+    watch, grid = Watch(), {"beta": [0.5, 2]}
+    search = VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=2, refit=False)
+    search.set_callbacks(watch)
+    search.fit(wine[:177])
+    assert sorted(watch.ended) == sorted(name for name, _ in watch.begun)
+    assert watch.begun.count(("training", 3)) == 1
+    assert watch.begun.count(("stack", 4)) == 3
+    assert watch.ended.count("epoch") == 3 * 4
+    assert ("scoring", 6) in watch.begun
+    assert watch.ended.count("candidate-split-evaluation") == 6
+
+
+def test_a_progress_bar_shows_the_stacks(wine, capsys):
+    callback = pytest.importorskip("sklearn.callback")
+    search = VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS)
+    search.set_callbacks(callback.ProgressBar()).fit(wine)
+    shown = capsys.readouterr().out
+    assert "training" in shown
+    assert "100%" in shown
+
+
+def test_verbose_says_how_many_stacks_there_are(wine, capsys):
+    VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, verbose=1, max_stack=100).fit(wine[:177])
+    shown = capsys.readouterr().out
+    assert "Training 6 models in 1 stacks" in shown
+    assert "Fitting 3 folds for each of 2 candidates, totalling 6 fits" in shown
+
+
+def test_a_candidate_with_callbacks_of_its_own_is_fitted_by_itself(wine, trained):
+    callback = pytest.importorskip("sklearn.callback")
+
+    class Stop:
+        def setup(self, estimator, context):
+            pass
+
+        def on_fit_task_begin(self, estimator, context):
+            pass
+
+        def on_fit_task_end(self, estimator, context):
+            return context.task_name == "epoch"
+
+        def teardown(self, estimator, context):
+            pass
+
+    assert isinstance(Stop(), callback.FitCallback)
+    vae = small()
+    vae.set_callbacks(Stop())
+    search = VAEGridSearchCV(vae, {"beta": [0.5, 2]}, cv=FOLDS, scoring=count_types, refit=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = search.fit(wine).cv_results_
+    assert (results["mean_test_n_iter"] == 1).all()
+    assert set(trained) == {1}
