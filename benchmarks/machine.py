@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "joblib", "skorch", "pythae", "pyod")
+PEERS = ("skorch", "pythae", "pyod")
+PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "joblib", *PEERS)
 
 
 def describe() -> dict[str, Any]:
@@ -60,8 +62,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [
-        [cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(zip(line, widths))]
-        for line in lines
+        [cell.rjust(n) if i else cell.ljust(n) for i, (cell, n) in enumerate(pairs)]
+        for pairs in (zip(line, widths, strict=True) for line in lines)
     ]
     rule = ["-" * n + (":" if i else "-") for i, n in enumerate(widths)]
     head, *body = ("| " + " | ".join(text) + " |" for text in texts)
@@ -69,10 +71,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(x: float, digits: int = 3) -> str:
-    """So many digits, without an exponent: 0.0123, 1.23, 1,230."""
-    rounded = float(f"{x:.{digits}g}")
-    whole = len(f"{abs(rounded):.0f}") if abs(rounded) >= 1 else 0
-    return f"{rounded:,.{max(0, digits - whole)}f}" if whole else f"{rounded:.{digits}g}"
+    """So many digits, without an exponent: 0.0120, 1.23, 1,230."""
+    rounded = float(f"{x:.{digits - 1}e}")
+    whole = math.floor(math.log10(abs(rounded))) + 1 if rounded else 1
+    return f"{rounded:,.{max(0, digits - whole)}f}"
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

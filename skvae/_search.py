@@ -9,6 +9,7 @@ about the same rows; everything else, scoring above all, is scikit-learn's.
 import contextlib
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable
 from itertools import product
 from numbers import Integral
@@ -92,7 +93,8 @@ class VAEGridSearchCV(GridSearchCV):
     agree to 1e-4 nats after 20 epochs and to a few hundredths after 150; with
     ``precision="float64"`` to 1e-6 at the end of a default fit.
 
-    Ctrl-C ends the search, not only a fit.
+    Ctrl-C ends the search, not only a fit. A model's own `verbose` prints nothing in a
+    stack; callbacks of the search, such as scikit-learn's `ProgressBar`, see its epochs.
 
     Examples
     --------
@@ -258,7 +260,7 @@ class _Prepared(NamedTuple):
 
     key: tuple[str, str]
     steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    job: _stack.Job
+    plan: _training.Plan
     fitted: Callable[[_training.Record, dict], dict]  # outcome to attributes
 
 
@@ -268,7 +270,7 @@ class _Fit:
     def __init__(self, estimator, names, prepared, trained):
         self.estimator, self.names = estimator, names
         self.key, self.steps = prepared.key, prepared.steps
-        self.record, self.plan = trained.record, prepared.job.plan
+        self.record, self.plan = trained.record, prepared.plan
         self.attributes = prepared.fitted(*trained)
 
     def __call__(self, X, y=None, **params):
@@ -288,7 +290,7 @@ class _Handout:
 
     def __init__(self, estimator, X, y, splits):
         self.estimator, self.X, self.y, self.splits = estimator, X, y, splits
-        self.waiting = iter(())
+        self.waiting = deque()  # one for each candidate and fold, in the order of the clones
 
     def entry(self):
         """A clone of the estimator whose own clone hands out: the search clones it first."""
@@ -304,29 +306,30 @@ class _Handout:
     def hand_out(self):
         """A clone for the next candidate and fold, or a plain one after the last."""
         estimator = clone(self.estimator)
-        names, prepared, trained = next(self.waiting, ((), None, None))
-        if trained is not None:
-            estimator.fit = _Fit(estimator, names, prepared, trained)
+        if self.waiting:
+            names, prepared, trained = self.waiting.popleft()
+            if trained is not None:
+                estimator.fit = _Fit(estimator, names, prepared, trained)
         return estimator
 
     def prepare(self, candidates, max_stack):
         """Make the jobs of all candidates and folds; returns the stacks of them."""
         self.pairs = list(product(candidates, range(len(self.splits))))
         shared = {}
-        self.prepared = [self._prepare(params, fold, shared) for params, fold in self.pairs]
-        places = [i for i, prepared in enumerate(self.prepared) if prepared is not None]
-        stacks = _stack.gather([self.prepared[i].job for i in places], max_stack)
-        return [[places[i] for i in stack] for stack in stacks]
+        made = [self._prepare(params, fold, shared) for params, fold in self.pairs]
+        self.prepared = [prepared for prepared, _ in made]
+        self.jobs = {i: job for i, (_, job) in enumerate(made) if job is not None}
+        return _stack.gather(self.jobs, max_stack)
 
     def _prepare(self, params, fold, shared):
-        """A candidate on a fold before training; None where it must be fitted by itself.
+        """A candidate on a fold, and its job; None, None where it must be fitted by itself.
 
         `shared` keeps what is the same for several candidates of a fold.
         """
         try:
             estimator = clone(self.estimator).set_params(**clone(params, safe=False))
             if not _can_stack(estimator):
-                return None
+                return None, None
             if fold not in shared:
                 X, y = _safe_split(estimator, self.X, self.y, self.splits[fold][0])
                 shared[fold] = X, y, _fingerprint(X)
@@ -346,21 +349,22 @@ class _Handout:
             X, steps, known = shared[fold, own]
             vae = _last_step(estimator)
             vae._validate_params()
-            return _Prepared(key, steps, *vae._prepare(X, known))
-        except Exception:
-            return None  # its own `fit` says what is wrong
+            job, fitted = vae._prepare(X, known)
+            return _Prepared(key, steps, job.plan, fitted), job
+        except Exception:  # its own `fit` says what is wrong
+            return None, None
 
     def train(self, stacks, watch):
         """Train the stacks, and have what became of them ready for `hand_out`."""
-        jobs = [None if prepared is None else prepared.job for prepared in self.prepared]
-        trained, self.seconds = _stack.run_all(jobs, stacks, watch)
-        names = [list(params) for params, _ in self.pairs]
-        self.waiting = iter(list(zip(names, self.prepared, trained, strict=True)))
-        del self.prepared
+        trained, seconds = _stack.run_all(self.jobs, stacks, watch)
+        for i, ((params, _), prepared) in enumerate(zip(self.pairs, self.prepared, strict=True)):
+            self.waiting.append((list(params), prepared, trained.get(i)))
+        self.seconds = np.array([seconds.get(i, np.nan) for i in range(len(self.pairs))])
+        del self.jobs, self.prepared  # first weights and rows
 
     def tell_times(self, results):
         """Write each model's share of its stack's time into the results."""
-        seconds = np.reshape(self.seconds, (-1, len(self.splits)))
+        seconds = self.seconds.reshape(-1, len(self.splits))
         known = np.isfinite(seconds).all(axis=1)
         results["mean_fit_time"][known] = seconds[known].mean(axis=1)
         results["std_fit_time"][known] = seconds[known].std(axis=1)

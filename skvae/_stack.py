@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -206,30 +206,31 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
 # --- many jobs ----------------------------------------------------------------------------
 
 
-def gather(jobs: Sequence[Job], max_stack: int | str) -> list[list[int]]:
-    """Which jobs train together: lists of their places in `jobs`.
+def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
+    """Which jobs train together: lists of their numbers.
 
     At most `max_stack` in a stack; with "auto", what has room in scikit-learn's
     `working_memory` and, on a CPU, in its cache.
     """
     groups: dict[Hashable, list[int]] = {}
-    for i, job in enumerate(jobs):
+    sources: dict[int, int] = {}  # in the order in which they are met, the same in each run
+    for i, job in jobs.items():
         in_parts = rows_at_once(job.data) < len(job.data)
         groups.setdefault((shape(job), i if in_parts else None), []).append(i)
+        sources.setdefault(id(job.data), len(sources))
     stacks = []
     for group in groups.values():
-        job = jobs[group[0]]
         if max_stack == "auto":
-            n_threads = _n_threads(job)
+            job, n_threads = jobs[group[0]], _n_threads(jobs[group[0]])
             room = get_config()["working_memory"] * 2**20 / n_threads
             widest = max(1, int(room / max(_n_bytes(jobs[i]) for i in group)))
             if job.device.type == "cpu":
-                # As many stacks as threads, and as even as can be.
+                # No fewer stacks than threads.
                 widest = min(widest, WIDEST, math.ceil(len(group) / n_threads))
         else:
             widest = int(max_stack)
         # Neighbours share their rows, then their number of components.
-        group.sort(key=lambda i: (id(jobs[i].data), jobs[i].plan.n_components))
+        group.sort(key=lambda i: (sources[id(jobs[i].data)], jobs[i].plan.n_components))
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
         stacks += [group[start : start + size] for start in range(0, len(group), size)]
     return stacks
@@ -254,43 +255,42 @@ def _n_bytes(job: Job) -> int:
 
 
 def run_all(
-    jobs: Sequence[Job],
+    jobs: Mapping[int, Job],
     stacks: Sequence[Sequence[int]],
     watch: Callable[[int, int], AbstractContextManager[Callable[[], bool]]],
-) -> tuple[list[Trained | None], list[float]]:
-    """Train stacks of jobs; returns what became of each job, and its share of the time.
+) -> tuple[dict[int, Trained], dict[int, float]]:
+    """Train stacks of jobs; returns what became of each job, and its share of the seconds.
 
-    None, and not a number, for jobs that are in no stack. `watch` is told of each stack, its
-    number and its epochs, and gives what is to be called after each of them: the stack stops
-    where that returns True.
+    `watch` is told of each stack, its place and its epochs, and gives what is to be called
+    after each of them: the stack stops where that returns True.
     """
-    trained: list[Trained | None] = [None] * len(jobs)
-    seconds = [math.nan] * len(jobs)
+    trained: dict[int, Trained] = {}
+    seconds: dict[int, float] = {}
     interrupted = threading.Event()
 
-    def run_stack(number: int) -> None:
-        stack = [jobs[i] for i in stacks[number]]
+    def run_stack(place: int) -> None:
+        stack = [jobs[i] for i in stacks[place]]
         start = time.perf_counter()
-        with watch(number, max(job.plan.max_iter for job in stack)) as end_epoch:
+        with watch(place, max(job.plan.max_iter for job in stack)) as end_epoch:
             outcomes = run(
                 stack, lambda: None, lambda records, states: end_epoch() or interrupted.is_set()
             )
         if any(outcome.record.outcome == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt
         share = (time.perf_counter() - start) / len(stack)
-        for i, outcome in zip(stacks[number], outcomes, strict=True):
-            trained[i], seconds[i] = outcome, share
+        trained.update(zip(stacks[place], outcomes, strict=True))
+        seconds.update(dict.fromkeys(stacks[place], share))
 
-    for n_threads, numbers in itertools.groupby(
-        range(len(stacks)), lambda number: _n_threads(jobs[stacks[number][0]])
+    for n_threads, places in itertools.groupby(
+        range(len(stacks)), lambda place: _n_threads(jobs[stacks[place][0]])
     ):
         if n_threads == 1:
-            for number in numbers:
-                run_stack(number)
+            for place in places:
+                run_stack(place)
             continue
         with ThreadPoolExecutor(n_threads) as threads:
             try:
-                list(threads.map(run_stack, numbers))
+                list(threads.map(run_stack, places))
             except BaseException:
                 interrupted.set()
                 threads.shutdown(cancel_futures=True)

@@ -188,6 +188,13 @@ def test_a_state_that_is_cast_has_weights_of_the_dtype_and_the_units_it_had(dtyp
         np.testing.assert_array_equal(array, state[name])  # float32 fits into either
 
 
+def test_units_that_no_float32_holds_are_as_they_were_after_a_cast():
+    state = _model.initial_state(describe(), describe_columns(data()), 0)
+    state = {**state, "location": np.full(4, 1e200), "scale": np.full(4, 1e-200)}
+    for name, array in _model.cast(state, np.float32).items():
+        np.testing.assert_array_equal(array, state[name])
+
+
 def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
     _, state = made(hidden=(6, 5))
     shapes = {name: array.shape for name, array in state.items() if name.endswith("weight")}

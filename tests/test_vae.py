@@ -1398,6 +1398,28 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(X, quick, devic
         quick(device=device).fit(X)
 
 
+@any_likelihood
+@pytest.mark.parametrize(
+    # Rounding of a few steps; bfloat16 has 8 bits.
+    ("precision", "dtype", "tolerance"),
+    [("float32", np.float32, 1e-4), ("bf16", np.float32, 0.1), ("float64", np.float64, 1e-4)],
+)
+@any_output
+def test_precision_is_that_of_the_weights_and_changes_results_by_rounding_only(
+    X, quick, likelihood, precision, dtype, tolerance, output
+):
+    X = suited(X, likelihood)
+    vae = quick(likelihood=likelihood, precision=precision).fit(X)
+    for name, array in vae.state_.items():
+        assert array.dtype == (np.float64 if name in ("location", "scale") else dtype)
+    single = quick(likelihood=likelihood).fit(X)
+    same = np.array_equal(vae.state_["encoder.0.weight"], single.state_["encoder.0.weight"])
+    assert same == (precision == "float32")
+    expected = output(single, X)
+    assert output(vae, X).dtype == expected.dtype
+    np.testing.assert_allclose(output(vae, X), expected, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_cuda_is_refused_where_there_is_none(X, quick, device):
@@ -1432,6 +1454,10 @@ def test_a_validation_set_without_rows_is_refused(X, quick, n_rows, fraction):
         {"learning_rate": 0},
         {"learning_rate_schedule": "linear"},
         {"weight_decay": -1e-3},
+        {"max_grad_norm": 0},
+        {"max_grad_norm": np.nan},
+        {"precision": "float16"},
+        {"precision": np.float32},
         {"batch_size": 0},
         {"batch_size": "all"},
         {"max_iter": 0},
