@@ -39,6 +39,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import joblib
 import machine
@@ -397,16 +398,19 @@ def print_search(result):
 # --- agreement ------------------------------------------------------------------------------
 
 
+KINDS = (VAEGridSearchCV, GridSearchCV)
+
+
 def compare(sizes, args):
     """The part `agreement`: nothing is timed, so nothing is repeated."""
     X, rows = table(sizes.n_rows, args.seed), {}
     for name, params in sizes.cases.items():
         print(f"agreement: {name}", file=sys.stderr)
         vae = VAETransformer(**params, random_state=args.seed, device="cpu")
-        ours, theirs = (
-            kind(vae, sizes.grid, cv=3, refit=False).fit(X).cv_results_
-            for kind in (VAEGridSearchCV, GridSearchCV)
-        )
+        searches = (kind(vae, sizes.grid, cv=3, refit=False) for kind in KINDS)
+        with mock.patch.object(_stack, "run", wraps=_stack.run) as run:
+            ours = next(searches).fit(X).cv_results_
+        theirs = next(searches).fit(X).cv_results_
         unequal, differences = sorted(ours.keys() ^ theirs.keys()), []
         for column in ours.keys() & theirs.keys():
             if column.startswith("split"):
@@ -415,6 +419,7 @@ def compare(sizes, args):
                 unequal += [column] * (list(ours[column]) != list(theirs[column]))
         rows[name] = {
             "params": params,
+            "stacks": [len(call.args[0]) for call in run.call_args_list],
             "largest_difference": max(differences),
             "unequal": sorted(unequal),
             "best_equal": bool(
@@ -432,8 +437,9 @@ def print_agreement(result):
     for name, row in result["cases"].items():
         other = ", ".join(row["unequal"]) or "none"
         best = "yes" if row["best_equal"] else "no"
-        lines.append([name, f"{row['largest_difference']:.1e}", other, best])
-    header = ["", "nats per row", "other columns that differ", "same best"]
+        stacks = ", ".join(map(str, row["stacks"]))
+        lines.append([name, f"{row['largest_difference']:.1e}", other, best, stacks])
+    header = ["", "nats per row", "other columns that differ", "same best", "stacks of"]
     print(machine.table(header, lines))
 
 

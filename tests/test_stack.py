@@ -1,0 +1,273 @@
+"""Rows for training: all at once, or in parts from where they lie; and the precision of it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn import config_context
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from skvae import VAETransformer, _arrays, _stack
+from skvae.likelihoods import Gaussian
+
+
+def table(n_rows, n_features=10, seed=0):
+    """Rows around a plane of 2 dimensions, told apart by their values."""
+    rng = np.random.default_rng(seed)
+    plane = rng.normal(size=(n_rows, 2)) @ rng.normal(size=(2, n_features))
+    return plane + 0.5 * rng.normal(size=(n_rows, n_features))
+
+
+def job_of(X, **params):
+    """The job that fitting X is."""
+    vae = VAETransformer(2, hidden_layer_sizes=(4,), batch_size=16, random_state=0)
+    return vae.set_params(**params)._prepare(X)[0]
+
+
+def in_units(job, X):
+    """X as the model sees it."""
+    return _arrays.standardise(X, job.state["location"], job.state["scale"])
+
+
+# 1000 rows of 10 columns: 40 kB in float32.
+SMALL = 0.01  # MiB: room for 262 rows, so that 65 are read at once
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stopping):
+    X = table(1000)
+    with config_context(working_memory=SMALL):
+        job = job_of(X, early_stopping=early_stopping)
+        assert _stack.rows_at_once(X) == 65
+        read, judged = _stack._read_in_parts(job, lambda epoch, share: None)
+        rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
+        n_held_out = 65 if early_stopping else 0  # a tenth would be 100: at most a part
+        assert job.plan.n_held_out == n_held_out
+        held_out = {rows[tuple(row)] for row in judged.data.numpy()} if early_stopping else set()
+        assert len(held_out) == n_held_out
+        epochs = []
+        for _ in range(2):
+            seen, shares = [], []
+            for share, part in read():
+                assert part.index.tolist() == [list(range(len(part.data)))]
+                assert len(part.data) <= 65
+                shares.append(share)
+                seen += [rows[tuple(row)] for row in part.data.numpy()]
+            assert sorted([*seen, *held_out]) == list(range(1000))
+            np.testing.assert_allclose(sum(shares), 1, rtol=1e-12)
+            epochs.append(seen)
+        assert epochs[0] != epochs[1]
+
+
+def test_parts_are_of_blocks_from_everywhere(monkeypatch):
+    monkeypatch.setattr(_stack, "BLOCK_VALUES", 50)  # 5 rows
+    X = table(1000)
+    with config_context(working_memory=SMALL):
+        job = job_of(X, early_stopping=False)
+        rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
+        read, _ = _stack._read_in_parts(job, lambda epoch, share: None)
+        for _, part in read():
+            seen = [rows[tuple(row)] for row in part.data.numpy()]
+            blocks = np.reshape(seen, (-1, 5))
+            np.testing.assert_array_equal(np.diff(blocks), 1)  # neighbours are read together
+            if len(blocks) == 13:
+                assert np.ptp(blocks) > 500  # the chance that 13 of 200 lie so close is 2e-3
+
+
+def test_held_out_rows_are_spread_evenly():
+    X = table(1000)
+    with config_context(working_memory=SMALL):
+        job = job_of(X)
+        _, judged = _stack._read_in_parts(job, lambda epoch, share: None)
+        rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
+        held_out = sorted(rows[tuple(row)] for row in judged.data.numpy())
+        stretch = 1000 / 65
+        for i, row in enumerate(held_out):
+            assert int(i * stretch) <= row < (i + 1) * stretch
+
+
+@pytest.fixture(params=["memory map", "Fortran order", "read-only", "float32"])
+def same_rows(request, tmp_path):
+    """The same rows as an array and in another way."""
+    X = table(1000)
+    if request.param == "memory map":
+        np.save(tmp_path / "X.npy", X)
+        return X, np.load(tmp_path / "X.npy", mmap_mode="r")
+    if request.param == "Fortran order":
+        return X, np.asfortranarray(X)
+    if request.param == "read-only":
+        Y = X.copy()
+        Y.flags.writeable = False
+        return X, Y
+    return X.astype(np.float32).astype(np.float64), X.astype(np.float32)
+
+
+def test_what_holds_the_rows_changes_no_bit(same_rows):
+    for working_memory in (SMALL, 1024):
+        with config_context(working_memory=working_memory):
+            fitted = [VAETransformer(2, max_iter=3, random_state=0).fit(X) for X in same_rows]
+        for name, array in fitted[0].state_.items():
+            np.testing.assert_array_equal(fitted[1].state_[name], array)
+
+
+def test_rows_that_fit_are_trained_on_as_ever():
+    X = table(1000)
+    with config_context(working_memory=0.04):  # 1048 rows
+        few = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    much = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    for name, array in much.state_.items():
+        np.testing.assert_array_equal(few.state_[name], array)
+
+
+def test_a_model_read_in_parts_reaches_the_optimum():
+    X = table(3000)
+    vae = VAETransformer(
+        2,
+        likelihood=Gaussian("shared"),
+        hidden_layer_sizes=(),
+        batch_size=32,
+        max_iter=60,
+        random_state=0,
+        early_stopping=False,
+    )
+    with config_context(working_memory=SMALL):
+        score = vae.fit(X).score(X)
+    best = PCA(2).fit(X).score(X)
+    assert best - 0.03 < score < best + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_whole_numbers_are_read_as_the_floats_they_are(dtype):
+    X = load_digits().data[:300].astype(dtype)
+    whole = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    floats = VAETransformer(2, max_iter=3, random_state=0).fit(X.astype(np.float64))
+    for name, array in floats.state_.items():
+        np.testing.assert_array_equal(whole.state_[name], array)
+    Z = whole.transform(X)
+    assert Z.dtype == whole.sample(2).dtype == whole.inverse_transform(Z).dtype == np.float64
+    np.testing.assert_array_equal(Z, floats.transform(X.astype(np.float64)))
+    assert whole.score(X) == floats.score(X.astype(np.float64))
+
+
+def test_verbose_tells_the_parts(capsys):
+    with config_context(working_memory=SMALL):
+        VAETransformer(2, max_iter=2, random_state=0, verbose=2).fit(table(1000))
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Iteration 1, [5-8]% of the rows", shown[0])  # 65 of 935
+    assert shown.count("Iteration 2, 100% of the rows") == 1
+    assert sum(line.startswith("Iteration 1, loss = ") for line in shown) == 1
+
+
+FIT_A_FILE = """
+import sys
+import numpy as np
+from sklearn import config_context
+from skvae import VAETransformer
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+class Peak:
+    highest = 0
+    def write(self, text):
+        self.highest = max(self.highest, anonymous())
+    def flush(self):
+        pass
+
+vae = VAETransformer(2, hidden_layer_sizes=(), batch_size=8192, random_state=0, verbose=2)
+vae.set_params(max_iter=1).fit(np.random.default_rng(0).normal(size=(1000, 64)))
+X = np.load(sys.argv[1], mmap_mode="r")
+before, stdout = anonymous(), sys.stdout
+sys.stdout = peak = Peak()
+with config_context(working_memory=16):
+    vae.fit(X)
+sys.stdout = stdout
+print(peak.highest - before, len(X))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_file_larger_than_working_memory_is_never_copied(tmp_path):
+    X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.uint8, (1_000_000, 64))
+    X[:] = np.random.default_rng(0).integers(256, size=(1, 64), dtype=np.uint8)
+    X[::3] += np.uint8(1)
+    X.flush()
+    command = [sys.executable, "-c", FIT_A_FILE, str(tmp_path / "X.npy")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    grown, n_rows = map(float, printed.splitlines()[-1].split())
+    assert n_rows == 1e6
+    # 16 MiB for rows, a batch of 8192 rows and its gradients, blocks of 2**20 float64. A copy
+    # of the file would take 61 MiB more, one in float32 244.
+    assert grown < 60
+
+
+# --- precision --------------------------------------------------------------------------------
+
+
+def test_float64_is_float64_throughout():
+    X = table(300)
+    vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=5, precision="float64").fit(X)
+    assert {array.dtype for array in vae.state_.values()} == {np.dtype(np.float64)}
+    state = vae.state_
+    y = (X - state["location"]) / state["scale"]
+    hidden = y @ state["encoder.0.weight"].T + state["encoder.0.bias"]
+    hidden = hidden / (1 + np.exp(-hidden))
+    raw = hidden @ state["encoder.2.weight"].T + state["encoder.2.bias"]
+    # To float64's rounding: float32's is 1e-7.
+    np.testing.assert_allclose(vae.transform(X), raw[:, :2], rtol=1e-12, atol=1e-13)
+
+
+def test_precisions_start_from_the_same_weights_and_noise():
+    X = table(300)
+    fits = {
+        precision: VAETransformer(2, max_iter=2, precision=precision, random_state=0).fit(X)
+        for precision in ("float32", "bf16", "float64")
+    }
+    exact = fits["float64"]
+    # A product's terms are rounded at 6e-8 and at 4e-3; two epochs are 16 steps.
+    for precision, tolerance in [("float32", 1e-4), ("bf16", 0.1)]:
+        loss = fits[precision].history_["loss"]
+        np.testing.assert_allclose(loss, exact.history_["loss"], atol=tolerance)
+        assert fits[precision].state_["encoder.0.weight"].dtype == np.float32
+    assert fits["bf16"].history_["loss"][0] != fits["float32"].history_["loss"][0]
+
+
+def test_the_score_of_a_bf16_model_is_computed_in_float32():
+    X = table(300)
+    vae = VAETransformer(2, max_iter=2, precision="bf16", random_state=0).fit(X)
+    scores = vae.score_samples(X)
+    np.testing.assert_array_equal(vae.set_params(precision="float32").score_samples(X), scores)
+
+
+def test_bf16_reaches_about_the_same_score():
+    X = table(1000)
+    scores = [
+        VAETransformer(2, max_iter=40, precision=precision, random_state=0).fit(X).score(X)
+        for precision in ("float32", "bf16")
+    ]
+    # Rounding to 8 bits is noise of 0.4% in every product of a step: a few hundredths of a nat.
+    np.testing.assert_allclose(*scores, atol=0.15)
+
+
+def test_a_warm_start_goes_on_in_the_precision_that_is_asked_for():
+    X = table(300)
+    vae = VAETransformer(2, max_iter=2, random_state=0, warm_start=True).fit(X)
+    vae.set_params(precision="float64").fit(X)
+    assert {array.dtype for array in vae.state_.values()} == {np.dtype(np.float64)}
+    assert vae.n_iter_ == 4
+
+
+def test_a_device_without_float64_is_named():
+    with pytest.raises(ValueError, match=r"device='mps' has no float64\. Use precision='float32'"):
+        _arrays.dtype_of("float64", torch.device("mps"))
+
+
+def test_a_precision_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="'precision' parameter of VAETransformer must be"):
+        VAETransformer(precision="float16").fit(table(100))
