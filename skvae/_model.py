@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skvae._arrays import Array, Columns, generator, to_array, to_tensor
+from skvae._arrays import Array, Columns, draws_at_once, generator, to_array, to_tensor
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import NETWORKS
 from skvae.posteriors import Diagonal
@@ -92,6 +92,8 @@ class VAE(nn.Module):
             activation,
         )
         self.observation = self.likelihood.build(n_features)
+        # Of the widest layer: the largest side of any weights.
+        self.width = max(max(weights.shape, default=1) for weights in self.parameters())
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
         self.limit = math.inf  # the value of `bound`, which a device need not be asked for
@@ -116,12 +118,19 @@ class VAE(nn.Module):
     def forward(self, y: torch.Tensor, eps: torch.Tensor) -> Terms:
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L)."""
         q = self.posterior.parameters(self.encoder(self.bounded(y)))
-        z = self.posterior.rsample(q, eps)
-        return Terms(self.log_likelihood(y, z), self.posterior.kl(q))
+        log_likelihood = [
+            self.log_likelihood(y, self.posterior.rsample(q, some))
+            for some in eps.split(draws_at_once(len(y), self.width))
+        ]
+        return Terms(torch.cat(log_likelihood), self.posterior.kl(q))
 
     def bounded(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D)."""
         return y.clamp(-self.limit, self.limit)
+
+    def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
+        """Mean of q(z|x), (B, L), of rows y (B, D)."""
+        return self.posterior.mean(self.encoder(self.bounded(y)))
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
@@ -151,7 +160,7 @@ class VAE(nn.Module):
 
     def log_likelihood(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y|z) in nats, (S, B), summed over the columns that vary."""
-        return self.likelihood.log_prob(self.observation, self.decoder(z), y) @ self.varies
+        return self.likelihood.vjp(self.observation, self.decoder(z), y, self.varies)[0]
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
