@@ -30,6 +30,7 @@ doctest: $(VENV)/.with-test
 
 bench: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/bench_fit.py
+	$(BIN)/python benchmarks/bench_search.py
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -74,18 +74,6 @@ QUICK_SIZES = {"rows": [1_000, 3_000, 10_000], "features": [10, 30, 100], "candi
 # --- a point, in a process of its own -------------------------------------------------------
 
 
-def peak_memory():
-    """MiB of the resident set at its peak."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        # Not getrusage, whose number counts the parent from before the program was loaded.
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
-
-
 def forget_peak():
     """Let the peak begin anew, where Linux can: importing has peaks of its own."""
     try:
@@ -150,7 +138,6 @@ def prepare_search(name, n_rows, n_features, n_candidates):
 
 
 def seconds(function, *args, **params):
-    gc.collect()
     start = time.perf_counter()
     function(*args, **params)
     return time.perf_counter() - start
@@ -164,16 +151,19 @@ def measure(point):
         torch.set_num_threads(threads)
     name = point.pop("name")
     forget_peak()
-    before = peak_memory()
+    before = machine.peak_memory()
     prepare = prepare_search if name in SEARCHES else prepare_method
     X, run = prepare(name, **point)
-    timings, start = [], time.perf_counter()
-    while len(timings) < 5 and (not timings or time.perf_counter() - start < 1):
+    timings, whole = [], []
+    while len(timings) < 5 and sum(whole) < 1:
+        gc.collect()
+        start = time.perf_counter()
         timings.append(run())
+        whole.append(time.perf_counter() - start)
     result = {
         "seconds": timings,
-        "run_seconds": (time.perf_counter() - start) / len(timings),  # with a fit's short fit
-        "peak_mib": peak_memory() - before,
+        "run_seconds": max(whole),  # with a fit's short fit
+        "peak_mib": machine.peak_memory() - before,
         "import_mib": before,
         "data_mib": X.nbytes / 2**20,
     }

@@ -47,6 +47,18 @@ def summarise(run: Mapping[str, Any]) -> str:
     return f"{machine} load average before: {load}\n{versions}"
 
 
+def peak_memory() -> float:
+    """MiB of the resident set at its peak."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        # Not getrusage, whose number counts the parent from before the program was loaded.
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
 def read(path: Path) -> dict[str, Any]:
     """What earlier runs left there, if they did."""
     return json.loads(path.read_text()) if path.exists() else {}

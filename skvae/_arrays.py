@@ -9,17 +9,20 @@ computed in float64 first, so that a column of 1.7e9 +- 1e3 keeps its digits. A 
 ``scale == 0`` was constant in ``fit``: the model sees zeros there and gives back its
 location.
 
-Every inference runs on one thread, in blocks of one fixed number of rows, the last one
-padded. A matrix product takes another path through the BLAS for another number of rows and
-then rounds differently, and so do the last elements of a thread's share that don't fill a
-vector; with one fixed shape, a multiple of 32, a row has the same result, bit for bit,
-whatever rows come with it.
+Inference goes in blocks of one fixed number of rows, the last one padded, each computed on
+one thread. A matrix product takes another path through the BLAS for another number of rows
+and then rounds differently, and so do the last elements of a thread's share that don't fill
+a vector; with one fixed shape, a multiple of 32, a row has the same result, bit for bit,
+whatever rows come with it. Several threads take a block each; nothing larger than a block is
+made but the result.
 """
 
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +41,10 @@ FARTHEST = 1e10
 FEW_PRODUCTS = 2**24
 
 PRECISIONS = ("float32", "bf16", "float64")
+
+# Values of the widest layer that inference makes at once: what a core keeps in its cache,
+# and what malloc doesn't return to the system each time, to be cleared for the next use.
+BLOCK_VALUES = 2**18
 
 Array = np.ndarray[Any, Any]
 
@@ -189,6 +196,11 @@ def cell(X: Array, where: Array, names: Array | None) -> tuple[str, int]:
     return f"{X[row, column]:.10g} in column {column}{name}", column
 
 
+def within_reach(Y: Array) -> bool:
+    """Whether all numbers of Y are at most `FARTHEST` from 0; NaN is not."""
+    return bool(Y.max(initial=0.0) <= FARTHEST and Y.min(initial=0.0) >= -FARTHEST)
+
+
 def standardise(
     X: Array,
     location: Array,
@@ -203,10 +215,13 @@ def standardise(
     """
     varies = scale > 0
     with np.errstate(over="ignore"):
-        Y = (X.astype(np.float64, copy=False) - location) / np.where(varies, scale, 1.0)
+        Y = X.astype(np.float64)
+        Y -= location
+        Y /= np.where(varies, scale, 1.0)
+        Y = Y.astype(dtype, copy=False)
     if not varies.all():
         Y[:, ~varies] = 0.0
-    if not (Y.max(initial=0.0) <= FARTHEST and -Y.min(initial=0.0) <= FARTHEST):  # NaN: not
+    if not within_reach(Y):
         if np.isnan(X).any():  # only under assume_finite=True
             raise ValueError(f"Input X contains NaN: {cell(X, np.isnan(X), names)[0]}.")
         value, column = cell(X, ~(np.abs(Y) <= FARTHEST), names)
@@ -215,7 +230,7 @@ def standardise(
             f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
             f"{location[column]:.3g}). Check the units of the column, or fit on such data."
         )
-    return Y.astype(dtype, copy=False)
+    return Y
 
 
 def fill_standardised(into: torch.Tensor, X: Array, location: Array, scale: Array) -> None:
@@ -230,36 +245,91 @@ def fill_standardised(into: torch.Tensor, X: Array, location: Array, scale: Arra
 
 def restore(Y: Array, location: Array, scale: Array) -> Array:
     """location + scale * Y in float64: back in the user's units."""
-    return location + scale * Y.astype(np.float64)
+    X = scale * Y  # scale is float64
+    return np.add(location, X, out=X)
 
 
 # --- blocks of rows -----------------------------------------------------------------------
 
 
-def block_rows(n_weights: int) -> int:
+def block_rows(n_weights: int, width: int) -> int:
     """Rows of an inference block of a model with `n_weights` multiplications a row.
 
-    A block costs about 2**27 of them, within 32 to 2048 rows, in multiples of 32: a number
-    that doesn't depend on the data.
+    A block costs about 2**27 of them and has `BLOCK_VALUES` values in the widest layer, of
+    `width` values a row, within 32 to 2048 rows, in multiples of 32: a number that doesn't
+    depend on the data.
     """
-    return int(min(2048, max(32, 2**27 // max(1, n_weights) // 32 * 32)))
+    n_rows = min(2**27 // max(1, n_weights), BLOCK_VALUES // width)
+    return min(2048, max(32, n_rows // 32 * 32))
+
+
+def draws_at_once(n_rows: int, width: int) -> int:
+    """Draws of noise for a block of `n_rows` rows that make about `BLOCK_VALUES` values."""
+    return max(1, BLOCK_VALUES // (n_rows * width))
+
+
+def to_block(rows: Array, n_rows: int, device: torch.device | str) -> torch.Tensor:
+    """`rows` as a tensor of exactly `n_rows` rows, those that are missing 0; no copy if none is.
+
+    So `rows` must be writable and nobody else's.
+    """
+    if len(rows) < n_rows:
+        rows, some = np.zeros((n_rows, rows.shape[1]), rows.dtype), rows
+        rows[: len(some)] = some
+    return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+
+
+def wait_for(futures: Iterable[Future[None]]) -> None:
+    """Wait until all are done, or raise what one of them has raised, or Ctrl-C."""
+    waiting = set(futures)
+    while waiting:
+        # A signal that comes just before a wait is seen after it only.
+        done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
 
 
 def map_rows(
-    function: Callable[[torch.Tensor], torch.Tensor],
-    X: Array,
+    function: Callable[[slice], Iterable[Array]],
+    outputs: Sequence[Array],
     n_rows: int,
     device: torch.device,
-    prepare: Callable[[Array], Array],
-) -> Array:
-    """`function` of every prepared row of X, computed in blocks of exactly `n_rows` rows."""
-    results = []
-    for start in range(0, len(X), n_rows):
-        block = prepare(X[start : start + n_rows])
-        padded = np.zeros((n_rows, X.shape[1]), dtype=block.dtype)
-        padded[: len(block)] = block
-        results.append(to_array(function(to_tensor(padded, device))[: len(block)]))
-    return np.concatenate(results)
+    n_threads: int = 1,
+) -> None:
+    """Fill the rows of `outputs` with those of `function`, in up to `n_threads` threads.
+
+    `function` gets a slice of `n_rows` rows, which may reach beyond the last one; so may
+    what it returns for each output. Each call has the one thread that it runs in.
+    """
+    n_samples = len(outputs[0])
+    starts = iter(range(0, n_samples, n_rows))  # shared: who is free takes the next block
+    errors: dict[int, Exception] = {}
+
+    def work() -> None:
+        with computing(device, one_thread=True):
+            for start in starts:
+                rows = slice(start, start + n_rows)
+                try:
+                    for output, result in zip(outputs, function(rows), strict=True):
+                        output[rows] = result[: n_samples - start]
+                except Exception as error:
+                    errors[start] = error
+                    stop()
+
+    def stop() -> None:
+        deque(starts, maxlen=0)  # nobody finds another block
+
+    n_threads = min(n_threads, -(-n_samples // n_rows))
+    if n_threads <= 1:
+        work()
+    else:
+        with ThreadPoolExecutor(n_threads) as executor:
+            try:
+                wait_for([executor.submit(work) for _ in range(n_threads)])
+            finally:  # Ctrl-C, too, before all have begun or while they work
+                stop()
+    if errors:  # of the first rows, whichever thread was faster: all before them were begun
+        raise errors[min(errors)]
 
 
 # --- noise of the score -------------------------------------------------------------------

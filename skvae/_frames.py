@@ -67,7 +67,7 @@ def describe(X, dtype):
 
 def give_back(X, output, index=None):
     """Rows X as `describe` has said; `index` is that of a pandas frame, if there is one."""
-    X = X.astype(output["dtype"])
+    X = X.astype(output["dtype"], copy=False)
     if output["container"] is None:
         return X
     frames, columns = importlib.import_module(output["container"]), output["columns"]
@@ -75,4 +75,4 @@ def give_back(X, output, index=None):
         return frames.DataFrame(X, schema=columns)
     if all(isinstance(column, tuple) for column in columns):
         columns = frames.MultiIndex.from_tuples(columns)
-    return frames.DataFrame(X, columns=columns, index=index)
+    return frames.DataFrame(X, columns=columns, index=index, copy=False)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skvae._arrays import Array, Columns, generator, to_array, to_tensor
+from skvae._arrays import Array, Columns, draws_at_once, generator, to_array, to_tensor
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import NETWORKS, vjp
 from skvae.posteriors import Diagonal
@@ -98,6 +98,8 @@ class VAE(nn.Module):
             activation,
         )
         self.observation = self.likelihood.build(n_features)
+        # Of the widest layer: the largest side of any weights.
+        self.width = max(max(weights.shape, default=1) for weights in self.parameters())
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
@@ -123,12 +125,19 @@ class VAE(nn.Module):
     def forward(self, y: torch.Tensor, eps: torch.Tensor) -> Terms:
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L)."""
         q = self.posterior.parameters(self.encoder(self.bounded(y)))
-        z = self.posterior.rsample(q, eps)
-        return Terms(self.log_likelihood(y, z), self.posterior.kl(q))
+        log_likelihood = [
+            self.log_likelihood(y, self.posterior.rsample(q, some))
+            for some in eps.split(draws_at_once(len(y), self.width))
+        ]
+        return Terms(torch.cat(log_likelihood), self.posterior.kl(q))
 
     def bounded(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D) or (M, B, D)."""
         return torch.clamp(y, -self.limit, self.limit)  # type: ignore[arg-type]
+
+    def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
+        """Mean of q(z|x), (B, L), of rows y (B, D)."""
+        return self.posterior.mean(self.encoder(self.bounded(y)))
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
@@ -210,8 +219,11 @@ def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) 
 
 def cast(state: State, dtype: Any) -> State:
     """The state with weights of this dtype; units stay float64."""
-    units = {name: state[name] for name in ("location", "scale")}
-    return {name: array.astype(dtype, copy=False) for name, array in state.items()} | units
+    units = ("location", "scale")
+    return {
+        name: array if name in units else array.astype(dtype, copy=False)
+        for name, array in state.items()
+    }
 
 
 def from_state(

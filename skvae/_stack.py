@@ -89,7 +89,6 @@ def run(
             ]
 
         # The seed itself has drawn the first weights.
-        # The seed itself has drawn the first weights.
         generators = [_arrays.generator(job.seed + 1, first.device) for job in jobs]
         if rows_at_once(first.data) < len(first.data):
             read, judged = _read_in_parts(first, end_part)
@@ -153,7 +152,7 @@ def _read_once(
 
 
 # Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
-BLOCK_VALUES = 1 << 16
+READ_VALUES = 1 << 16
 
 
 def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Read, _training.Rows]:
@@ -169,13 +168,13 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
     (n_rows, n_features), plan = job.data.shape, job.plan
     location, scale = job.state["location"], job.state["scale"]
     rng = np.random.default_rng(job.seed + 1)
-    n_judged = plan.n_held_out or _training.PROBE_ROWS
-    stretches = np.arange(n_judged) + rng.random(n_judged)
-    chosen = (stretches * (n_rows / n_judged)).astype(np.int64)
+    n_judged = plan.n_held_out or min(_training.PROBE_ROWS, n_rows)
+    stretches = np.arange(n_judged + 1) * n_rows // n_judged
+    chosen = rng.integers(stretches[:-1], stretches[1:])
     judged = torch.empty((n_judged, n_features), dtype=_dtype(job), device=job.device)
     _arrays.fill_standardised(judged, job.data[chosen], location, scale)
     kept_out = chosen if plan.n_held_out else chosen[:0]
-    n_block = max(1, min(BLOCK_VALUES // n_features, rows_at_once(job.data)))
+    n_block = max(1, min(READ_VALUES // n_features, rows_at_once(job.data)))
     n_blocks = rows_at_once(job.data) // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
 
@@ -196,7 +195,7 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
             if end:
                 index = torch.arange(end, device=job.device).unsqueeze(0)
                 share = end / (n_rows - len(kept_out))
-                yield share, _training.Rows(buffer[:end], index)
+                yield share, _training.Rows(buffer, index)
                 done += share
                 end_part(epoch, done)
 
@@ -290,7 +289,7 @@ def run_all(
             continue
         with ThreadPoolExecutor(n_threads) as threads:
             try:
-                list(threads.map(run_stack, places))
+                _arrays.wait_for([threads.submit(run_stack, place) for place in places])
             except BaseException:
                 interrupted.set()
                 threads.shutdown(cancel_futures=True)

@@ -106,7 +106,8 @@ class Record:
     n_iter: int = 0  # complete epochs
     kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
-    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # parameters, end to end
+    # Parameters, end to end.
+    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
         """Add a complete epoch: its terms, and those of the held-out rows."""
@@ -215,7 +216,8 @@ class Adam:
         gradient = torch.cat(flat, dim=1, out=self.gradient)
         if self.max_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0))
+            # Beside a finite norm an infinite one changes nothing, not even where both are.
+            gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0).nan_to_num_(nan=1.0))
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         self.mean.lerp_(gradient, 0.1)
@@ -262,10 +264,12 @@ def hold_out(
 
 
 def draw_noise(
-    shape: tuple[int, int], plans: Sequence[Plan], generators: Sequence[torch.Generator]
+    shape: tuple[int, int],
+    wide: int,
+    plans: Sequence[Plan],
+    generators: Sequence[torch.Generator],
 ) -> torch.Tensor:
-    """Standard normals (M, *shape, L), of each member's own components; 0 beyond them."""
-    wide = max(plan.n_components for plan in plans)
+    """Standard normals (M, *shape, wide) of each member's own components; 0 beyond them."""
     draws = []
     for plan, g in zip(plans, generators, strict=True):
         own = (*shape, plan.n_components)
@@ -351,7 +355,9 @@ class Members:
     ) -> None:
         self.stack, self.judged = stack, judged
         self.plans, self.generators = list(plans), list(generators)
-        pairs = draw_noise((N_VALIDATION_DRAWS // 2, judged.index.shape[1]), plans, generators)
+        self.wide = max(plan.n_components for plan in plans)  # of the stack, to its end
+        shape = N_VALIDATION_DRAWS // 2, judged.index.shape[1]
+        pairs = draw_noise(shape, self.wide, plans, generators)
         # Antithetic: eps and -eps.
         self.noise = torch.cat([pairs, -pairs], dim=1).to(judged.data.dtype)
         self.adam = Adam(
@@ -394,7 +400,8 @@ class Members:
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
         places = rows.index.gather(1, torch.stack(orders)).split(size, dim=1)
-        noise = draw_noise((1, n_rows), self.plans, self.generators).to(rows.data.dtype)
+        noise = draw_noise((1, n_rows), self.wide, self.plans, self.generators)
+        noise = noise.to(rows.data.dtype)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
         times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
@@ -496,6 +503,8 @@ def train(
             raise
         for m in live:
             record, (n_iter, _) = records[m], last[m]
+            if record.outcome == "diverged":
+                continue
             record.outcome, record.n_iter = "interrupted", n_iter
             record.history = {name: values[:n_iter] for name, values in record.history.items()}
     for record, best, plan, (n_iter, weights) in zip(records, bests, plans, last, strict=True):

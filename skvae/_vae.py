@@ -13,6 +13,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from scipy.stats import qmc
+from sklearn import get_config
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -356,7 +357,8 @@ class VAETransformer(
         known = {} if known is None else known
         likelihood = _part(self.likelihood)
         if likelihood not in known:
-            data = _read(reader, X, likelihood, reset=not warm, ensure_min_samples=2)
+            data = _read(reader, X, reset=not warm, ensure_min_samples=2)
+            data = likelihood.check_support(data, getattr(reader, "feature_names_in_", None))
             known[likelihood] = data, _arrays.describe_columns(data), _names_seen(reader)
         data, columns, names = known[likelihood]
         architecture = self._describe_architecture(data.shape[1])
@@ -462,7 +464,14 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, n_components)
             Latent features, the same at every call.
         """
-        return self.encode(X)[0]
+        data = self._read_again(X)
+        Z = np.empty((len(data), self._n_features_out), self._output["dtype"])
+
+        def encode(model, rows):
+            return [_arrays.to_array(model.encode_mean(self._block(model, data, rows)))]
+
+        self._map_rows(encode, Z)
+        return Z
 
     def encode(self, X):
         """Posterior means and standard deviations of the rows of X.
@@ -478,13 +487,14 @@ class VAETransformer(
             Parameters of q(z|x), a normal distribution with independent components.
         """
         data = self._read_again(X)
+        shape = (len(data), self._n_features_out)
+        mean, std = (np.empty(shape, self._output["dtype"]) for _ in range(2))
 
-        def mean_std(model, rows):
-            return torch.cat(model.encode_rows(rows), dim=-1)
+        def encode(model, rows):
+            return map(_arrays.to_array, model.encode_rows(self._block(model, data, rows)))
 
-        encoded = self._map_rows(mean_std, data).astype(self._output["dtype"])
-        mean, std = np.split(encoded, 2, axis=1)
-        return np.ascontiguousarray(mean), np.ascontiguousarray(std)
+        self._map_rows(encode, mean, std)
+        return mean, std
 
     def inverse_transform(self, X):
         """Expected rows E[x|z] of latent rows z.
@@ -513,14 +523,22 @@ class VAETransformer(
                 f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
                 f"expects its n_components={n_components}: rows as transform returns them."
             )
-        if not np.abs(latent).max() <= _arrays.FARTHEST:
-            raise ValueError(
-                f"X has the value {latent.flat[np.abs(latent).argmax()]:.6g}. Latent rows are "
-                "about standard normal, and float32 carries them to "
-                f"{_arrays.FARTHEST:.0e}: check that X are rows as transform returns them."
-            )
-        decoded = self._map_rows(lambda model, z: model.decode_mean(z), latent, latent=True)
-        return self._to_output(decoded, index=X.index if hasattr(X, "iloc") else None)
+        decoded = np.empty((len(latent), self.n_features_in_), self._output["dtype"])
+
+        def decode(model, rows):
+            z = latent[rows]
+            if not _arrays.within_reach(z):
+                raise ValueError(
+                    f"X has the value {z.flat[np.abs(z).argmax()]:.6g}. Latent rows are about "
+                    f"standard normal, and float32 carries them to {_arrays.FARTHEST:.0e}: "
+                    "check that X are rows as transform returns them."
+                )
+            z = z.astype(self.state_["varies"].dtype)
+            z = _arrays.to_block(z, rows.stop - rows.start, model.varies.device)
+            return [self._in_units(model.decode_mean(z))]
+
+        self._map_rows(decode, decoded)
+        return _frames.give_back(decoded, self._output, X.index if hasattr(X, "iloc") else None)
 
     def sample(self, n_samples=1, random_state=None, *, mean=False):
         """Draw new rows: z from the prior, then x from p(x|z) with its observation noise.
@@ -543,16 +561,22 @@ class VAETransformer(
         check_is_fitted(self)
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        # Two generators: the same z with and without observation noise.
-        shape = (n_samples, self._n_features_out)
-        eps = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-        noise = _arrays.generator(seed)
+        drawn = np.empty((n_samples, self.n_features_in_), self._output["dtype"])
+        dtype = self.state_["varies"].dtype
 
-        def draw(model, eps):
+        def draw(model, rows):
+            # Generators of the block's own, whichever thread draws it and however many blocks
+            # there are; two, for the same z with and without observation noise.
+            rng = np.random.default_rng([seed, rows.start])
+            noise = _arrays.generator(int(rng.integers(2**32)))
+            shape = (rows.stop - rows.start, self._n_features_out)
+            eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
             z = model.prior.rsample(eps)
-            return model.decode_mean(z) if mean else model.decode_sample(z, noise)
+            y = model.decode_mean(z) if mean else model.decode_sample(z, noise)
+            return [self._in_units(y)]
 
-        return self._to_output(self._map_rows(draw, eps, latent=True))
+        self._map_rows(draw, drawn)
+        return _frames.give_back(drawn, self._output)
 
     def score_samples(self, X):
         """Evidence lower bound of each row: at most its log-density, in nats.
@@ -575,13 +599,16 @@ class VAETransformer(
         data = self._read_again(X)
         check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
-        eps = torch.tensor(noise[:, None, :], dtype=torch.float32, device="cpu")
-        elbo = self._map_rows(
-            lambda model, rows: _objective.elbo(model, rows, eps.to(rows)),
-            data,
-            n_draws=len(noise),
-        )
-        return elbo - _model.log_jacobian(self.state_["scale"])
+        noise = noise[:, None, :].astype(self.state_["varies"].dtype)
+        elbo = np.empty(len(data))
+
+        def score(model, rows):
+            eps = _arrays.to_tensor(noise, model.varies.device)
+            return [_arrays.to_array(_objective.elbo(model, self._block(model, data, rows), eps))]
+
+        self._map_rows(score, elbo, n_draws=len(noise))
+        elbo -= _model.log_jacobian(self.state_["scale"])
+        return elbo
 
     def score(self, X, y=None):
         """Mean ELBO of the rows of X: minus the negative ELBO, so greater is better.
@@ -615,40 +642,43 @@ class VAETransformer(
         return _model.from_state(self._architecture, self.state_)
 
     def _read_again(self, X):
+        """X as finite floats; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
-        return _read(self, X, self._architecture["likelihood"], reset=False)
+        return _read(self, X, reset=False)
 
-    def _map_rows(self, function, X, *, latent=False, n_draws=1):
-        """`function(model, rows)` in blocks of rows, which are latent or standardised."""
+    def _block(self, model, X, rows):
+        """Some rows of X in the units of `model`, as a tensor of a block's shape."""
+        names = getattr(self, "feature_names_in_", None)
+        some = model.likelihood.check_support(X[rows], names)
+        location, scale, varies = (self.state_[key] for key in ("location", "scale", "varies"))
+        y = _arrays.standardise(some, location, scale, names, varies.dtype)
+        return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
+
+    def _in_units(self, y):
+        """Rows of the model, a tensor, in the units of X."""
+        return _arrays.restore(_arrays.to_array(y), self.state_["location"], self.state_["scale"])
+
+    def _map_rows(self, function, *outputs, n_draws=1):
+        """Fill `outputs` with `function(model, rows)`, block by block of rows.
+
+        As many threads as torch has here, or as fit into scikit-learn's working memory.
+        """
         device = _arrays.device_or_cpu(self.device)
-        state = self.state_
-        if latent:
-            zeros = np.zeros(X.shape[1])
-            location, scale, names = zeros, zeros + 1, None
-        else:
-            location, scale = state["location"], state["scale"]
-            names = getattr(self, "feature_names_in_", None)
-        # A draw costs its elementwise work too: about 16 products a feature.
-        n_products = n_draws * (_model.n_weights(state) + 16 * len(state["scale"]))
-        n_rows, dtype = _arrays.block_rows(n_products), state["varies"].dtype
         with _arrays.computing(device, one_thread=True):
-            model = _model.from_state(self._architecture, state, device)
-            return _arrays.map_rows(
-                lambda rows: function(model, rows),
-                X,
-                n_rows,
-                device,
-                lambda block: _arrays.standardise(
-                    block, location, scale, names, state["varies"].dtype
-                ),
-            )
+            model = _model.from_state(self._architecture, self.state_, device)
+        # A draw costs its elementwise work too: about 16 products a feature.
+        n_products = n_draws * (_model.n_weights(self.state_) + 16 * self.n_features_in_)
+        n_rows = _arrays.block_rows(n_products, model.width)
+        n_at_once = min(n_draws, _arrays.draws_at_once(n_rows, model.width))
+        # About eight arrays of a layer's size are alive at a time.
+        n_bytes = 8 * n_rows * n_at_once * model.width * self.state_["varies"].itemsize
+        n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
+        _arrays.map_rows(
+            lambda rows: function(model, rows), outputs, n_rows, device, max(1, n_threads)
+        )
 
     # --- what comes out -------------------------------------------------------------------
-
-    def _to_output(self, Y, index=None):
-        """Rows of the model in the user's units, dtype and container."""
-        X = _arrays.restore(Y, self.state_["location"], self.state_["scale"])
-        return _frames.give_back(X, self._output, index)
 
     @property
     def noise_variance_(self):
@@ -680,12 +710,10 @@ class VAETransformer(
 # --- reading the input --------------------------------------------------------------------
 
 
-def _read(estimator, X, likelihood, **checks):
-    """X as finite floats within the support of the likelihood."""
+def _read(estimator, X, **checks):
+    """X as finite numbers, in any order in memory."""
     X = _frames.to_validate(X)
-    X = validate_data(estimator, X, dtype=_frames.float_dtypes(X), **checks)
-    names = getattr(estimator, "feature_names_in_", None)
-    return LIKELIHOODS.get(likelihood, likelihood).check_support(X, names)
+    return validate_data(estimator, X, dtype=_frames.float_dtypes(X), **checks)
 
 
 def _names_seen(estimator):

@@ -245,7 +245,12 @@ class Bernoulli:
     """
 
     def check_support(self, X: Array, names: Array | None = None) -> Array:
-        """X clipped to [0, 1], or a ValueError naming the value that is outside."""
+        """X clipped to [0, 1], or a ValueError naming the value that is outside.
+
+        X itself where nothing is outside.
+        """
+        if X.min() >= 0 and X.max() <= 1:
+            return X
         outside = (X < -BERNOULLI_TOLERANCE) | (X > 1 + BERNOULLI_TOLERANCE)
         if outside.any():
             raise ValueError(

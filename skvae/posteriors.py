@@ -64,6 +64,10 @@ class Diagonal:
         mean, log_std = raw.chunk(2, dim=-1)
         return Normal(mean, LOG_STD_BOUND * torch.tanh(log_std / LOG_STD_BOUND))
 
+    def mean(self, raw: torch.Tensor) -> torch.Tensor:
+        """Mean of z, (B, L), from raw encoder outputs (B, 2L)."""
+        return raw.chunk(2, dim=-1)[0]
+
     def mean_std(self, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of z, each (B, L)."""
         return q.mean, q.log_std.exp()

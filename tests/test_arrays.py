@@ -3,7 +3,9 @@
 import functools
 import math
 import re
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -173,6 +175,16 @@ def test_standardise_accepts_values_up_to_the_farthest_whose_square_float32_hold
     assert np.isfinite((Y / np.float32(0.01)) ** 2).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("given", [np.float32, np.float64])
+def test_standardise_gives_the_dtype_that_was_asked_for(given, dtype):
+    X = np.random.default_rng(0).normal(size=(50, 2)).astype(given)
+    location, scale = np.array([1 / 3, -7]), np.array([0.1, 3])
+    Y = _arrays.standardise(X, location, scale, dtype=dtype)
+    assert Y.dtype == dtype
+    np.testing.assert_array_equal(Y, ((X - location) / scale).astype(dtype))
+
+
 def test_standardise_does_not_change_its_input():
     X = np.arange(6.0).reshape(3, 2)
     _arrays.standardise(X, np.ones(2), np.array([0.0, 2.0]))
@@ -191,20 +203,21 @@ def test_restore_of_standardised_rows_gives_them_back():
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_standardised_tensor_in_blocks_equals_the_whole():
+def test_rows_standardised_in_blocks_equal_the_whole():
     X = np.random.default_rng(0).normal(size=(21, 3))
     location, scale = np.array([0, 1, 2.0]), np.array([1, 0, 3.0])
-    Y = _arrays.standardised_tensor(X, location, scale, CPU)
+    Y = torch.empty(X.shape)
+    _arrays.fill_standardised(Y, X, location, scale)
     assert Y.dtype == torch.float32
     np.testing.assert_array_equal(Y.numpy(), _arrays.standardise(X, location, scale))
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_standardised_tensor_names_column_and_value_where_a_later_block_is_far():
+def test_a_value_that_is_far_is_named_with_its_column_in_a_later_block_too():
     X = np.zeros((21, 3))
     X[17, 2] = 1e30
     with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2"):
-        _arrays.standardised_tensor(X, np.zeros(3), np.ones(3), CPU)
+        _arrays.fill_standardised(torch.empty(X.shape), X, np.zeros(3), np.ones(3))
 
 
 # --- tensors and arrays -----------------------------------------------------------------------
@@ -248,16 +261,45 @@ def test_to_array_is_a_copy_that_no_gradient_holds():
 
 
 @pytest.mark.parametrize("n_weights", [0, 1, 100, 2**16, 70_001, 2**20, 5_000_001, 2**27, 2**40])
-def test_block_rows_is_a_multiple_of_32_of_bounded_cost(n_weights):
-    n_rows = _arrays.block_rows(n_weights)
+@pytest.mark.parametrize("width", [1, 128, 200, 784, 8192, 8193, 10**6])
+def test_block_rows_is_a_multiple_of_32_of_bounded_cost_and_size(n_weights, width):
+    def fits(n_rows):
+        return n_rows * n_weights <= 2**27 and n_rows * width <= _arrays.BLOCK_VALUES
+
+    n_rows = _arrays.block_rows(n_weights, width)
     assert n_rows % 32 == 0
     assert 32 <= n_rows <= 2048
-    assert n_rows == 32 or n_rows * n_weights <= 2**27
-    assert n_rows == 2048 or (n_rows + 32) * n_weights > 2**27
+    assert n_rows == 32 or fits(n_rows)
+    assert n_rows == 2048 or not fits(n_rows + 32)
 
 
-def to_float32(block):
-    return block.astype(np.float32)
+@pytest.mark.parametrize(
+    ("n_rows", "width"), [(32, 1), (64, 128), (320, 784), (2048, 20), (32, 9999)]
+)
+def test_draws_at_once_are_as_many_as_fit_and_at_least_one(n_rows, width):
+    n_draws = _arrays.draws_at_once(n_rows, width)
+    assert n_draws == 1 or n_draws * n_rows * width <= _arrays.BLOCK_VALUES
+    assert (n_draws + 1) * n_rows * width > _arrays.BLOCK_VALUES
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_to_block_has_all_rows_and_zeros_below(dtype):
+    rows = np.arange(6, dtype=dtype).reshape(3, 2)
+    block = _arrays.to_block(rows.copy(), 5, CPU).numpy()
+    assert block.dtype == dtype
+    np.testing.assert_array_equal(block, [*rows, [0, 0], [0, 0]])
+    np.testing.assert_array_equal(_arrays.to_block(rows.copy(), 3, CPU).numpy(), rows)
+
+
+def filled(function, n_samples, n_rows, n_threads=1):
+    """One column of float64, filled by `map_rows`."""
+    output = np.full((n_samples, 1), np.nan)
+    _arrays.map_rows(lambda rows: [function(rows)], [output], n_rows, CPU, n_threads)
+    return output[:, 0]
+
+
+def numbers(rows):
+    return np.arange(rows.start, rows.stop)[:, None]
 
 
 @pytest.mark.parametrize("n_rows", [32, 224])
@@ -298,35 +340,116 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
 
     eps = torch.tensor(_arrays.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
 
-    def infer(rows):
-        mean, std = model.encode_rows(rows)
-        elbo = _objective.elbo(model, rows, eps).unsqueeze(-1)
-        return torch.cat([mean, std, model.decode_mean(mean), elbo], dim=-1)
+    def infer(X):
+        def results(rows):
+            y = _arrays.to_block(X[rows].copy(), n_rows, CPU)
+            mean, std = model.encode_rows(y)
+            tensors = mean, std, model.decode_mean(mean), _objective.elbo(model, y, eps)
+            return list(map(_arrays.to_array, tensors))
 
-    def mapped(rows):
-        with _arrays.computing(CPU, one_thread=True):
-            return _arrays.map_rows(infer, rows, n_rows, CPU, to_float32)
+        outputs = [np.empty((len(X), n)) for n in (n_components, n_components, n_features)]
+        outputs.append(np.empty(len(X)))
+        _arrays.map_rows(results, outputs, n_rows, CPU)
+        return np.column_stack(outputs)
 
-    whole = mapped(X)
-    assert whole.shape == (37, 2 * n_components + n_features + 1)
+    whole = infer(X)
+    assert np.isfinite(whole).all()
     order = rng.permutation(37)
-    np.testing.assert_array_equal(mapped(X[order]), whole[order])
+    np.testing.assert_array_equal(infer(X[order]), whole[order])
     for some in (slice(0, 1), slice(5, 6), slice(30, 31), slice(3, 5), slice(20, 37)):
-        np.testing.assert_array_equal(mapped(X[some]), whole[some])
+        np.testing.assert_array_equal(infer(X[some]), whole[some])
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 32, 33])
-def test_map_rows_calls_the_function_with_one_shape_and_equals_the_function_of_all(n):
-    X = np.random.default_rng(0).normal(size=(n, 5))
-    shapes = set()
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+@pytest.mark.parametrize("n_samples", [1, 15, 16, 17, 32, 33, 1000])
+def test_map_rows_fills_every_row_from_slices_of_one_length(n_samples, n_threads):
+    lengths = set()
 
-    def double(rows):
-        shapes.add(tuple(rows.shape))
-        return 2 * rows
+    def function(rows):
+        lengths.add(rows.stop - rows.start)
+        return numbers(rows)
 
-    mapped = _arrays.map_rows(double, X, 16, CPU, to_float32)
-    np.testing.assert_array_equal(mapped, 2 * X.astype(np.float32))
-    assert shapes == {(16, 5)}
+    expected = np.arange(n_samples)
+    np.testing.assert_array_equal(filled(function, n_samples, 16, n_threads), expected)
+    assert lengths == {16}
+
+
+def test_map_rows_fills_several_outputs_and_keeps_their_dtypes():
+    outputs = np.empty(5, np.float32), np.empty((5, 2), np.float64)
+    _arrays.map_rows(lambda rows: [np.ones(2), np.full((2, 2), 1 / 3)], outputs, 2, CPU, 2)
+    np.testing.assert_array_equal(outputs[0], np.ones(5, np.float32))
+    np.testing.assert_array_equal(outputs[1], np.full((5, 2), 1 / 3))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_map_rows_computes_as_many_blocks_at_a_time_as_it_has_threads(n_threads):
+    # Nobody passes the barrier before `n_threads` blocks are under way.
+    barrier, states = threading.Barrier(n_threads, timeout=10), set()
+
+    def function(rows):
+        barrier.wait()
+        states.add(
+            (threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled())
+        )
+        return numbers(rows)
+
+    filled(function, 16 * 8, 16, n_threads)
+    threads, counts, modes = zip(*states, strict=True)
+    assert len(set(threads)) == n_threads
+    assert set(counts) == {1}
+    assert set(modes) == {True}
+
+
+@pytest.mark.parametrize(("n_samples", "n_threads"), [(16, 4), (100, 1)])
+def test_map_rows_stays_in_its_thread_where_one_is_enough(n_samples, n_threads):
+    idents = set()
+
+    def function(rows):
+        idents.add(threading.get_ident())
+        return numbers(rows)
+
+    filled(function, n_samples, 16, n_threads)
+    assert idents == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_map_rows_raises_the_error_of_the_first_rows_and_begins_no_further_block(n_threads):
+    begun = []
+
+    def function(rows):
+        begun.append(rows.start)
+        if rows.start >= 160:
+            # The later, the sooner.
+            time.sleep(max(0, 200 - rows.start) / 1000)
+            raise ValueError(f"rows from {rows.start}")
+        return numbers(rows)
+
+    with pytest.raises(ValueError, match="rows from 160"):
+        filled(function, 16 * 1000, 16, n_threads)
+    assert len(begun) <= 11 + n_threads
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("moment", [0, 160])  # while threads are started, and later
+def test_map_rows_ends_soon_after_ctrl_c(moment):
+    main, begun = threading.main_thread(), []
+
+    def function(rows):
+        begun.append(rows.start)
+        if rows.start == moment:
+            signal.pthread_kill(main.ident, signal.SIGINT)
+        time.sleep(0.01)
+        return numbers(rows)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        filled(function, 16 * 1000, 16, 2)
+    assert len(begun) < 100
+    # A thread that was being started when the signal came ends with its first block.
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 # --- noise of the score -----------------------------------------------------------------------

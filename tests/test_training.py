@@ -399,7 +399,7 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     monkeypatch, n_rows, n_held_out, n_block
 ):
     monkeypatch.setattr(_stack, "rows_at_once", lambda data: 20)
-    monkeypatch.setattr(_stack, "BLOCK_VALUES", 2 * n_block)
+    monkeypatch.setattr(_stack, "READ_VALUES", 2 * n_block)
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
     progress = []
@@ -1119,11 +1119,13 @@ def test_rows_of_every_member_are_held_out_by_its_own_generator():
 
 def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_components():
     plans = [plan(n_components=n) for n in (2, 5, 1)]
-    noise = _training.draw_noise((3, 7), plans, generators(0, 1, 2))
+    noise = _training.draw_noise(
+        (3, 7), max(p.n_components for p in plans), plans, generators(0, 1, 2)
+    )
     assert noise.shape == (3, 3, 7, 5)
     for m, (own, numbers) in enumerate(zip(noise, plans, strict=True)):
         n_components = numbers.n_components
-        (alone,) = _training.draw_noise((3, 7), [numbers], generators(m))
+        (alone,) = _training.draw_noise((3, 7), numbers.n_components, [numbers], generators(m))
         assert torch.equal(own[..., :n_components], alone)
         assert (own[..., n_components:] == 0).all()
 
@@ -1237,7 +1239,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bf16": 0.05}
 def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, precision):
     if rows == "in parts":
         monkeypatch.setattr(_stack, "rows_at_once", lambda data: 16)
-        monkeypatch.setattr(_stack, "BLOCK_VALUES", 4 * 3)
+        monkeypatch.setattr(_stack, "READ_VALUES", 4 * 3)
         members = [(0, 2, {})]
     else:  # the second leaves, which captures the steps of the others anew
         members = [(0, 2, {}), (1, 5, {"max_iter": 2}), (2, 1, {"weight_decay": 0.3, "beta": 4.0})]

@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import threading
+import tracemalloc
 import warnings
 
 import joblib
@@ -29,7 +30,7 @@ from sklearn.utils import estimator_html_repr
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import VAETransformer, _training
+from skvae import VAETransformer, _arrays, _training
 from skvae.likelihoods import Bernoulli, Gaussian
 
 LIKELIHOODS = [
@@ -246,6 +247,71 @@ def test_a_row_has_the_same_numbers_whatever_the_number_of_threads(quick, output
         np.testing.assert_array_equal(output(vae, many[7:8]), expected[7:8])
 
 
+EVERY_OUTPUT = OUTPUTS | {
+    "sample": lambda vae, X: vae.sample(len(X), random_state=0),
+    "mean of samples": lambda vae, X: vae.sample(len(X), random_state=0, mean=True),
+}
+
+
+@any_likelihood
+@pytest.mark.parametrize("output", EVERY_OUTPUT.values(), ids=EVERY_OUTPUT)
+def test_several_blocks_give_the_same_numbers_on_any_number_of_threads(
+    X, quick, likelihood, output
+):
+    vae = quick(likelihood=likelihood).fit(suited(X, likelihood))
+    many = suited(np.random.default_rng(0).normal(size=(5000, 4)), likelihood)
+    with threadpool_limits(1, user_api="openmp"):
+        expected = output(vae, many)
+    for n_threads in (2, 4):
+        with threadpool_limits(n_threads, user_api="openmp"):
+            np.testing.assert_array_equal(output(vae, many), expected)
+            with sklearn.config_context(working_memory=1):
+                np.testing.assert_array_equal(output(vae, many), expected)
+
+
+@pytest.mark.parametrize(("working_memory", "n_threads"), [(1, 1), (1024, 2)])
+@pytest.mark.usefixtures("two_threads")
+def test_there_are_as_many_threads_as_torch_has_and_as_fit_into_working_memory(
+    X, quick, monkeypatch, working_memory, n_threads
+):
+    vae = quick(hidden_layer_sizes=(128,)).fit(X)
+    asked, map_rows = [], _arrays.map_rows
+    monkeypatch.setattr(
+        _arrays, "map_rows", lambda *args: (asked.append(args[-1]), map_rows(*args))[1]
+    )
+    with sklearn.config_context(working_memory=working_memory):
+        vae.transform(X)
+    assert asked == [n_threads]
+
+
+def peak_of_arrays(function):
+    """Result, and largest size in bytes of all arrays that numpy held at a time meanwhile."""
+    tracemalloc.start()
+    try:
+        result = function()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("likelihood", [Gaussian(), Bernoulli()], ids=str)
+@pytest.mark.usefixtures("two_threads")
+def test_no_array_but_the_result_grows_with_the_number_of_rows(quick, likelihood, dtype):
+    X = np.random.default_rng(0).random((300_000, 20), dtype=np.float32).astype(dtype)
+    vae = quick(likelihood=likelihood, n_components=1, max_iter=1, n_score_draws=1).fit(X[:100])
+    Z = vae.transform(X)
+    calls = [
+        lambda: vae.transform(X),
+        lambda: vae.inverse_transform(Z),
+        lambda: vae.score_samples(X),
+        lambda: vae.sample(len(X), random_state=0),
+    ]
+    for call in calls:
+        result, peak = peak_of_arrays(call)
+        assert peak <= result.nbytes + 6 * 2**20  # X has 23 or 46 MiB
+
+
 @any_likelihood
 def test_one_seed_gives_one_model_in_clones_refits_and_pickles(X, quick, likelihood):
     X = suited(X, likelihood)
@@ -449,10 +515,15 @@ def test_the_first_samples_are_the_same_however_many_follow(X, quick, likelihood
     X = suited(X, likelihood)
     for n_components in (1, 2, 3):
         vae = quick(likelihood=likelihood, n_components=n_components).fit(X)
-        many = vae.sample(2100, random_state=5, mean=mean)
-        for n_samples in (1, 2, 7, 8, 9, 16, 33, 100, 2049):
+        many = vae.sample(4100, random_state=5, mean=mean)
+        for n_samples in (1, 2, 7, 8, 9, 16, 33, 100, 2047, 2048, 2049, 4097):
             few = vae.sample(n_samples, random_state=5, mean=mean)
             np.testing.assert_array_equal(few, many[:n_samples])
+
+
+def test_no_two_blocks_of_samples_are_the_same(X, quick):
+    drawn = quick().fit(X).sample(3 * 2048, random_state=0)
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
 
 
 def test_sample_draws_one_row_and_reads_numpy_s_global_generator_by_default(X, quick):
