@@ -1,7 +1,7 @@
 """The only border between numpy and torch: devices, generators, units, blocks of rows.
 
-Above this file arrays are numpy's, in the units of the user. Below it they are float32
-tensors in the model's own units,
+Above this file arrays are numpy's, in the units of the user. Below it they are tensors,
+mostly of float32, in the model's own units,
 
     y = (x - location) / scale,        column by column,
 
@@ -110,21 +110,19 @@ def _openmp() -> ThreadpoolController:
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, *, one_thread: bool, bfloat16: bool = False) -> Iterator[None]:
+def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
     """Compute the same whatever grad, inference or autocast mode the caller is in.
 
     No gradient is left to autograd (see `skvae.networks`), so nothing is recorded: that
     saves a sixth of a small training step.
 
-    The limit to one thread holds for the calling thread alone and ends with the block. With
-    `bfloat16`, the products of matrices are in that precision.
+    The limit to one thread holds for the calling thread alone and ends with the block.
     """
     torch.get_num_threads()  # a new thread takes torch's number at its first question
     limited = _openmp().limit(limits=1) if one_thread else contextlib.nullcontext()
-    products = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
     # What is captured or replayed on a device must be said on it.
     on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode(), products, limited, on:
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), limited, on:
         yield
 
 
@@ -153,12 +151,18 @@ class Columns(NamedTuple):
     std: Array  # float64; 0 where the column is constant
 
 
-def _blocks(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
-    """`X` in blocks of about `n_values` values, as float64."""
+def slices(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
+    """`X` in blocks of rows, of about `n_values` values."""
     n_rows = max(1, n_values // X.shape[1])
     for start in range(0, len(X), n_rows):
+        yield X[start : start + n_rows]
+
+
+def _blocks(X: Array) -> Iterator[Array]:
+    """`X` in blocks of rows, as float64."""
+    for block in slices(X):
         # Contiguous, so that sums over it are taken in one order, whatever that of X.
-        yield np.ascontiguousarray(X[start : start + n_rows], dtype=np.float64)
+        yield np.ascontiguousarray(block, dtype=np.float64)
 
 
 def describe_columns(X: Array) -> Columns:
@@ -233,11 +237,17 @@ def standardise(
     return Y
 
 
-def fill_standardised(into: torch.Tensor, X: Array, location: Array, scale: Array) -> None:
-    """All of X in the model's units, converted in blocks of rows."""
+def fill_standardised(
+    into: torch.Tensor,
+    X: Array,
+    location: Array,
+    scale: Array,
+    support: Callable[[Array], Array] = lambda block: block,
+) -> None:
+    """All of X, within its support, in the model's units, converted in blocks of rows."""
     dtype = np.float64 if into.dtype == torch.float64 else np.float32
     start = 0
-    for block in _blocks(X):
+    for block in map(support, _blocks(X)):
         rows = to_tensor(standardise(block, location, scale, dtype=dtype), into.device)
         into[start : start + len(block)] = rows
         start += len(block)

@@ -29,6 +29,7 @@ from torch import nn
 from skvae._arrays import Array, Columns, draws_at_once, generator, to_array, to_tensor
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import NETWORKS, vjp
+from skvae.networks import Pullback as NetworkPullback
 from skvae.posteriors import Diagonal
 from skvae.priors import StandardNormal
 
@@ -104,6 +105,7 @@ class VAE(nn.Module):
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
         self.limit: float | torch.Tensor = math.inf
+        self.low_precision = False  # whether a stack's networks multiply in bfloat16
         self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
@@ -164,23 +166,40 @@ class VAE(nn.Module):
         from their gradients to those of all parameters, as autograd has them.
         """
         n_models, n_draws, _, n_components = eps.shape
-        raw, pull_encoder = vjp(self.network, self.encoder, self.bounded(y), to_input=False)
-        z, kl, pull_posterior = self.posterior.vjp(raw.to(y.dtype), eps)
+        raw, pull_encoder = self._network_vjp(self.encoder, self.bounded(y), to_input=False)
+        z, kl, pull_posterior = self.posterior.vjp(raw, eps)
         flat = z.view(n_models, -1, n_components)
-        outputs, pull_decoder = vjp(self.network, self.decoder, flat, to_input=True)
+        outputs, pull_decoder = self._network_vjp(self.decoder, flat, to_input=True)
         repeated = y if n_draws == 1 else y.repeat(1, n_draws, 1)
         log_likelihood, pull_likelihood = self.likelihood.vjp(
-            self.observation, outputs.to(y.dtype), repeated, self.varies
+            self.observation, outputs, repeated, self.varies
         )
 
         def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
             g_outputs, observation = pull_likelihood(g_log_likelihood.view(n_models, -1))
             g_z, decoder = pull_decoder(g_outputs)
             assert g_z is not None  # it was asked for
-            g_raw = pull_posterior(g_z.to(y.dtype).view_as(z), g_kl)
+            g_raw = pull_posterior(g_z.view_as(z), g_kl)
             return [*pull_encoder(g_raw)[1], *decoder, *observation]
 
         return Terms(log_likelihood.view(n_models, n_draws, -1), kl), pull
+
+    def _network_vjp(
+        self, module: nn.Module, x: torch.Tensor, *, to_input: bool
+    ) -> tuple[torch.Tensor, NetworkPullback]:
+        """The network's vjp, its products in bfloat16 if so asked; all else is as it was."""
+        if not self.low_precision:
+            return vjp(self.network, module, x, to_input=to_input)
+        products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        with products:
+            outputs, pull_inside = vjp(self.network, module, x, to_input=to_input)
+
+        def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+            with products:
+                g_x, gradients = pull_inside(g)
+            return None if g_x is None else g_x.to(x.dtype), gradients
+
+        return outputs.to(x.dtype), pull
 
     def keep(self, members: torch.Tensor) -> None:
         """Keep these models of a stack."""
@@ -221,7 +240,9 @@ def cast(state: State, dtype: Any) -> State:
     """The state with weights of this dtype; units stay float64."""
     units = ("location", "scale")
     return {
-        name: array if name in units else array.astype(dtype, copy=False)
+        name: array.astype(dtype, copy=False)
+        if name not in units and array.dtype.kind == "f"
+        else array
         for name, array in state.items()
     }
 

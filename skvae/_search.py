@@ -162,17 +162,19 @@ class VAEGridSearchCV(GridSearchCV):
             The fitted search.
         """
         self._validate_params()
-        if not _can_stack(self.estimator) or set(params) - {"groups"}:
+        if not _can_stack(self.estimator):
+            return super().fit(X, y, **params)
+        routed = self._get_routed_params_for_fit(params)
+        if routed.estimator.fit or routed.scorer.score:
             return super().fit(X, y, **params)
         # The folds once, so that what is trained is what is scored.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
-        split_params = self._get_routed_params_for_fit(params).splitter.split
-        splits = list(cv.split(X, y, **split_params))
+        splits = list(cv.split(X, y, **routed.splitter.split))
         # A search like this one, whose estimator is handed out trained.
         search = copy.copy(self)
         search._handout = handout = _Handout(self.estimator, X, y, splits)
         search.estimator, search.cv = handout.entry(), check_cv(splits)
-        super(VAEGridSearchCV, search).fit(X, y, **params)
+        super(VAEGridSearchCV, search).fit(X, y)
         results = vars(search).keys() - self.get_params(deep=False).keys()
         vars(self).update({name: vars(search)[name] for name in results})
         handout.tell_times(self.cv_results_)
@@ -187,7 +189,7 @@ class VAEGridSearchCV(GridSearchCV):
         candidates = list(ParameterGrid(self.param_grid))
         stacks = handout.prepare(candidates, self.max_stack)
         if self.verbose > 0:
-            print(f"Training {sum(map(len, stacks))} models in {len(stacks)} stacks")
+            print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
         if callback_ctx is None:  # scikit-learn < 1.9
             handout.train(stacks, lambda number, n_epochs: contextlib.nullcontext(lambda: False))
             return evaluate_candidates(candidates)
@@ -202,7 +204,7 @@ class VAEGridSearchCV(GridSearchCV):
 # --- progress -----------------------------------------------------------------------------
 
 # Stacks run in threads, of which callbacks know nothing.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -238,10 +240,14 @@ def _last_step(estimator):
 
 def _can_stack(estimator):
     """Whether the last that its `fit` does is to train a VAETransformer, watched by nobody."""
-    vae = _last_step(estimator)
-    return getattr(type(vae), "fit", None) is VAETransformer.fit and not any(
-        hasattr(part, "_skl_callbacks") for part in (estimator, vae)
-    )
+    try:
+        vae = _last_step(estimator)
+    except Exception:  # scikit-learn says what is wrong with the steps
+        return False
+    # A Pipeline of another kind may do anything in its `fit`, such as leave out rows.
+    known = estimator is vae or type(estimator) is Pipeline
+    watched = any(hasattr(part, "_skl_callbacks") for part in (estimator, vae))
+    return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
 
 
 def _fingerprint(X):
@@ -360,7 +366,7 @@ class _Handout:
         for i, ((params, _), prepared) in enumerate(zip(self.pairs, self.prepared, strict=True)):
             self.waiting.append((list(params), prepared, trained.get(i)))
         self.seconds = np.array([seconds.get(i, np.nan) for i in range(len(self.pairs))])
-        del self.jobs, self.prepared  # first weights and rows
+        del self.jobs, self.prepared
 
     def tell_times(self, results):
         """Write each model's share of its stack's time into the results."""

@@ -21,6 +21,7 @@ import torch
 from sklearn import get_config
 
 from skvae import _arrays, _model, _training
+from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
 
 # Models in a stack on a CPU: beyond, the tensors of a step leave the cache and nothing is won.
@@ -31,6 +32,7 @@ class Job(NamedTuple):
     """All that decides the training of one model."""
 
     data: _arrays.Array  # (n_rows, n_features) in the units of X
+    n_at_once: int  # rows that may be in memory, all or a part
     architecture: dict[str, Any]
     state: _model.State  # units and first weights
     plan: _training.Plan
@@ -63,6 +65,14 @@ def _is_small(job: Job) -> bool:
     return n_products < _arrays.FEW_PRODUCTS
 
 
+def _in_parts(job: Job) -> bool:
+    return job.n_at_once < len(job.data)
+
+
+def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.State:
+    return {**job.state, **_model.learned(stack, job.architecture, record.weights)}
+
+
 def run(
     jobs: Sequence[Job],
     begin_epoch: Callable[[], None],
@@ -71,26 +81,23 @@ def run(
 ) -> list[Trained]:
     """Train the models of jobs of one shape.
 
-    `end_epoch` gets the records of those in training and a function that copies the states
-    of all; training stops where it returns True. `end_part` is told of rows that are read
+    `end_epoch` gets the records of those in training and a function that copies their
+    states; training stops where it returns True. `end_part` is told of rows that are read
     in parts: the epoch, from 0, and the share of it that is done.
     """
     first = jobs[0]
-    bfloat16 = first.precision == "bf16"
-    with _arrays.computing(first.device, one_thread=_is_small(first), bfloat16=bfloat16):
+    with _arrays.computing(first.device, one_thread=_is_small(first)):
         stack = _model.stack(
             [job.architecture for job in jobs], [job.state for job in jobs], first.device
         )
+        stack.low_precision = first.precision == "bf16"
 
         def states(records: Iterable[_training.Record]) -> list[_model.State]:
-            return [
-                {**job.state, **_model.learned(stack, job.architecture, record.weights)}
-                for job, record in zip(jobs, records, strict=True)
-            ]
+            return [_state_of(stack, jobs[record.member], record) for record in records]
 
         # The seed itself has drawn the first weights.
         generators = [_arrays.generator(job.seed + 1, first.device) for job in jobs]
-        if rows_at_once(first.data) < len(first.data):
+        if _in_parts(first):
             read, judged = _read_in_parts(first, end_part)
         else:
             read, judged = _read_once(jobs, generators)
@@ -115,15 +122,23 @@ def run(
 Read = Callable[[], Iterable[tuple[float, _training.Rows]]]
 
 
-def rows_at_once(data: _arrays.Array) -> int:
-    """How many rows are in memory at once: all if `working_memory` holds them, or a quarter."""
+def rows_at_once(data: _arrays.Array, dtype: Any, n_least: int) -> int:
+    """How many rows may be in memory: all if `working_memory` holds them, or a part.
+
+    A part is a quarter of it, and not less than `n_least` rows.
+    """
     n_rows, n_features = data.shape
-    room = int(get_config()["working_memory"] * 2**20 / (4 * n_features))
-    return n_rows if n_rows <= room else max(2, room // 4)
+    room = get_config()["working_memory"] * 2**20 / (np.dtype(dtype).itemsize * n_features)
+    return n_rows if n_rows <= room else min(n_rows, max(n_least, int(room / 4)))
 
 
 def _dtype(job: Job) -> torch.dtype:
     return torch.float64 if job.precision == "float64" else torch.float32
+
+
+def _support(job: Job) -> Callable[[_arrays.Array], _arrays.Array]:
+    likelihood = job.architecture["likelihood"]
+    return LIKELIHOODS.get(likelihood, likelihood).check_support
 
 
 def _read_once(
@@ -142,7 +157,8 @@ def _read_once(
     data = torch.empty(shape, dtype=_dtype(first), device=first.device)
     for start, job in sources.values():
         location, scale = job.state["location"], job.state["scale"]
-        _arrays.fill_standardised(data[start : start + n_rows], job.data, location, scale)
+        into = data[start : start + n_rows]
+        _arrays.fill_standardised(into, job.data, location, scale, _support(job))
     begin = torch.tensor(starts, device=first.device)
     held_out, training = _training.hold_out(n_rows, first.plan.n_held_out, generators)
     rows = _training.Rows(data, training + begin)
@@ -159,9 +175,9 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
     """Training rows that are too many for memory, and those held out.
 
     An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
-    holds at once are a part, whose rows training shuffles. So a batch has rows from hundreds
-    of places, and data on a disk are read in long pieces. (Xu et al., Stochastic gradient
-    descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
+    holds at once, 64 or more, are a part, whose rows training shuffles. So a batch has rows
+    from many places, and data on a disk are read in long pieces. (Xu et al., Stochastic
+    gradient descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
 
     Rows are held out at random, one from each of as many stretches of equal length.
     """
@@ -172,10 +188,10 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
     stretches = np.arange(n_judged + 1) * n_rows // n_judged
     chosen = rng.integers(stretches[:-1], stretches[1:])
     judged = torch.empty((n_judged, n_features), dtype=_dtype(job), device=job.device)
-    _arrays.fill_standardised(judged, job.data[chosen], location, scale)
+    _arrays.fill_standardised(judged, job.data[chosen], location, scale, _support(job))
     kept_out = chosen if plan.n_held_out else chosen[:0]
-    n_block = max(1, min(READ_VALUES // n_features, rows_at_once(job.data)))
-    n_blocks = rows_at_once(job.data) // n_block
+    n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // 64))
+    n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
 
     epochs = itertools.count()
@@ -190,7 +206,7 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
                 out = kept_out[slice(*np.searchsorted(kept_out, (start, start + n_block)))]
                 block = np.delete(block, out - start, axis=0)
                 into = buffer[end : end + len(block)]
-                _arrays.fill_standardised(into, block, location, scale)
+                _arrays.fill_standardised(into, block, location, scale, _support(job))
                 end += len(block)
             if end:
                 index = torch.arange(end, device=job.device).unsqueeze(0)
@@ -214,24 +230,43 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
     groups: dict[Hashable, list[int]] = {}
     sources: dict[int, int] = {}  # in the order in which they are met, the same in each run
     for i, job in jobs.items():
-        in_parts = rows_at_once(job.data) < len(job.data)
-        groups.setdefault((shape(job), i if in_parts else None), []).append(i)
+        groups.setdefault((shape(job), i if _in_parts(job) else None), []).append(i)
         sources.setdefault(id(job.data), len(sources))
-    stacks = []
+    stacks: list[list[int]] = []
     for group in groups.values():
-        if max_stack == "auto":
-            job, n_threads = jobs[group[0]], _n_threads(jobs[group[0]])
-            room = get_config()["working_memory"] * 2**20 / n_threads
-            widest = max(1, int(room / max(_n_bytes(jobs[i]) for i in group)))
-            if job.device.type == "cpu":
-                # No fewer stacks than threads.
-                widest = min(widest, WIDEST, math.ceil(len(group) / n_threads))
-        else:
+        job, n_threads = jobs[group[0]], _n_threads(jobs[group[0]])
+        room = math.inf
+        if max_stack != "auto":
             widest = int(max_stack)
+        elif job.device.type == "cpu":
+            room = get_config()["working_memory"] * 2**20 / n_threads
+            widest = min(WIDEST, math.ceil(len(group) / n_threads))  # no thread without a stack
+        else:
+            room = get_config()["working_memory"] * 2**20
+            if job.device.type == "cuda":
+                room = max(room, torch.cuda.mem_get_info(job.device)[0] / 2)
+            widest = len(group)
         # Neighbours share their rows, then their number of components.
         group.sort(key=lambda i: (sources[id(jobs[i].data)], jobs[i].plan.n_components))
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
-        stacks += [group[start : start + size] for start in range(0, len(group), size)]
+        own = max(_n_bytes(jobs[i]) for i in group)
+        stacks += _fill([(i, id(jobs[i].data)) for i in group], size, room, own, _row_bytes(job))
+    return stacks
+
+
+def _fill(
+    members: Sequence[tuple[int, int]], size: int, room: float, own: float, rows: float
+) -> list[list[int]]:
+    """Stacks of members (number, source of rows) that have room; sources are shared."""
+    stacks: list[list[int]] = []
+    left, n_left, last = 0.0, 0, None
+    for number, source in members:
+        needed = own + rows * (source != last)
+        if n_left == 0 or needed > left:
+            stacks.append([])
+            left, n_left, needed = room, size, own + rows
+        stacks[-1].append(number)
+        left, n_left, last = left - needed, n_left - 1, source
     return stacks
 
 
@@ -240,49 +275,70 @@ def _n_threads(job: Job) -> int:
     return torch.get_num_threads() if job.device.type == "cpu" and _is_small(job) else 1
 
 
+def _itemsize(job: Job) -> int:
+    return 8 if job.precision == "float64" else 4
+
+
+def _row_bytes(job: Job) -> int:
+    """What the rows of a job take in training."""
+    return _itemsize(job) * job.data.size
+
+
 def _n_bytes(job: Job) -> int:
-    """About what a model takes in training, if it shares its rows with nobody."""
+    """About what a model takes in training, besides its rows."""
     plan, (n_rows, n_features) = job.plan, job.data.shape
     sizes = job.architecture["hidden_layer_sizes"]
-    # Adam's five vectors, three copies of the weights and the gradients.
+    # Adam's five matrices, three copies of the weights and the gradients.
     weights = 9 * _model.n_weights(job.state)
     # Values before and after each layer and their gradients; about 8 passes over a row.
     activations = plan.batch_size * (8 * n_features + 2 * 4 * sum(sizes) + 16 * plan.n_components)
     judged = _training.N_VALIDATION_DRAWS * max(plan.n_held_out, _training.PROBE_ROWS)
-    epoch = n_rows * (n_features + 2 * plan.n_components + 6) + judged * plan.n_components
-    return (8 if job.precision == "float64" else 4) * (weights + activations + epoch)
+    # Noise, drawn and stacked, and the order of an epoch.
+    epoch = n_rows * (2 * plan.n_components + 6) + judged * plan.n_components
+    return _itemsize(job) * (weights + activations + epoch)
 
 
 def run_all(
-    jobs: Mapping[int, Job],
+    jobs: dict[int, Job],
     stacks: Sequence[Sequence[int]],
     watch: Callable[[int, int], AbstractContextManager[Callable[[], bool]]],
 ) -> tuple[dict[int, Trained], dict[int, float]]:
     """Train stacks of jobs; returns what became of each job, and its share of the seconds.
 
-    `watch` is told of each stack, its place and its epochs, and gives what is to be called
-    after each of them: the stack stops where that returns True.
+    Jobs are taken out as they are trained. One whose stack fails is not among the results: by
+    itself it will fare as it does. `watch` is told of each stack, its place and its epochs,
+    and gives what is to be called after each of them: the stack stops where that returns
+    True.
     """
     trained: dict[int, Trained] = {}
     seconds: dict[int, float] = {}
     interrupted = threading.Event()
 
     def run_stack(place: int) -> None:
-        stack = [jobs[i] for i in stacks[place]]
-        start = time.perf_counter()
+        stack = [jobs.pop(i) for i in stacks[place]]
+        start, told = time.perf_counter(), []
         with watch(place, max(job.plan.max_iter for job in stack)) as end_epoch:
-            outcomes = run(
-                stack, lambda: None, lambda records, states: end_epoch() or interrupted.is_set()
-            )
+
+            def tell(records: Sequence[_training.Record], states: Any) -> bool:
+                told.append(True)
+                stop = end_epoch()
+                told.pop()
+                return stop or interrupted.is_set()
+
+            try:
+                outcomes = run(stack, lambda: None, tell)
+            except Exception:
+                if told:  # it was a callback's
+                    raise
+                return
         if any(outcome.record.outcome == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt
         share = (time.perf_counter() - start) / len(stack)
         trained.update(zip(stacks[place], outcomes, strict=True))
         seconds.update(dict.fromkeys(stacks[place], share))
 
-    for n_threads, places in itertools.groupby(
-        range(len(stacks)), lambda place: _n_threads(jobs[stacks[place][0]])
-    ):
+    of_each = [_n_threads(jobs[stack[0]]) for stack in stacks]
+    for n_threads, places in itertools.groupby(range(len(stacks)), of_each.__getitem__):
         if n_threads == 1:
             for place in places:
                 run_stack(place)

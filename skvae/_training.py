@@ -18,6 +18,7 @@ the step is captured once, as a graph, and replayed.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +32,11 @@ SCHEDULES = ("constant", "cosine")
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
-JUDGED_ROWS = 4096  # at once
+JUDGED_ROWS = {"cpu": 4096}  # at once, of all members; elsewhere, where launches cost, more
+MANY_JUDGED_ROWS = 2**18
+# Share of the members that may have ended and still go along: on CUDA each change of a stack
+# captures its step anew.
+IDLE_SHARE = {"cuda": 0.25}
 PROBE_ROWS = 64  # training rows that are judged where none are held out
 
 
@@ -103,6 +108,7 @@ class Record:
     """What the training of one model did so far."""
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
+    member: int = 0  # which of the models
     n_iter: int = 0  # complete epochs
     kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
@@ -197,7 +203,8 @@ class Adam:
         rows = []
         for n, row in enumerate(rates, start=self.n_steps + 1):
             correction = math.sqrt(1 - 0.999**n)
-            inverse = [(1 - 0.9**n) / (rate * correction) for rate in row]
+            # A rate that has fallen to 0 would be infinite there.
+            inverse = [(1 - 0.9**n) / (max(rate, 1e-30) * correction) for rate in row]
             rows.append([inverse, [1e-8 * correction * i for i in inverse], row])
         self.n_steps += len(rates)
         table = self.weights.new_tensor(rows).unsqueeze(-1)
@@ -303,10 +310,15 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor) -> Step:
     return capture(step, [adam.weights, adam.mean, adam.square, seen])
 
 
+# torch captures one graph at a time.
+_capturing = threading.Lock()
+
+
 def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
     """`step`, which changes these tensors, as CUDA graphs: one launch instead of a hundred.
 
-    There is one graph for each size of batch and each place in memory of the rows.
+    There is one graph for whole batches and one for the rest of an epoch; where rests are of
+    many sizes, the others are launched as they are.
     """
     graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
     device = changes[0].device
@@ -321,7 +333,8 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
                 step(rows, *inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # On a stream of this device, and whatever other threads do meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             step(rows, *inputs)
         for tensor, value in zip(changes, before, strict=True):
             tensor.copy_(value)
@@ -330,8 +343,11 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
     def replay(rows: Rows, *inputs: torch.Tensor) -> None:
         key = rows.data.data_ptr(), inputs[0].shape
         if key not in graphs:
+            if len(graphs) == 2:
+                return step(rows, *inputs)
             own = [tensor.clone() for tensor in inputs]
-            graphs[key] = record(rows, own), own
+            with _capturing:
+                graphs[key] = record(rows, own), own
         graph, own = graphs[key]
         for tensor, value in zip(own, inputs, strict=True):
             tensor.copy_(value)
@@ -411,7 +427,8 @@ class Members:
 
     def judge(self) -> torch.Tensor:
         """Mean terms of the judged rows, (2, M), under the weights as they are."""
-        n_rows, size = self.judged.index.shape[1], max(1, JUDGED_ROWS // len(self.plans))
+        at_once = JUDGED_ROWS.get(self.seen.device.type, MANY_JUDGED_ROWS)
+        n_rows, size = self.judged.index.shape[1], max(1, at_once // len(self.plans))
         total = torch.zeros_like(self.seen)
         blocks = zip(self.judged.index.split(size, 1), self.noise.split(size, 2), strict=True)
         for places, eps in blocks:
@@ -464,10 +481,12 @@ def train(
             loss = reconstruction + plan.beta * kl
             if plan.continues and math.isfinite(loss):
                 best.judge(loss, 0, best.weights, plan)
-    records = [Record() for _ in plans]
+    records = [Record(member=m) for m in range(len(plans))]
     # Complete epochs of each model, and its weights after them.
     last = [(0, best.weights) for best in bests]
-    live = list(range(len(plans)))
+    live = list(range(len(plans)))  # in training
+    held = live  # in the stack
+    idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)
     try:
         while live:
             epoch = last[live[0]][0]
@@ -475,8 +494,10 @@ def train(
             seen = members.run_epoch(read(), epoch)
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, members.judge()]).T.tolist()
-            for m, row, weights in zip(live, numbers, members.adam.weights.clone(), strict=True):
+            for m, row, weights in zip(held, numbers, members.adam.weights.clone(), strict=True):
                 record, plan = records[m], plans[m]
+                if m not in live:
+                    continue
                 if not all(map(math.isfinite, row)):
                     record.outcome = "diverged"
                     continue
@@ -495,9 +516,14 @@ def train(
                 for m in live
                 if records[m].outcome == "finished" and last[m][0] < plans[m].max_iter
             ]
-            if going and len(going) < len(live):
-                members.keep([live.index(m) for m in going])
+            for m in set(live) - set(going):
+                # The row alone: the weights of all others are not to stay with it.
+                records[m].weights = last[m][1].clone()
+                last[m] = (last[m][0], records[m].weights)
             live = going
+            if live and len(live) < (1 - idle_share) * len(held):
+                members.keep([held.index(m) for m in live])
+                held = live
     except KeyboardInterrupt:
         if not any(last[m][0] for m in live):
             raise

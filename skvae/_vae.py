@@ -70,7 +70,8 @@ class VAETransformer(
     network : {"mlp"} or value, default="mlp"
         Encoder and decoder: "mlp" is `skvae.networks.MLP()`. A value of your own has its
         methods `build` and `initialise`, and makes modules of parameters and buffers whose
-        outputs for a row don't depend on other rows.
+        outputs for a row don't depend on other rows. Make it a frozen dataclass, which
+        compares by what it holds: a search trains together what is equal.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -187,13 +188,13 @@ class VAETransformer(
     Rows that scikit-learn's `working_memory` (1 GiB, as float32) doesn't hold are read in
     parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
     epoch reads blocks of neighbouring rows in a new random order and shuffles the rows of a
-    part, of hundreds of blocks, among them.
+    part, of 64 blocks or more, among them.
 
     With hidden layers, the encoder sees a value that is more than 20 standard deviations
     from the mean of its column as that far; the density sees it as it is.
 
     A column that is constant in `fit` is no part of the density and is given back as it
-    was. Computations are in float32; results have the dtype of the X of `fit`, and are the
+    was. Computations are in `precision`; results have the dtype of the X of `fit`, and are the
     same bits for a row alone or among others.
 
     References
@@ -358,7 +359,8 @@ class VAETransformer(
         likelihood = _part(self.likelihood)
         if likelihood not in known:
             data = _read(reader, X, reset=not warm, ensure_min_samples=2)
-            data = likelihood.check_support(data, getattr(reader, "feature_names_in_", None))
+            for block in _arrays.slices(data):
+                likelihood.check_support(block, getattr(reader, "feature_names_in_", None))
             known[likelihood] = data, _arrays.describe_columns(data), _names_seen(reader)
         data, columns, names = known[likelihood]
         architecture = self._describe_architecture(data.shape[1])
@@ -370,21 +372,25 @@ class VAETransformer(
             state = _model.initial_state(architecture, columns, seed)
             n_before, history = 0, {}
         constant = _model.log_jacobian(state["scale"])
-        plan = self._plan_training(len(data), _stack.rows_at_once(data), constant, warm)
-        state = _model.cast(state, dtype)
+        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
+        n_at_once = _stack.rows_at_once(data, dtype, n_least)
+        plan = self._plan_training(len(data), n_at_once, constant, warm)
+        output = _frames.describe(X, data.dtype)  # here, so that `fitted` holds no rows
 
         def fitted(record, state):
             """All that `fit` sets, as if it had ended with this record."""
             return {
                 **names,
                 "_architecture": architecture,
-                "_output": _frames.describe(X, data.dtype),
+                "_output": output,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
                 "history_": _join(history, n_before, record.history, record.n_iter),
             }
 
-        return _stack.Job(data, architecture, state, plan, seed, device, self.precision), fitted
+        state = _model.cast(state, dtype)
+        job = _stack.Job(data, n_at_once, architecture, state, plan, seed, device, self.precision)
+        return job, fitted
 
     def _become(self, attributes):
         """Be fitted, with these attributes."""
@@ -528,8 +534,9 @@ class VAETransformer(
         def decode(model, rows):
             z = latent[rows]
             if not _arrays.within_reach(z):
+                worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
                 raise ValueError(
-                    f"X has the value {z.flat[np.abs(z).argmax()]:.6g}. Latent rows are about "
+                    f"X has the value {z.flat[worst]:.6g}. Latent rows are about "
                     f"standard normal, and float32 carries them to {_arrays.FARTHEST:.0e}: "
                     "check that X are rows as transform returns them."
                 )

@@ -34,8 +34,8 @@ def global_generators():
 @pytest.fixture(params=[1, 7, 100])
 def small_blocks(request, monkeypatch):
     """Blocks of a few values: of one row, of two with a ragged end, of all."""
-    blocks = functools.partial(_arrays._blocks, n_values=request.param)
-    monkeypatch.setattr(_arrays, "_blocks", blocks)
+    blocks = functools.partial(_arrays.slices, n_values=request.param)
+    monkeypatch.setattr(_arrays, "slices", blocks)
 
 
 # --- describe_columns -------------------------------------------------------------------------

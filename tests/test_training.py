@@ -398,7 +398,7 @@ def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch
 def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     monkeypatch, n_rows, n_held_out, n_block
 ):
-    monkeypatch.setattr(_stack, "rows_at_once", lambda data: 20)
+    monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 20)
     monkeypatch.setattr(_stack, "READ_VALUES", 2 * n_block)
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
@@ -426,7 +426,7 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
 
 @pytest.mark.parametrize("n_rows", [65, 101, 119, 640])
 def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(monkeypatch, n_rows):
-    monkeypatch.setattr(_stack, "rows_at_once", lambda data: 64)
+    monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 64)
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     drawn = []
     for seed in range(20):
@@ -1101,6 +1101,14 @@ def test_members_that_continue_may_keep_their_first_weights_beside_others_that_d
     assert torch.equal(records[1].weights, problem.after[0][1])
 
 
+def test_a_rate_that_has_fallen_to_0_moves_nothing():
+    weights = torch.ones(1, 3)
+    adam = Adam([weights], [0.0], [math.inf])
+    (coefficients,) = adam.coefficients([[0.0]])
+    adam.step([torch.full((1, 3), 5.0)], *coefficients)
+    assert torch.equal(adam.weights, torch.ones(1, 3))
+
+
 # --- hold_out, draw_noise ---------------------------------------------------------------------
 
 
@@ -1238,7 +1246,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bf16": 0.05}
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, precision):
     if rows == "in parts":
-        monkeypatch.setattr(_stack, "rows_at_once", lambda data: 16)
+        monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 16)
         monkeypatch.setattr(_stack, "READ_VALUES", 4 * 3)
         members = [(0, 2, {})]
     else:  # the second leaves, which captures the steps of the others anew

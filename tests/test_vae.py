@@ -1626,3 +1626,20 @@ def test_sample_refuses_a_step_whose_inverse_is_not_known(X, quick):
     pipe = make_pipeline(FunctionTransformer(np.exp), quick()).fit(X)
     with pytest.raises(TypeError, match=r"'functiontransformer' .* no inverse_transform"):
         skvae.sample(pipe)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("hidden_layer_sizes", [(), (7,), (50, 25), (128, 64)])
+def test_rows_have_the_same_bits_in_any_place_in_either_precision(precision, hidden_layer_sizes):
+    X = load_wine().data  # 13 columns
+    vae = VAETransformer(
+        3, hidden_layer_sizes=hidden_layer_sizes, max_iter=1, precision=precision, random_state=0
+    ).fit(X)
+    Z, scores, order = vae.transform(X), vae.score_samples(X), np.random.default_rng(0)
+    for _ in range(3):
+        places = order.permutation(len(X))[: order.integers(1, len(X))]
+        np.testing.assert_array_equal(vae.transform(X[places]), Z[places])
+        np.testing.assert_array_equal(vae.score_samples(X[places]), scores[places])
+        np.testing.assert_array_equal(
+            vae.inverse_transform(Z[places]), vae.inverse_transform(Z)[places]
+        )

@@ -1,7 +1,10 @@
 """`VAEGridSearchCV`: what `GridSearchCV` finds, from models that were trained together."""
 
+import gc
 import warnings
+import weakref
 from dataclasses import dataclass
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -61,11 +64,12 @@ def assert_same_results(search, reference):
         np.testing.assert_allclose(search.best_score_, reference.best_score_, **SAME)
 
 
-def search_both(estimator, grid, X, y=None, *, groups=None, **params):
+def search_both(estimator, grid, X, y=None, *, groups=None, max_stack="auto", **params):
     """Both searches, of which the results are the same."""
     fit_params = {} if groups is None else {"groups": groups}
     params = {"cv": FOLDS} | params
-    search = VAEGridSearchCV(estimator, grid, **params).fit(X, y, **fit_params)
+    search = VAEGridSearchCV(estimator, grid, max_stack=max_stack, **params)
+    search.fit(X, y, **fit_params)
     reference = GridSearchCV(estimator, grid, **params).fit(X, y, **fit_params)
     assert_same_results(search, reference)
     return search, reference
@@ -303,6 +307,13 @@ def test_stacks_have_room_in_working_memory(wine, trained):
     assert len(trained) > n_stacks
 
 
+def test_members_that_have_ended_may_go_along_for_a_while(wine, monkeypatch):
+    # As on CUDA, where each change of a stack captures its step anew.
+    monkeypatch.setattr(_stack._training, "IDLE_SHARE", {"cpu": 0.5})
+    grid = {"max_iter": [1, 2, 3, 5, 8], "n_components": [1, 3]}
+    search_both(small(), grid, wine, max_stack=100)
+
+
 def test_threads_share_what_one_thread_would_do(wine):
     grid = {"beta": [0.5, 1, 4], "n_components": [1, 3]}
     n_threads = torch.get_num_threads()
@@ -440,6 +451,110 @@ def test_a_network_of_ones_own_is_stacked_too(wine, trained):
     search_both(small(), grid, wine)
 
 
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
+def test_a_stack_that_fails_leaves_its_candidates_to_themselves(wine):
+    grid = {"network": [OwnNetwork(), OwnNetwork(np.nan)], "max_iter": [1]}
+
+    class Broken(OwnNetwork):
+        def build(self, n_in, n_out, hidden_layer_sizes, activation):
+            module = super().build(n_in, n_out, hidden_layer_sizes, activation)
+            module.forward = None
+            return module
+
+    grid["network"][1] = Broken()
+    with pytest.warns(FitFailedWarning, match="3 fits failed"):
+        search_both(small(), grid, wine)
+
+
+def test_a_buffer_of_whole_numbers_stays_one(wine):
+    class Chosen(nn.Module):
+        def __init__(self, n_in, n_out):
+            super().__init__()
+            self.inner = nn.Linear(n_in, n_out)
+            self.register_buffer("order", torch.empty(n_out, dtype=torch.int64))
+
+        def forward(self, x):
+            return self.inner(x).index_select(-1, self.order)
+
+    class Choosing(OwnNetwork):
+        def build(self, n_in, n_out, hidden_layer_sizes, activation):
+            return Chosen(n_in, n_out)
+
+        def initialise(self, module, generator):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, std=0.1, generator=generator)
+            module.order.copy_(torch.arange(len(module.order)).flip(0))
+
+    search_both(small(), {"network": [Choosing()], "beta": [0.5, 2]}, wine)
+
+
+class DropsOutliers(Pipeline):
+    """Trains without the rows that are far out, as pipelines of other packages do."""
+
+    def fit(self, X, y=None, **params):
+        far = np.abs(X - X.mean(axis=0)).max(axis=1) > 3 * X.std(axis=0).max()
+        return super().fit(X[~far], y, **params)
+
+
+def test_a_pipeline_of_another_kind_fits_as_it_will(wine, trained):
+    pipe = DropsOutliers([("scale", StandardScaler()), ("vae", small())])
+    search_both(pipe, {"vae__beta": [0.5, 2]}, wine)
+    assert set(trained) == {1}
+
+
+def test_steps_that_are_none_are_refused_as_by_a_grid_search(wine):
+    for steps in ([], [("vae", small(), 3)]):
+        errors = []
+        for search in (VAEGridSearchCV, GridSearchCV):
+            with pytest.raises(Exception) as error:  # noqa: PT011
+                search(Pipeline(steps), {"vae__beta": [1]}, error_score="raise").fit(wine)
+            errors.append((type(error.value), str(error.value)))
+        assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_groups_are_routed_to_the_splitter(wine, routing):
+    groups = np.arange(178) % 5
+    with config_context(enable_metadata_routing=routing):
+        cv = GroupKFold(3)
+        search_both(small(), {"beta": [0.5, 2]}, wine, cv=cv, groups=groups)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_rows_are_read_in_parts_whatever_thread_trains_on_them(wine, n_threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_threads)
+        with config_context(working_memory=0.001):
+            vae = small(batch_size=8, max_iter=2)
+            search_both(vae, {"beta": [0.5, 2]}, wine, refit=False)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_rows_are_held_while_models_are_scored(wine):
+    alive = []
+
+    def scorer(estimator, X, y=None):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in references))
+        return estimator.score(X)
+
+    references, prepare = [], VAETransformer._prepare
+
+    def watched(self, X, known=None):
+        job, fitted = prepare(self, X, known)
+        references.append(weakref.ref(job.data))
+        return job, fitted
+
+    with mock.patch.object(VAETransformer, "_prepare", watched):
+        VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, scoring=scorer, refit=False).fit(
+            wine
+        )
+    assert len(references) == 6
+    assert set(alive) == {0}
+
+
 # --- progress ---------------------------------------------------------------------------------
 
 
@@ -486,7 +601,7 @@ def test_a_progress_bar_shows_the_stacks(wine, capsys):
 def test_verbose_says_how_many_stacks_there_are(wine, capsys):
     VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, verbose=1, max_stack=100).fit(wine[:177])
     shown = capsys.readouterr().out
-    assert "Training 6 models in 1 stacks" in shown
+    assert "Training 6 models, stacks: 1" in shown
     assert "Fitting 3 folds for each of 2 candidates, totalling 6 fits" in shown
 
 
