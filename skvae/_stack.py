@@ -169,6 +169,7 @@ def _read_once(
 
 # Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
 READ_VALUES = 1 << 16
+LEAST_BLOCKS = 64  # in a part
 
 
 def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Read, _training.Rows]:
@@ -190,7 +191,7 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
     judged = torch.empty((n_judged, n_features), dtype=_dtype(job), device=job.device)
     _arrays.fill_standardised(judged, job.data[chosen], location, scale, _support(job))
     kept_out = chosen if plan.n_held_out else chosen[:0]
-    n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // 64))
+    n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))
     n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
 

@@ -32,8 +32,8 @@ SCHEDULES = ("constant", "cosine")
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
-JUDGED_ROWS = {"cpu": 4096}  # at once, of all members; elsewhere, where launches cost, more
-MANY_JUDGED_ROWS = 2**18
+JUDGED_ROWS = 4096  # at once, of all members
+MANY_JUDGED_ROWS = 2**18  # the same on accelerators, where each launch costs
 # Share of the members that may have ended and still go along: on CUDA each change of a stack
 # captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
@@ -108,7 +108,7 @@ class Record:
     """What the training of one model did so far."""
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
-    member: int = 0  # which of the models
+    member: int = field(default=0, compare=False)  # which of the models
     n_iter: int = 0  # complete epochs
     kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
@@ -427,7 +427,7 @@ class Members:
 
     def judge(self) -> torch.Tensor:
         """Mean terms of the judged rows, (2, M), under the weights as they are."""
-        at_once = JUDGED_ROWS.get(self.seen.device.type, MANY_JUDGED_ROWS)
+        at_once = JUDGED_ROWS if self.seen.device.type == "cpu" else MANY_JUDGED_ROWS
         n_rows, size = self.judged.index.shape[1], max(1, at_once // len(self.plans))
         total = torch.zeros_like(self.seen)
         blocks = zip(self.judged.index.split(size, 1), self.noise.split(size, 2), strict=True)

@@ -153,7 +153,7 @@ class Problem:
         units = {"location": np.zeros(2), "scale": np.ones(2)}  # of their own
         arrays = {id(table): table.numpy() for table in rows}
         jobs = [
-            _stack.Job(arrays[id(table)], {}, units, numbers, seed, CPU, precision)
+            _stack.Job(arrays[id(table)], len(table), ANY, units, numbers, seed, CPU, precision)
             for table, numbers, seed in zip(rows, plans, seeds, strict=True)
         ]
         generators = [_arrays.generator(seed) for seed in seeds]
@@ -193,6 +193,9 @@ def in_parts(n_parts):
 def told(record):
     """All of a record but its weights, which tensors cannot be compared with ``==``."""
     return {name: value for name, value in vars(record).items() if name != "weights"}
+
+
+ANY = {"likelihood": "gaussian"}  # whose support is all numbers
 
 
 def numbers_of(rows):
@@ -398,13 +401,13 @@ def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch
 def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     monkeypatch, n_rows, n_held_out, n_block
 ):
-    monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 20)
+    monkeypatch.setattr(_stack, "LEAST_BLOCKS", 4)
     monkeypatch.setattr(_stack, "READ_VALUES", 2 * n_block)
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
     progress = []
     read, judged = _stack._read_in_parts(
-        _stack.Job(data, {}, units, numbers, seed=0, device=CPU, precision="float32"),
+        _stack.Job(data, 20, ANY, units, numbers, seed=0, device=CPU, precision="float32"),
         lambda *now: progress.append(now),
     )
     held_out = numbers_of(judged.take(judged.index)[0]) if n_held_out else []
@@ -425,13 +428,12 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
 
 
 @pytest.mark.parametrize("n_rows", [65, 101, 119, 640])
-def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(monkeypatch, n_rows):
-    monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 64)
+def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(n_rows):
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     drawn = []
     for seed in range(20):
         job = _stack.Job(
-            rows_of(n_rows).numpy(), {}, units, plan(n_held_out=50), seed, CPU, "float32"
+            rows_of(n_rows).numpy(), 64, ANY, units, plan(n_held_out=50), seed, CPU, "float32"
         )
         _, judged = _stack._read_in_parts(job, lambda epoch, share: None)
         held_out = numbers_of(judged.take(judged.index)[0])
@@ -1156,7 +1158,7 @@ def job_of(seed, n_components=2, hidden=(6, 5), device=CPU, precision="float64",
     state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
     state = _model.cast(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
-    return _stack.Job(data, architecture, state, numbers, seed, device, precision)
+    return _stack.Job(data, len(data), architecture, state, numbers, seed, device, precision)
 
 
 def run(jobs):
@@ -1246,8 +1248,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bf16": 0.05}
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, precision):
     if rows == "in parts":
-        monkeypatch.setattr(_stack, "rows_at_once", lambda *args: 16)
-        monkeypatch.setattr(_stack, "READ_VALUES", 4 * 3)
+        monkeypatch.setattr(_stack, "LEAST_BLOCKS", 5)
         members = [(0, 2, {})]
     else:  # the second leaves, which captures the steps of the others anew
         members = [(0, 2, {}), (1, 5, {"max_iter": 2}), (2, 1, {"weight_decay": 0.3, "beta": 4.0})]
@@ -1264,6 +1265,8 @@ def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, p
         )
         for seed, n_components, numbers in members
     ]
+    if rows == "in parts":
+        jobs = [job._replace(n_at_once=16) for job in jobs]
     captured, captures = run(jobs), []
     monkeypatch.setattr(_training, "capture", lambda step, changes: captures.append(step) or step)
     plain = run(jobs)
