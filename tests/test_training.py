@@ -797,7 +797,7 @@ def test_divergence_in_the_first_epoch_keeps_nothing_but_the_first_weights(n_hel
     problem = Problem(spoil=spoiled(1, 0, math.nan))
     first = problem.weights()[0]
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out))
-    assert told(record) == told(Record(outcome="diverged"))
+    assert told(record) == told(Record(member=record.member, outcome="diverged"))
     assert record.kept == record.n_iter == 0
     assert torch.equal(record.weights, first)
 
@@ -997,7 +997,7 @@ def test_members_that_all_diverge_end_the_run():
     problem = Problem(spoil=lambda now, member, *terms: terms[0].fill_(math.nan), members=range(2))
     records = problem.train_all([rows_of(14)] * 2, [plan()] * 2, [0, 1])
     for record in records:
-        assert told(record) == told(Record(outcome="diverged"))
+        assert told(record) == told(Record(member=record.member, outcome="diverged"))
     assert problem.started == 1
     assert problem.after == []  # no epoch is ended
 
