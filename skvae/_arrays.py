@@ -165,13 +165,17 @@ def _blocks(X: Array) -> Iterator[Array]:
         yield np.ascontiguousarray(block, dtype=np.float64)
 
 
-def describe_columns(X: Array) -> Columns:
+# What takes values that are outside of a likelihood's support by rounding into it.
+Support = Callable[[Array], Array]
+
+
+def describe_columns(X: Array, support: Support = lambda block: block) -> Columns:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
     A column is constant when its range is below what the dtype of X resolves, or what a sum
     of a few dozen float64 numbers does.
     """
-    low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+    low, high = support(np.stack([X.min(axis=0), X.max(axis=0)])).astype(np.float64)
     finite = np.isfinite(low) & np.isfinite(high)
     if not finite.all():  # only under assume_finite=True
         column = int(np.argmin(finite))
@@ -184,7 +188,7 @@ def describe_columns(X: Array) -> Columns:
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = 0.0
-    for block in _blocks(X):
+    for block in map(support, _blocks(X)):
         moved = (block - centre) / unit
         total = total + moved.sum(axis=0)
         square = square + np.einsum("nd,nd->d", moved, moved)
@@ -242,7 +246,7 @@ def fill_standardised(
     X: Array,
     location: Array,
     scale: Array,
-    support: Callable[[Array], Array] = lambda block: block,
+    support: Support = lambda block: block,
 ) -> None:
     """All of X, within its support, in the model's units, converted in blocks of rows."""
     dtype = np.float64 if into.dtype == torch.float64 else np.float32

@@ -136,7 +136,7 @@ def _dtype(job: Job) -> torch.dtype:
     return torch.float64 if job.precision == "float64" else torch.float32
 
 
-def _support(job: Job) -> Callable[[_arrays.Array], _arrays.Array]:
+def _support(job: Job) -> _arrays.Support:
     likelihood = job.architecture["likelihood"]
     return LIKELIHOODS.get(likelihood, likelihood).check_support
 

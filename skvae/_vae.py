@@ -359,9 +359,11 @@ class VAETransformer(
         likelihood = _part(self.likelihood)
         if likelihood not in known:
             data = _read(reader, X, reset=not warm, ensure_min_samples=2)
+            columns_seen = getattr(reader, "feature_names_in_", None)
             for block in _arrays.slices(data):
-                likelihood.check_support(block, getattr(reader, "feature_names_in_", None))
-            known[likelihood] = data, _arrays.describe_columns(data), _names_seen(reader)
+                likelihood.check_support(block, columns_seen)
+            columns = _arrays.describe_columns(data, likelihood.check_support)
+            known[likelihood] = data, columns, _names_seen(reader)
         data, columns, names = known[likelihood]
         architecture = self._describe_architecture(data.shape[1])
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
