@@ -101,10 +101,10 @@ class VAEGridSearchCV(GridSearchCV):
     >>> from sklearn.datasets import load_iris
     >>> from skvae import VAEGridSearchCV, VAETransformer
     >>> X = load_iris().data
-    >>> vae = VAETransformer(hidden_layer_sizes=(8,), max_iter=20, random_state=0)
+    >>> vae = VAETransformer(hidden_layer_sizes=(8,), max_iter=50, random_state=0)
     >>> search = VAEGridSearchCV(vae, {"beta": [0.5, 1, 4], "n_components": [1, 2]}, cv=3)
-    >>> search.fit(X).best_params_["n_components"]
-    2
+    >>> search.fit(X).best_params_
+    {'beta': 1, 'n_components': 2}
     """
 
     __module__ = "skvae"
