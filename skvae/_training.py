@@ -436,6 +436,63 @@ class Members:
         return total / n_rows
 
 
+class Run:
+    """The training of one model: what it did, and the weights to keep."""
+
+    def __init__(self, member: int, plan: Plan, weights: torch.Tensor) -> None:
+        self.plan, self.record, self.best = plan, Record(member=member), Best(weights)
+        # Complete epochs and the weights after them, together, whenever Ctrl-C comes.
+        self.last = (0, self.best.weights)
+
+    def begin(self, reconstruction: float, kl: float) -> None:
+        """Take the first weights as the best, if they are those of an earlier run."""
+        loss = reconstruction + self.plan.beta * kl
+        if self.plan.continues and math.isfinite(loss):
+            self.best.judge(loss, 0, self.best.weights, self.plan)
+
+    def end_epoch(self, numbers: Sequence[float], weights: torch.Tensor) -> None:
+        """Note the terms of an epoch and of the judged rows, and the weights after it."""
+        if not all(map(math.isfinite, numbers)):
+            self.record.outcome = "diverged"
+            return
+        n_iter = self.last[0] + 1
+        self.record.add(numbers, self.plan)
+        loss = numbers[2] + self.plan.beta * numbers[3]
+        self.best.judge(loss, n_iter, weights, self.plan)
+        self.last = (n_iter, weights)
+        self.record.weights = weights
+        if self.plan.n_held_out and self.best.waited >= self.plan.patience:
+            self.record.outcome = "converged"
+
+    def goes_on(self) -> bool:
+        """Whether there is another epoch; if not, lets go of all others' weights."""
+        n_iter, weights = self.last
+        if self.record.outcome == "finished" and n_iter < self.plan.max_iter:
+            return True
+        # A row of a matrix that holds those of the whole stack.
+        self.record.weights = weights.clone()
+        self.last = (n_iter, self.record.weights)
+        return False
+
+    def interrupt(self) -> None:
+        """End with the last complete epoch, unless it has ended by itself."""
+        record, (n_iter, _) = self.record, self.last
+        if record.outcome == "diverged":
+            return
+        record.outcome, record.n_iter = "interrupted", n_iter
+        record.history = {name: values[:n_iter] for name, values in record.history.items()}
+
+    def finish(self) -> Record:
+        """The record, with the weights that are kept."""
+        record = self.record
+        complete = record.outcome != "diverged" and not self.plan.n_held_out
+        if complete or record.outcome == "interrupted":
+            record.kept, record.weights = self.last
+        else:
+            record.kept, record.weights = self.best.epoch, self.best.weights
+        return record
+
+
 def train(
     stack: Stack,
     read: Callable[[], Iterable[tuple[float, Rows]]],
@@ -474,69 +531,35 @@ def train(
         Before the first epoch was complete.
     """
     members = Members(stack, judged, plans, generators)
-    bests = [Best(weights) for weights in members.adam.weights]
+    rows = enumerate(zip(plans, members.adam.weights, strict=True))
+    runs = [Run(m, plan, weights) for m, (plan, weights) in rows]
     if any(plan.continues for plan in plans):
-        losses = members.judge().T.tolist()
-        for best, plan, (reconstruction, kl) in zip(bests, plans, losses, strict=True):
-            loss = reconstruction + plan.beta * kl
-            if plan.continues and math.isfinite(loss):
-                best.judge(loss, 0, best.weights, plan)
-    records = [Record(member=m) for m in range(len(plans))]
-    # Complete epochs of each model, and its weights after them.
-    last = [(0, best.weights) for best in bests]
-    live = list(range(len(plans)))  # in training
+        for run, losses in zip(runs, members.judge().T.tolist(), strict=True):
+            run.begin(*losses)
+    live = list(runs)  # in training
     held = live  # in the stack
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)
     try:
         while live:
-            epoch = last[live[0]][0]
+            epoch = live[0].last[0]
             begin_epoch()
             seen = members.run_epoch(read(), epoch)
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, members.judge()]).T.tolist()
-            for m, row, weights in zip(held, numbers, members.adam.weights.clone(), strict=True):
-                record, plan = records[m], plans[m]
-                if m not in live:
-                    continue
-                if not all(map(math.isfinite, row)):
-                    record.outcome = "diverged"
-                    continue
-                record.add(row, plan)
-                bests[m].judge(row[2] + plan.beta * row[3], epoch + 1, weights, plan)
-                last[m] = (epoch + 1, weights)
-                record.weights = weights
-                if plan.n_held_out and bests[m].waited >= plan.patience:
-                    record.outcome = "converged"
-            sound = [m for m in live if records[m].outcome != "diverged"]
-            if sound and end_epoch([records[m] for m in sound]):
-                for m in sound:
-                    records[m].outcome = "stopped"
-            going = [
-                m
-                for m in live
-                if records[m].outcome == "finished" and last[m][0] < plans[m].max_iter
-            ]
-            for m in set(live) - set(going):
-                # The row alone: the weights of all others are not to stay with it.
-                records[m].weights = last[m][1].clone()
-                last[m] = (last[m][0], records[m].weights)
-            live = going
+            for run, row, weights in zip(held, numbers, members.adam.weights.clone(), strict=True):
+                if run in live:
+                    run.end_epoch(row, weights)
+            sound = [run.record for run in live if run.record.outcome != "diverged"]
+            if sound and end_epoch(sound):
+                for record in sound:
+                    record.outcome = "stopped"
+            live = [run for run in live if run.goes_on()]
             if live and len(live) < (1 - idle_share) * len(held):
-                members.keep([held.index(m) for m in live])
+                members.keep([held.index(run) for run in live])
                 held = live
     except KeyboardInterrupt:
-        if not any(last[m][0] for m in live):
+        if not any(run.last[0] for run in live):
             raise
-        for m in live:
-            record, (n_iter, _) = records[m], last[m]
-            if record.outcome == "diverged":
-                continue
-            record.outcome, record.n_iter = "interrupted", n_iter
-            record.history = {name: values[:n_iter] for name, values in record.history.items()}
-    for record, best, plan, (n_iter, weights) in zip(records, bests, plans, last, strict=True):
-        complete = record.outcome != "diverged" and not plan.n_held_out
-        if complete or record.outcome == "interrupted":
-            record.kept, record.weights = n_iter, weights
-        else:
-            record.kept, record.weights = best.epoch, best.weights
-    return records
+        for run in live:
+            run.interrupt()
+    return [run.finish() for run in runs]
