@@ -228,7 +228,7 @@ class Adam:
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         self.mean.lerp_(gradient, 0.1)
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        self.square.lerp_(gradient.square(), 0.001)
         deviation = torch.sqrt(self.square, out=self.deviation).mul_(inverse).add_(epsilon)
         self.weights.addcdiv_(self.mean, deviation, value=-1)
 

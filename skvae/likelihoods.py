@@ -189,29 +189,25 @@ class Gaussian:
         The value alone also without a leading M, and for S draws: (S, n, D) and (D,).
         """
         mean, variance = self._mean_variance(module, raw)
-        residual = x - mean
-        square = residual.square()
         weight = weight.unsqueeze(-2)
-        precision = weight / variance
-        log_variance = variance.log() + LOG_2PI
-        if self.noise == "per_sample":
-            total = ((square * precision) + log_variance * weight).sum(-1)
-        else:
-            total = (square @ precision.mT).squeeze(-1) + (log_variance * weight).sum(-1)
+        residual = x - mean
+        pulled = residual * (weight / variance)
+        square = pulled * residual
+        total = square.sum(-1) + ((variance.log() + LOG_2PI) * weight).sum(-1)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            g_mean = residual * precision * g.unsqueeze(-1)
+            g_mean = pulled * g.unsqueeze(-1)
             if self.noise == "per_sample":
                 bend = torch.tanh(raw.chunk(2, dim=-1)[1] / LOG_VARIANCE_BOUND)
                 slope = (LOG_VARIANCE_BOUND * bend).exp() * (1 - bend.square())
-                g_variance = 0.5 * precision * (square / variance - 1) * g.unsqueeze(-1)
+                g_variance = 0.5 * (square - weight) / variance * g.unsqueeze(-1)
                 return torch.cat([g_mean, g_variance * slope], dim=-1), []
             if self.noise not in ("per_feature", "shared"):
                 return g_mean, []
+            slope = 0.5 * module.raw_variance.exp()
             g = g.unsqueeze(-2)
-            g_variance = 0.5 * precision * (torch.bmm(g, square) / variance - g.sum(-1, True))
-            slope = module.raw_variance.exp()
-            return g_mean, [(g_variance.squeeze(-2) * slope).sum_to_size(slope.shape)]
+            excess = torch.bmm(g, square) - g.sum(-1, keepdim=True) * weight
+            return g_mean, [((excess / variance).squeeze(-2) * slope).sum_to_size(slope.shape)]
 
         return -0.5 * total, pull
 

@@ -32,12 +32,12 @@ aten = torch.ops.aten
 # Each with its derivative: (gradient of output, input, output) -> gradient of input.
 Derivative = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ACTIVATIONS: dict[str, tuple[type[nn.Module], Derivative]] = {
-    "elu": (nn.ELU, lambda g, x, y: aten.elu_backward(g, 1.0, 1.0, 1.0, False, x)),
-    "gelu": (nn.GELU, lambda g, x, y: aten.gelu_backward(g, x)),
-    "relu": (nn.ReLU, lambda g, x, y: aten.threshold_backward(g, y, 0)),
-    "silu": (nn.SiLU, lambda g, x, y: aten.silu_backward(g, x)),
-    "softplus": (nn.Softplus, lambda g, x, y: aten.softplus_backward(g, x, 1.0, 20.0)),
-    "tanh": (nn.Tanh, lambda g, x, y: aten.tanh_backward(g, y)),
+    "elu": (nn.ELU, lambda g, x, y: aten.elu_backward.default(g, 1.0, 1.0, 1.0, False, x)),
+    "gelu": (nn.GELU, lambda g, x, y: aten.gelu_backward.default(g, x)),
+    "relu": (nn.ReLU, lambda g, x, y: aten.threshold_backward.default(g, y, 0)),
+    "silu": (nn.SiLU, lambda g, x, y: aten.silu_backward.default(g, x)),
+    "softplus": (nn.Softplus, lambda g, x, y: aten.softplus_backward.default(g, x, 1.0, 20.0)),
+    "tanh": (nn.Tanh, lambda g, x, y: aten.tanh_backward.default(g, y)),
 }
 DERIVATIVES = dict(ACTIVATIONS.values())
 
@@ -111,8 +111,8 @@ class MLP:
         for layer in module._modules.values():  # children() takes longer than a small layer
             before = x
             if isinstance(layer, nn.Linear):
-                weight = layer.weight
-                x = torch.baddbmm(layer.bias.unsqueeze(-2), x, weight.mT)
+                weight, bias = layer._parameters.values()  # as does asking for them by name
+                x = torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
                 tape.append((weight, before, x))
             elif layer is not None:
                 x = layer.forward(x)

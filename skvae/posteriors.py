@@ -108,6 +108,6 @@ class Diagonal:
                 g_mean, g_log_std = g_mean.sum(1), g_log_std.sum(1)
             g_mean = torch.addcmul(g_mean, mean, g_kl)
             g_log_std = torch.addcmul(g_log_std, excess, g_kl)
-            return torch.cat([g_mean, aten.tanh_backward(g_log_std, bend)], dim=-1)
+            return torch.cat([g_mean, aten.tanh_backward.default(g_log_std, bend)], dim=-1)
 
         return mean.unsqueeze(1) + deviation, 0.5 * twice, pull
