@@ -21,7 +21,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -134,12 +134,8 @@ class Record:
         self.n_iter += 1
 
 
-class Coefficients(NamedTuple):
-    """What a step of Adam multiplies by, each (M, 1)."""
-
-    inverse: torch.Tensor  # 1 / (learning rate with the bias corrections)
-    epsilon: torch.Tensor  # in the same units
-    rate: torch.Tensor  # the learning rate
+# Of Adam's moving means of the gradient and its square, and beside the root of the latter.
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Adam:
@@ -149,8 +145,12 @@ class Adam:
 
     Kingma & Ba, Adam: a method for stochastic optimization (2014), arXiv:1412.6980,
     algorithm 1; Loshchilov & Hutter, Decoupled weight decay regularization (2017),
-    arXiv:1711.05101, algorithm 2. ``torch.optim.AdamW`` takes the same steps, one parameter
-    at a time and at one rate, and its first use imports a compiler for over a second.
+    arXiv:1711.05101, algorithm 2. ``torch.optim.AdamW`` takes the same steps at one rate for
+    all, and its first use imports a compiler for over a second.
+
+    A CPU waits for memory: there, torch's kernel for whole updates passes over a model's row
+    once, where operations on the matrix pass over all rows a dozen times (784-200-200-50: 0.13
+    against 0.66 ms). An accelerator waits for launches, of which the matrix needs fewest.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class Adam:
         if any(map(math.isfinite, max_norm)):
             self.max_norm = self.weights.new_tensor(max_norm)[:, None]
         self.n_steps = 0
+        self.by_rows = self.weights.device.type == "cpu"
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -183,6 +184,8 @@ class Adam:
             p.data = piece.view(n_models, *p.shape[1:])
         self.gradient = torch.empty_like(self.weights)
         self.deviation = torch.empty_like(self.weights)
+        matrices = self.weights, self.gradient, self.mean, self.square
+        self.rows = [[[row] for row in rows] for rows in zip(*matrices, strict=True)]
 
     def keep(self, members: torch.Tensor) -> None:
         """Go on with these models only."""
@@ -194,30 +197,31 @@ class Adam:
             self.max_norm = self.max_norm[members]
         self._lay_out()
 
-    def coefficients(self, rates: Sequence[Sequence[float]]) -> list[Coefficients]:
-        """What the next steps at these rates (steps, M) need.
+    def coefficients(self, rates: Sequence[Sequence[float]]) -> list[tuple[torch.Tensor, ...]]:
+        """What the next steps at these rates (steps, M) need: the rates (M, 1) and more.
 
-        The bias corrections of both moments are numbers, so that a step divides the mean by
+        By rows, the number of the step. Else 1 / rate and epsilon (M, 1) with the bias
+        corrections of both moments, so that a step divides the mean by
         ``sqrt(square) / rate' + epsilon'`` alone.
         """
-        rows = []
-        for n, row in enumerate(rates, start=self.n_steps + 1):
-            correction = math.sqrt(1 - 0.999**n)
-            # A rate that has fallen to 0 would be infinite there.
-            inverse = [(1 - 0.9**n) / (max(rate, 1e-30) * correction) for rate in row]
-            rows.append([inverse, [1e-8 * correction * i for i in inverse], row])
+        first = self.n_steps + 1
         self.n_steps += len(rates)
-        table = self.weights.new_tensor(rows).unsqueeze(-1)
-        return [Coefficients(*row.unbind()) for row in table.unbind()]
+        steps = self.weights.new_tensor(rates).unsqueeze(-1).unbind()
+        if self.by_rows:
+            return list(zip(steps, torch.arange(first, self.n_steps + 1).unbind(), strict=True))
+        rows = []
+        for n, row in enumerate(rates, start=first):
+            correction = math.sqrt(1 - BETAS[1] ** n)
+            # A rate that has fallen to 0 would be infinite there.
+            inverse = [(1 - BETAS[0] ** n) / (max(rate, 1e-30) * correction) for rate in row]
+            rows.append([inverse, [EPSILON * correction * i for i in inverse]])
+        table = self.weights.new_tensor(rows).unsqueeze(-1).unbind()
+        return [(rate, *more.unbind()) for rate, more in zip(steps, table, strict=True)]
 
     def step(
-        self,
-        gradients: Sequence[torch.Tensor],
-        inverse: torch.Tensor,
-        epsilon: torch.Tensor,
-        rate: torch.Tensor,
+        self, gradients: Sequence[torch.Tensor], rate: torch.Tensor, *more: torch.Tensor
     ) -> None:
-        """One update with beta_1 = 0.9, beta_2 = 0.999 and epsilon = 1e-8."""
+        """One update."""
         n_models = len(self.weights)
         flat = [g.reshape(n_models, -1) for g in gradients]
         gradient = torch.cat(flat, dim=1, out=self.gradient)
@@ -227,9 +231,33 @@ class Adam:
             gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0).nan_to_num_(nan=1.0))
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient.square(), 0.001)
-        deviation = torch.sqrt(self.square, out=self.deviation).mul_(inverse).add_(epsilon)
+        if self.by_rows:
+            self._update_rows(rate, *more)
+        else:
+            self._update(*more)
+
+    def _update_rows(self, rate: torch.Tensor, n_steps: torch.Tensor) -> None:
+        for (weights, gradient, mean, square), lr in zip(self.rows, rate.unbind(), strict=True):
+            torch._fused_adamw_(
+                weights,
+                gradient,
+                mean,
+                square,
+                [],
+                [n_steps],
+                lr=lr,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=EPSILON,
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _update(self, inverse: torch.Tensor, epsilon: torch.Tensor) -> None:
+        self.mean.lerp_(self.gradient, 1 - BETAS[0])
+        self.square.lerp_(self.gradient.square(), 1 - BETAS[1])
+        deviation = self.square.sqrt().mul_(inverse).add_(epsilon)
         self.weights.addcdiv_(self.mean, deviation, value=-1)
 
 

@@ -66,6 +66,11 @@ class Linear(nn.Linear):
         return F.linear(F.pad(x, (0, odd)), weight, bias)[..., : self.out_features]
 
 
+def _values(layer: nn.Linear) -> list[Any]:
+    """Weight and bias; asking a module for them by name takes as long as a small layer's."""
+    return list(layer._parameters.values())
+
+
 @dataclass(frozen=True)
 class MLP:
     """Multilayer perceptron of fully connected layers.
@@ -111,7 +116,7 @@ class MLP:
         for layer in module._modules.values():  # children() takes longer than a small layer
             before = x
             if isinstance(layer, nn.Linear):
-                weight, bias = layer._parameters.values()  # as does asking for them by name
+                weight, bias = _values(layer)
                 x = torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
                 tape.append((weight, before, x))
             elif layer is not None:

@@ -243,8 +243,9 @@ NEVER = math.inf  # the norm of a gradient beyond which it is clipped
     ids=str,
 )
 @pytest.mark.parametrize("keep", [[0, 1, 2, 3], [1, 3], [2]], ids=str)
+@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "matrix"])
 @torch.no_grad()
-def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms, keep):
+def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms, keep, by_rows):
     n_models = len(decays)
     draw = draws_of(n_models)
     ours = [draw(shape) for shape in SHAPES]
@@ -253,6 +254,8 @@ def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms
         adam_of_torch(parameters, decay) for parameters, decay in zip(theirs, decays, strict=True)
     ]
     adam, members = Adam(ours, decays, norms), list(range(n_models))
+    assert adam.by_rows  # as on every CPU
+    adam.by_rows = by_rows
     for start in range(0, 300, 10):
         if start == 150 and n_models > 1:  # some leave
             members = keep
