@@ -197,6 +197,7 @@ class VAE(nn.Module):
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             with products:
                 g_x, gradients = pull_inside(g)
+            gradients = [gradient.to(x.dtype) for gradient in gradients]
             return None if g_x is None else g_x.to(x.dtype), gradients
 
         return outputs.to(x.dtype), pull

@@ -179,13 +179,17 @@ class Adam:
     def _lay_out(self) -> None:
         """Make the parameters views of the matrix, and room for a step."""
         n_models = len(self.weights)
-        pieces = self.weights.split([p.numel() // len(p) for p in self.parameters], dim=1)
-        for p, piece in zip(self.parameters, pieces, strict=True):
+        sizes = [p.numel() // len(p) for p in self.parameters]
+        for p, piece in zip(self.parameters, self.weights.split(sizes, 1), strict=True):
             p.data = piece.view(n_models, *p.shape[1:])
         self.gradient = torch.empty_like(self.weights)
-        self.deviation = torch.empty_like(self.weights)
-        matrices = self.weights, self.gradient, self.mean, self.square
-        self.rows = [[[row] for row in rows] for rows in zip(*matrices, strict=True)]
+        matrices = self.weights, self.mean, self.square
+        # The gradients of one model need no row in common, unless their norm is asked for.
+        self.alone = n_models == 1 and self.max_norm is None
+        if self.alone:
+            self.rows = [[list(matrix.split(sizes, 1)) for matrix in matrices]]
+        else:
+            self.rows = [[[row] for row in rows] for rows in zip(*matrices, strict=True)]
 
     def keep(self, members: torch.Tensor) -> None:
         """Go on with these models only."""
@@ -224,27 +228,34 @@ class Adam:
         """One update."""
         n_models = len(self.weights)
         flat = [g.reshape(n_models, -1) for g in gradients]
+        if self.decay is not None:
+            self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
+        if self.by_rows and self.alone:
+            return self._update_rows([flat], rate, *more)
         gradient = torch.cat(flat, dim=1, out=self.gradient)
         if self.max_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             # Beside a finite norm an infinite one changes nothing, not even where both are.
             gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0).nan_to_num_(nan=1.0))
-        if self.decay is not None:
-            self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         if self.by_rows:
-            self._update_rows(rate, *more)
-        else:
-            self._update(*more)
+            return self._update_rows([[row] for row in gradient.unbind()], rate, *more)
+        self._update(*more)
 
-    def _update_rows(self, rate: torch.Tensor, n_steps: torch.Tensor) -> None:
-        for (weights, gradient, mean, square), lr in zip(self.rows, rate.unbind(), strict=True):
+    def _update_rows(
+        self,
+        gradients: Sequence[list[torch.Tensor]],
+        rate: torch.Tensor,
+        n_steps: torch.Tensor,
+    ) -> None:
+        for row, gradient, lr in zip(self.rows, gradients, rate.unbind(), strict=True):
+            weights, mean, square = row
             torch._fused_adamw_(
                 weights,
                 gradient,
                 mean,
                 square,
                 [],
-                [n_steps],
+                [n_steps] * len(weights),
                 lr=lr,
                 beta1=BETAS[0],
                 beta2=BETAS[1],
