@@ -1,9 +1,10 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
+from skvae import metrics
 from skvae._pipeline import sample
 from skvae._search import VAEGridSearchCV
 from skvae._vae import VAETransformer
 
 __version__ = "0.1.0"
 
-__all__ = ["VAEGridSearchCV", "VAETransformer", "__version__", "sample"]
+__all__ = ["VAEGridSearchCV", "VAETransformer", "__version__", "metrics", "sample"]

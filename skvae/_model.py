@@ -19,6 +19,7 @@ meets decoder weights of 0, and every gradient among them is 0.
 """
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,12 +27,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from skvae._arrays import Array, Columns, draws_at_once, generator, to_array, to_tensor
+from skvae import _vjp, networks
+from skvae._arrays import (
+    Array,
+    Columns,
+    draws_at_once,
+    generator,
+    standardise,
+    to_array,
+    to_tensor,
+)
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import NETWORKS, vjp
-from skvae.networks import Pullback as NetworkPullback
-from skvae.posteriors import Diagonal
-from skvae.priors import StandardNormal
+from skvae.networks import MLP, NETWORKS
+from skvae.posteriors import POSTERIORS, Diagonal, Flow, Normal
+from skvae.priors import PRIORS, StandardNormal
 
 State = Mapping[str, Array]
 
@@ -47,11 +56,25 @@ class Terms(NamedTuple):
     """What every bound is made of, in nats."""
 
     log_likelihood: torch.Tensor  # log p(y|z) of each draw, (S, B)
-    kl: torch.Tensor  # KL(q(z|x) || p(z)), (B,)
+    # KL(q(z|x) || p(z)) of each component, (1, B, L); of all where it is no sum over them,
+    # (1, B, 1); its estimate log q(z|x) - log p(z) by each draw, (S, B, 1).
+    kl: torch.Tensor
 
 
-# Gradients of the log-likelihoods (S, B) and the KL divergences (B,) -> of the parameters.
+# Gradients of the log-likelihoods and the KL terms -> of the parameters.
 Pullback = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
+
+
+class _Draw(nn.Module):
+    """Draws from a posterior, as a module whose values can be replaced."""
+
+    def __init__(self, posterior: Any, flow: nn.Module) -> None:
+        super().__init__()
+        self.posterior, self.flow = posterior, flow
+
+    def forward(self, raw: torch.Tensor, eps: torch.Tensor) -> Any:
+        """z and log q(z|x) of draws, from raw encoder outputs (B, P) and noise (S, B, L)."""
+        return self.posterior.draw(self.flow, self.posterior.parameters(raw), eps)
 
 
 class VAE(nn.Module):
@@ -61,8 +84,9 @@ class VAE(nn.Module):
     ----------
     n_features, n_components : int
         D and L.
-    likelihood, network : str or value
-        Parts of the model: `skvae.likelihoods`, `skvae.networks`.
+    likelihood, network, prior, posterior : str or value
+        Parts of the model: `skvae.likelihoods`, `skvae.networks`, `skvae.priors`,
+        `skvae.posteriors`.
     hidden_layer_sizes : tuple of int
         Widths of the encoder's hidden layers; the decoder's are reversed.
     activation : str
@@ -82,25 +106,39 @@ class VAE(nn.Module):
         network: Any,
         hidden_layer_sizes: tuple[int, ...],
         activation: str,
+        prior: Any = "standard_normal",
+        posterior: Any = "diagonal",
     ) -> None:
         super().__init__()
         self.likelihood = LIKELIHOODS.get(likelihood, likelihood)
         self.network = NETWORKS.get(network, network)
+        self.prior = PRIORS.get(prior, prior)
+        self.posterior = POSTERIORS.get(posterior, posterior)
+        if self.prior.n_pseudo_inputs and not hasattr(self.posterior, "log_density"):
+            raise ValueError(
+                f"prior={self.prior!r} needs a posterior whose density is known everywhere: "
+                f'"diagonal" or "full". Got posterior={self.posterior!r}.'
+            )
         self.n_components = n_components
-        self.prior = StandardNormal()
-        self.posterior = Diagonal()
-        self.encoder = self.network.build(
+        self.encoder = self.network.encoder(
             n_features, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
         )
-        self.decoder = self.network.build(
+        self.decoder = self.network.decoder(
             n_components,
             self.likelihood.n_outputs(n_features),
             hidden_layer_sizes[::-1],
             activation,
         )
+        # What the parts learn or keep besides the networks.
         self.observation = self.likelihood.build(n_features)
+        self.mixture = self.prior.build(n_features, n_components)
+        self.flow = self.posterior.build(n_components)
         # Of the widest layer: the largest side of any weights.
         self.width = max(max(weights.shape, default=1) for weights in self.parameters())
+        # Standard normals of a row that is drawn anew.
+        self.n_redrawn = self.likelihood.n_noise * n_features
+        # The divergence from the prior is known for the standard normal one alone.
+        self.has_kl = self.posterior.has_kl and isinstance(self.prior, StandardNormal)
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
@@ -124,52 +162,119 @@ class VAE(nn.Module):
 
     # --- in the model's own units ---
 
-    def forward(self, y: torch.Tensor, eps: torch.Tensor) -> Terms:
-        """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L)."""
-        q = self.posterior.parameters(self.encoder(self.bounded(y)))
-        log_likelihood = [
-            self.log_likelihood(y, self.posterior.rsample(q, some))
-            for some in eps.split(draws_at_once(len(y), self.width))
-        ]
-        return Terms(torch.cat(log_likelihood), self.posterior.kl(q))
+    def forward(self, y: torch.Tensor, eps: torch.Tensor, *, by_draw: bool = False) -> Terms:
+        """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
+
+        `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
+        that the terms are those of log weights.
+        """
+        q = self.encode_posterior(y)
+        known = self.has_kl and not by_draw
+        log_likelihood, kl = [], []
+        for some in eps.split(draws_at_once(len(y), self.width)):
+            z, log_q = self.posterior.draw(self.flow, q, some)
+            log_likelihood.append(self.log_likelihood(y, z))
+            if not known:
+                kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
+        if known:
+            kl = [self.posterior.kl(q).unsqueeze(0)]
+        return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
     def bounded(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D) or (M, B, D)."""
         return torch.clamp(y, -self.limit, self.limit)  # type: ignore[arg-type]
 
+    def encode_posterior(self, y: torch.Tensor) -> Normal:
+        """Parameters of q(z|x) of rows y (B, D)."""
+        return self.posterior.parameters(self.encoder(self.bounded(y)))
+
     def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
         """Mean of q(z|x), (B, L), of rows y (B, D)."""
-        return self.posterior.mean(self.encoder(self.bounded(y)))
+        return self.posterior.mean(self.flow, self.encoder(self.bounded(y)))
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
-        return self.posterior.mean_std(self.posterior.parameters(self.encoder(self.bounded(y))))
+        return self.posterior.mean_std(self.flow, self.encode_posterior(y))
+
+    def encode_draws(self, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Draws from q(z|x), (S, B, L), of rows y (B, D) by noise (S, B, L)."""
+        return self.posterior.draw(self.flow, self.encode_posterior(y), eps)[0]
+
+    def log_prior(self, z: torch.Tensor) -> torch.Tensor:
+        """log p(z) in nats, (...), of latent rows (..., L)."""
+        if not self.prior.n_pseudo_inputs:
+            return self.prior.log_prob(self.mixture, z)
+        q = self.encode_posterior(self.mixture.pseudo_inputs)
+        return self.prior.log_prob(
+            self.mixture, z, lambda z: self.posterior.log_density(self.flow, q, z)
+        )
+
+    def draw_prior(self, eps: torch.Tensor) -> torch.Tensor:
+        """Draws from p(z), (B, L), by noise (B, prior.n_noise(L))."""
+        if not self.prior.n_pseudo_inputs:
+            return self.prior.rsample(self.mixture, eps)
+        q = self.encode_posterior(self.mixture.pseudo_inputs)
+
+        def draw(chosen: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+            own = Normal(*(None if values is None else values[chosen] for values in q))  # type: ignore[arg-type]
+            return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
+
+        return self.prior.rsample(self.mixture, eps, draw)
+
+    def raw(self, z: torch.Tensor) -> torch.Tensor:
+        """What the decoder gives, (..., P), for latent rows (..., L)."""
+        return self.decoder(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
 
     def log_likelihood(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y|z) in nats, (S, B), summed over the columns that vary."""
-        return self.likelihood.vjp(self.observation, self.decoder(z), y, self.varies)[0]
+        return self.likelihood.total(self.observation, self.raw(z), y, self.varies)
+
+    def log_prob(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary."""
+        return self.likelihood.log_prob(self.observation, self.raw(z), y) * self.varies
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
-        return self.likelihood.mean(self.observation, self.decoder(z))
+        return self.likelihood.mean(self.observation, self.raw(z))
 
     def decode_sample(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws from p(y|z), (..., D)."""
-        return self.likelihood.sample(self.observation, self.decoder(z), generator)
+        return self.likelihood.sample(self.observation, self.raw(z), generator)
 
     # --- M models at once ---
 
-    def vjp(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[Terms, Pullback]:
+    def vjp(
+        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+    ) -> tuple[Terms, Pullback]:
         """`forward` of each model of a stack, and the pullback of its terms' gradients.
 
-        From rows y (M, B, D) and noise eps (M, S, B, L) to the terms (M, S, B) and (M, B);
-        from their gradients to those of all parameters, as autograd has them.
+        From rows y (M, B, D) and noise eps (M, S, B, L) to terms with a leading M; from their
+        gradients to those of all parameters, as autograd has them. Columns of eps beyond L
+        drop units of the decoder. `about` (M, B, N) is noise of the rows: for those that are
+        drawn anew, and then, in training, for units of the encoder to drop.
         """
-        n_models, n_draws, _, n_components = eps.shape
-        raw, pull_encoder = self._network_vjp(self.encoder, self.bounded(y), to_input=False)
-        z, kl, pull_posterior = self.posterior.vjp(raw, eps)
-        flat = z.view(n_models, -1, n_components)
-        outputs, pull_decoder = self._network_vjp(self.decoder, flat, to_input=True)
+        n_models, n_draws, n_rows, n_noise = eps.shape
+        drop_encoder = drop_decoder = None
+        if n_noise > self.n_components:
+            drop_decoder = eps[..., self.n_components :].flatten(1, 2)
+            eps = eps[..., : self.n_components]
+        if about.shape[-1]:
+            if self.n_redrawn:
+                y = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+            if about.shape[-1] > self.n_redrawn:
+                drop_encoder = about[..., self.n_redrawn :]
+        n_pseudo, seen = self.prior.n_pseudo_inputs, self.bounded(y)
+        if n_pseudo:
+            pseudo_inputs = self.mixture.pseudo_inputs
+            seen = torch.cat([seen, self.bounded(pseudo_inputs)], dim=1)
+            if drop_encoder is not None:  # all units of these are there
+                drop_encoder = nn.functional.pad(drop_encoder, (0, 0, 0, n_pseudo), value=math.inf)
+        raw, pull_encoder = self._network_vjp(
+            self.encoder, seen, drop_encoder, to_input=n_pseudo > 0
+        )
+        z, kl, pull_latent = self._latent_vjp(raw, eps, n_rows, by_draw=by_draw)
+        flat = z.view(n_models, -1, self.n_components)
+        outputs, pull_decoder = self._network_vjp(self.decoder, flat, drop_decoder, to_input=True)
         repeated = y if n_draws == 1 else y.repeat(1, n_draws, 1)
         log_likelihood, pull_likelihood = self.likelihood.vjp(
             self.observation, outputs, repeated, self.varies
@@ -179,20 +284,77 @@ class VAE(nn.Module):
             g_outputs, observation = pull_likelihood(g_log_likelihood.view(n_models, -1))
             g_z, decoder = pull_decoder(g_outputs)
             assert g_z is not None  # it was asked for
-            g_raw = pull_posterior(g_z.view_as(z), g_kl)
-            return [*pull_encoder(g_raw)[1], *decoder, *observation]
+            g_raw, mixture, flow = pull_latent(g_z.view_as(z), g_kl)
+            g_seen, encoder = pull_encoder(g_raw)
+            if n_pseudo:
+                assert g_seen is not None
+                inside = pseudo_inputs.abs() < self.limit
+                mixture = [g_seen[:, n_rows:] * inside]
+            return [*encoder, *decoder, *observation, *mixture, *flow]
 
         return Terms(log_likelihood.view(n_models, n_draws, -1), kl), pull
 
+    def _latent_vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int, *, by_draw: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """z, the KL terms, and the pullback to raw and what prior and posterior learn.
+
+        The raw outputs of pseudo-inputs stand behind those of the rows.
+        """
+        if isinstance(self.posterior, Diagonal) and isinstance(self.prior, StandardNormal):
+            z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
+            return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
+        draw = _Draw(self.posterior, self.flow)
+        names = [name for name, _ in draw.named_parameters()]
+        kept = [name for name, _ in draw.named_buffers()]
+        flow, buffers = _vjp.values(draw)
+        # Pseudo-inputs are learned by way of the encoder.
+        mixture = [] if self.prior.n_pseudo_inputs else list(self.mixture.parameters())
+        known = self.has_kl and not by_draw
+
+        def of_one(
+            raw: torch.Tensor, eps: torch.Tensor, mixture: Any, flow: Any, buffers: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            own, pseudo = raw[:n_rows], raw[n_rows:]
+            state = dict(zip([*names, *kept], [*flow, *buffers], strict=True))
+            z, log_q = torch.func.functional_call(draw, state, (own, eps))
+            if known:
+                return z, self.posterior.kl(self.posterior.parameters(own)).unsqueeze(0)
+            q = self.posterior.parameters(pseudo)
+            log_p = self.prior.log_prob(
+                _vjp.holder(self.mixture, mixture) if mixture else None,
+                z,
+                lambda z: self.posterior.log_density(self.flow, q, z),
+            )
+            return z, (log_q - log_p).unsqueeze(-1)
+
+        def latent(inputs: Any, constants: Any) -> Any:
+            raw, learned, eps, buffers = inputs[0], inputs[1:], constants[0], constants[1:]
+            groups = learned[: len(mixture)], learned[len(mixture) :], buffers
+            return _vjp.each(of_one, raw, eps, *groups)
+
+        (z, kl), backward = _vjp.vjp(latent, [raw, *mixture, *flow], [eps, *buffers])
+
+        def pull_all(g_z: torch.Tensor, g_kl: torch.Tensor) -> Any:
+            g_raw, *others = backward([g_z, g_kl])
+            return g_raw, others[: len(mixture)], others[len(mixture) :]
+
+        return z, kl, pull_all
+
     def _network_vjp(
-        self, module: nn.Module, x: torch.Tensor, *, to_input: bool
-    ) -> tuple[torch.Tensor, NetworkPullback]:
+        self,
+        module: nn.Module,
+        x: torch.Tensor,
+        noise: torch.Tensor | None,
+        *,
+        to_input: bool,
+    ) -> tuple[torch.Tensor, networks.Pullback]:
         """The network's vjp, its products in bfloat16 if so asked; all else is as it was."""
         if not self.low_precision:
-            return vjp(self.network, module, x, to_input=to_input)
+            return networks.vjp(module, x, noise, to_input=to_input)
         products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
         with products:
-            outputs, pull_inside = vjp(self.network, module, x, to_input=to_input)
+            outputs, pull_inside = networks.vjp(module, x, noise, to_input=to_input)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             with products:
@@ -219,9 +381,31 @@ def _empty(architecture: Mapping[str, Any]) -> VAE:
         return VAE(**architecture)
 
 
-def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) -> State:
-    """Units and first weights of a model: the same on every device."""
-    model = _empty(architecture).to_empty(device="cpu")
+# torch's generator is everybody's.
+_borrowing = threading.Lock()
+
+
+def _new(architecture: Mapping[str, Any], seed: int) -> VAE:
+    """A model whose foreign modules have their own first values, and ours have none."""
+    network, posterior = architecture["network"], architecture.get("posterior", "diagonal")
+    if not isinstance(network, networks.Own) and not isinstance(posterior, Flow):
+        return _empty(architecture).to_empty(device="cpu")
+    with _borrowing, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return VAE(**architecture)
+
+
+def initial_state(
+    architecture: Mapping[str, Any],
+    columns: Columns,
+    seed: int,
+    take: Callable[[int], Array] = lambda n: np.empty(0),
+) -> State:
+    """Units and first weights of a model: the same on every device.
+
+    `take` gives so many rows of the data, in the units of X, to a prior that asks for them.
+    """
+    model = _new(architecture, seed)
     g = generator(seed)
     location, scale = model.likelihood.units(columns)
     with torch.no_grad():
@@ -229,11 +413,24 @@ def initial_state(architecture: Mapping[str, Any], columns: Columns, seed: int) 
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
         spread = np.divide(columns.std, scale, out=np.zeros_like(scale), where=scale > 0)
-        linear = not architecture["hidden_layer_sizes"]
+        linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
         model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread.max()))
-        model.network.initialise(model.encoder, g)
-        model.network.initialise(model.decoder, g)
+        if hasattr(model.network, "initialise"):
+            model.network.initialise(model.encoder, g)
+            model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)
+        rows = None
+        if model.prior.n_pseudo_inputs:
+            rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
+        model.prior.initialise(model.mixture, rows, g)
+        n_outputs = model.posterior.n_outputs(model.n_components)
+        pairs = [
+            (model.encoder, "encoder", len(location), n_outputs),
+            (model.decoder, "decoder", model.n_components, model.likelihood.n_outputs(len(scale))),
+        ]
+        for module, part, n_in, n_out in pairs:
+            if not isinstance(module, networks.Layers):
+                networks.check_outputs(module, part, n_in, n_out)
     return {name: to_array(tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -294,6 +491,8 @@ def _places(
 ) -> Any:
     """Index of a model's own values in an array of a stack that has more components."""
     own, all_ = architecture["n_components"], model.n_components
+    if own == all_:
+        return ...
     places = list(range(own))
     if name.startswith("encoder."):
         places = model.posterior.places(own, all_)
@@ -317,9 +516,29 @@ def learned(model: VAE, architecture: Mapping[str, Any], weights: torch.Tensor) 
     return state
 
 
-def log_jacobian(scale: Array) -> float:
-    """sum_d log scale_d in nats over the columns that vary: log p(y) - log p(x)."""
-    return float(np.log(scale[scale > 0]).sum())
+def n_noise(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Standard normals of a training step besides those of z.
+
+    For each draw, of units to drop; for each row, to draw it anew, and of units to drop.
+    """
+    model = _empty(architecture)
+    of_draw, of_row = (getattr(part, "n_noise", 0) for part in (model.decoder, model.encoder))
+    return of_draw, model.n_redrawn, of_row
+
+
+def log_jacobian(likelihood: Any, scale: Array) -> float:
+    """sum_d log scale_d in nats over the columns that vary: log p(y) - log p(x).
+
+    A probability has no units: 0.
+    """
+    return float(log_scales(likelihood, scale).sum())
+
+
+def log_scales(likelihood: Any, scale: Array) -> Array:
+    """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary."""
+    if LIKELIHOODS.get(likelihood, likelihood).is_mass:
+        return np.zeros_like(scale)
+    return np.log(np.where(scale > 0, scale, 1.0))
 
 
 def n_weights(state: State) -> int:

@@ -5,19 +5,32 @@ The evidence lower bound of a row, in nats (Kingma & Welling 2013, arXiv:1312.61
     ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)) = E_q[log w],
     log w = log p(x|z) + log p(z) - log q(z|x),
 
-and the training loss with the weight beta of Higgins et al., beta-VAE (2017), the KL
-annealed from 0 as in Bowman et al., Generating sentences from a continuous space (2016),
-arXiv:1511.06349:
+and three numbers that change the training loss, none of which changes the score:
 
-    loss = -E_q[log p(x|z)] + beta KL,         averaged over rows.
+- beta weighs the KL divergence (Higgins et al., beta-VAE, 2017). It is annealed from 0, once
+  (Bowman et al., Generating sentences from a continuous space, 2016, arXiv:1511.06349) or in
+  cycles (Fu et al., Cyclical annealing schedule, 2019, arXiv:1903.10145);
+- lambda, the free bits (Kingma et al., Improving variational inference with inverse
+  autoregressive flow, 2016, arXiv:1606.04934, eq. 15), below which the mean KL divergence of a
+  component over a batch costs the same whatever it is;
+- k importance samples tighten the bound (Burda, Grosse & Salakhutdinov, Importance weighted
+  autoencoders, 2016, arXiv:1509.00519, eq. 8).
+
+    loss = -E_q[log p(x|z)] + beta sum_j max(lambda, KL_j)                          k = 1,
+    loss = -E_q[log 1/k sum_i w_i],  log w = log p(x|z) + beta (log p(z) - log q(z|x)),  k > 1,
+
+averaged over rows. Letters as in `skvae._model`; a KL term is (M, S, B, J): S is 1 where the
+divergence is known and not estimated draw by draw, J is 1 where it doesn't factorise.
 """
 
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-Terms = tuple[torch.Tensor, torch.Tensor]  # log p(y|z) of each draw (S, B), KL (B,)
+# log p(y|z) of each draw (S, B), and the KL divergence of each component or draw (S|1, B, L|1).
+Terms = tuple[torch.Tensor, torch.Tensor]
 
 
 class Model(Protocol):
@@ -29,41 +42,84 @@ class Model(Protocol):
 
 
 class Stack(Protocol):
-    """What the loss asks of M models at once, for y (M, B, D) and eps (M, S, B, L)."""
+    """What the loss asks of M models at once.
+
+    For rows y (M, B, D), noise eps (M, S, B, L) of draws and `about` (M, B, N) of rows.
+    """
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor
+        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
     ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
-        """Terms (M, S, B) and (M, B), and the pullback of their gradients."""
+        """Terms (M, S, B) and (M, S|1, B, L|1), and the pullback of their gradients.
+
+        `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known.
+        """
         ...
 
 
-def total_terms(log_likelihood: torch.Tensor, kl: torch.Tensor) -> torch.Tensor:
-    """-E_q[log p(y|z)] and KL of each model, (2, M), nats: summed over rows, mean over draws."""
-    return torch.stack([log_likelihood.sum((1, 2)) / -log_likelihood.shape[1], kl.sum(1)])
+class Weights(NamedTuple):
+    """What turns terms into a loss: numbers of each model, (M, 1)."""
+
+    beta: torch.Tensor
+    free_bits: torch.Tensor | None = None  # nats per component; None: 0 for all
+    importance: bool = False  # whether the draws are importance samples, or averaged
+
+
+class Loss(NamedTuple):
+    """The mean loss of rows, what it reports, and its gradient by the terms."""
+
+    numbers: torch.Tensor  # (3, M) nats per row: the loss, -E_q[log p(y|z)] and the KL
+    g_log_likelihood: torch.Tensor  # (M, S, B)
+    g_kl: torch.Tensor  # (M, S|1, B, L|1)
+
+
+def loss(terms: Terms, weights: Weights) -> Loss:
+    """The training loss of each model of a stack from the terms of some rows."""
+    log_likelihood, kl = terms
+    _, n_draws, n_rows = log_likelihood.shape
+    reconstruction = log_likelihood.sum((1, 2)) / -(n_draws * n_rows)
+    share = weights.beta / (kl.shape[1] * n_rows)  # of beta, for each row and draw
+    mean_kl = kl.sum((1, 2)) / (kl.shape[1] * n_rows)  # (M, L|1)
+    total_kl = mean_kl.sum(1)
+    if weights.importance:
+        log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.sum(-1)
+        bound = torch.logsumexp(log_w, 1) - math.log(n_draws)
+        total = -bound.mean(1)
+        g = torch.softmax(log_w, 1) / -n_rows
+        g_kl = (g * -weights.beta.unsqueeze(-1)).unsqueeze(-1)
+        return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
+    g = torch.full_like(log_likelihood, -1 / (n_draws * n_rows))
+    if weights.free_bits is None:
+        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), total_kl)
+        g_kl = share[..., None, None].expand_as(kl)
+    else:
+        held = torch.maximum(mean_kl, weights.free_bits).sum(1)
+        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), held)
+        share = share * (mean_kl > weights.free_bits)
+        g_kl = share[:, None, None].expand_as(kl)
+    return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
 
 
 def loss_gradient(
-    stack: Stack, y: torch.Tensor, eps: torch.Tensor, beta: torch.Tensor
+    stack: Stack, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, weights: Weights
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`total_terms`, and each parameter's gradient of the mean loss of the rows.
-
-    `beta` (M, 1) is each model's own.
-    """
-    (log_likelihood, kl), pull = stack.vjp(y, eps)
-    n_draws, n_rows = log_likelihood.shape[1:]
-    g_log_likelihood = torch.full_like(log_likelihood, -1 / (n_draws * n_rows))
-    gradients = pull(g_log_likelihood, (beta / n_rows).expand_as(kl))
-    return total_terms(log_likelihood, kl), gradients
+    """The numbers of `loss`, (3, M), and each parameter's gradient of the loss."""
+    terms, pull = stack.vjp(y, eps, about, by_draw=weights.importance)
+    numbers, *gradients = loss(terms, weights)
+    return numbers, pull(*gradients)
 
 
 def elbo(model: Model, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """ELBO of each row, (B,), nats, float64: mean over the draws eps (S, B|1, L)."""
     log_likelihood, kl = model(y, eps)
     # On the CPU, since not every device has float64.
-    return log_likelihood.cpu().double().mean(0) - kl.cpu().double()
+    return log_likelihood.cpu().double().mean(0) - kl.cpu().double().mean(0).sum(-1)
 
 
-def warm_up(epoch: int, n_epochs: int) -> float:
-    """Share of beta in `epoch`: rises in equal steps, 1 from epoch `n_epochs` on."""
-    return min(1.0, (epoch + 1) / (n_epochs + 1))
+def warm_up(epoch: int, n_epochs: int, period: int | None = None) -> float:
+    """Share of beta in `epoch`: rises in equal steps, 1 from epoch `n_epochs` on.
+
+    It begins anew every `period` epochs.
+    """
+    place = epoch if period is None else epoch % period
+    return min(1.0, (place + 1) / (n_epochs + 1))

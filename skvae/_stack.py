@@ -23,6 +23,8 @@ from sklearn import get_config
 from skvae import _arrays, _model, _training
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
+from skvae.posteriors import Flow
+from skvae.priors import PRIORS, StandardNormal
 
 # Models in a stack on a CPU: beyond, the tensors of a step leave the cache and nothing is won.
 WIDEST = 32
@@ -50,13 +52,17 @@ class Trained(NamedTuple):
 
 def shape(job: Job) -> Hashable:
     """What jobs of one stack have in common."""
-    parts = dict(job.architecture)
-    if isinstance(NETWORKS.get(parts["network"], parts["network"]), MLP):
-        # Its layers can be padded. Those of a network that we don't know may do anything.
+    parts, plan = dict(job.architecture), job.plan
+    network = NETWORKS.get(parts["network"], parts["network"])
+    prior, posterior = parts.get("prior", "standard_normal"), parts.get("posterior", "diagonal")
+    prior, flow = PRIORS.get(prior, prior), isinstance(posterior, Flow)
+    # Where nothing tells components that are not there from those that are: see `_model`.
+    padded = isinstance(network, MLP) and not network.residual
+    if padded and isinstance(prior, StandardNormal) and not flow and not plan.free_bits:
         del parts["n_components"]
     parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
-    plan = job.plan.n_held_out, job.plan.batch_size
-    return job.data.shape, tuple(parts.items()), plan, job.device, job.precision
+    numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
+    return job.data.shape, tuple(parts.items()), numbers, job.device, job.precision
 
 
 def _is_small(job: Job) -> bool:
@@ -293,6 +299,7 @@ def _n_bytes(job: Job) -> int:
     weights = 9 * _model.n_weights(job.state)
     # Values before and after each layer and their gradients; about 8 passes over a row.
     activations = plan.batch_size * (8 * n_features + 2 * 4 * sum(sizes) + 16 * plan.n_components)
+    activations *= plan.n_importance_samples
     judged = _training.N_VALIDATION_DRAWS * max(plan.n_held_out, _training.PROBE_ROWS)
     # Noise, drawn and stacked, and the order of an epoch.
     epoch = n_rows * (2 * plan.n_components + 6) + judged * plan.n_components

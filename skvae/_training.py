@@ -26,7 +26,8 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from skvae._objective import Terms, loss_gradient, total_terms, warm_up
+from skvae._objective import Stack as Objective
+from skvae._objective import Weights, loss, loss_gradient, warm_up
 
 SCHEDULES = ("constant", "cosine")
 
@@ -37,17 +38,12 @@ MANY_JUDGED_ROWS = 2**18  # the same on accelerators, where each launch costs
 # Share of the members that may have ended and still go along: on CUDA each change of a stack
 # captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
+NOISE_VALUES = 1 << 22  # of a member, drawn at once
 PROBE_ROWS = 64  # training rows that are judged where none are held out
 
 
-class Stack(Protocol):
+class Stack(Objective, Protocol):
     """What this floor asks of M models at once."""
-
-    def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor
-    ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
-        """Terms for y (M, B, D) and eps (M, S, B, L), and the pullback of their gradients."""
-        ...
 
     def parameters(self) -> Iterable[torch.Tensor]:
         """What is learned, each (M, ...), in the order of the pullback."""
@@ -82,16 +78,30 @@ class Plan:
     schedule: str  # one of SCHEDULES
     weight_decay: float
     beta: float
-    n_warmup: int  # epochs before beta has its full weight
+    n_warmup: int  # epochs before beta has its full weight, in each cycle
     patience: int  # epochs
     tol: float  # nats
+    n_cycles: int = 1  # of the warm-up
+    n_importance_samples: int = 1
+    free_bits: float = 0.0  # nats per component
+    # Standard normals besides those of z: of each draw; of each row, in validation, and beyond.
+    n_noise: tuple[int, int, int] = (0, 0, 0)
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
 
     def beta_in(self, epoch: int) -> float:
         """Weight of the KL divergence in `epoch`, from 0."""
-        return self.beta * warm_up(epoch, self.n_warmup)
+        return self.beta * warm_up(epoch, self.n_warmup, self._period)
+
+    @property
+    def _period(self) -> int:
+        return max(1, self.max_iter // self.n_cycles)
+
+    def is_warming(self, epoch: int) -> bool:
+        """Whether beta has yet to rise for the last time in `epoch`, counted from 1."""
+        last = (self.n_cycles - 1) * self._period
+        return self.n_warmup > 0 and epoch <= last + self.n_warmup
 
     def rate_at(self, epoch: float) -> float:
         """Learning rate: constant, or half a cosine from `learning_rate` to 0.
@@ -117,16 +127,15 @@ class Record:
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
         """Add a complete epoch: its terms, and those of the held-out rows."""
-        epochs = [("", numbers[:2], plan.beta_in(self.n_iter))]
+        epochs = [("", numbers[:3], plan.beta_in(self.n_iter))]
         if plan.n_held_out:
-            epochs.append(("validation_", numbers[2:], plan.beta))
-        for prefix, (reconstruction, kl), beta in epochs:
-            reconstruction += plan.constant
+            epochs.append(("validation_", numbers[3:], plan.beta))
+        for prefix, (minimised, reconstruction, kl), beta in epochs:
             row = {
-                "loss": reconstruction + beta * kl,
-                "reconstruction": reconstruction,
+                "loss": minimised + plan.constant,
+                "reconstruction": reconstruction + plan.constant,
                 "kl": kl,
-                "negative_elbo": reconstruction + kl,
+                "negative_elbo": reconstruction + kl + plan.constant,
                 "beta": beta,
             }
             for name, value in row.items():
@@ -287,7 +296,7 @@ class Best:
 
     def judge(self, loss: float, epoch: int, weights: torch.Tensor, plan: Plan) -> None:
         """Copy `weights` if they are the best after `epoch` epochs."""
-        warming = epoch <= plan.n_warmup and plan.n_warmup > 0
+        warming = plan.is_warming(epoch)
         if (warming, loss) < self.key:
             self.weights, self.epoch, self.key = weights.clone(), epoch, (warming, loss)
         if warming:
@@ -312,37 +321,56 @@ def hold_out(
 def draw_noise(
     shape: tuple[int, int],
     wide: int,
+    n_more: int,
     plans: Sequence[Plan],
     generators: Sequence[torch.Generator],
 ) -> torch.Tensor:
-    """Standard normals (M, *shape, wide) of each member's own components; 0 beyond them."""
+    """Standard normals (M, *shape, wide + n_more): of each member's own components, and more.
+
+    0 where a member has fewer components than `wide`.
+    """
     draws = []
     for plan, g in zip(plans, generators, strict=True):
-        own = (*shape, plan.n_components)
+        own = (*shape, plan.n_components + n_more)
         eps = torch.randn(own, generator=g, dtype=torch.float32, device=g.device)
-        draws.append(eps if plan.n_components == wide else F.pad(eps, (0, wide - own[-1])))
+        if plan.n_components < wide:
+            of_z, more = eps.split([plan.n_components, n_more], dim=-1)
+            eps = torch.cat([F.pad(of_z, (0, wide - plan.n_components)), more], dim=-1)
+        draws.append(eps)
     return torch.stack(draws)
+
+
+def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Standard normals (M, n_rows, n_noise) of rows."""
+    if n_noise == 0:
+        return torch.empty(len(generators), n_rows, 0, device=generators[0].device)
+    shape = n_rows, n_noise
+    return torch.stack(
+        [torch.randn(shape, generator=g, dtype=torch.float32, device=g.device) for g in generators]
+    )
 
 
 # --- the step -----------------------------------------------------------------------------
 
-# Of rows, their places (M, B), noise (M, 1, B, L), beta (M, 1), and Adam's coefficients.
+# Of rows, their places (M, B), noise (M, S, B, .) and (M, B, .), beta (M, 1), and Adam's numbers.
 Step = Callable[..., None]
 
 
-def make_step(stack: Stack, adam: Adam, seen: torch.Tensor) -> Step:
-    """A training step, which adds the terms (2, M) of its rows to `seen`."""
+def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) -> Step:
+    """A training step, which adds the numbers (3, M) of its rows to `seen`."""
 
     def step(
         rows: Rows,
         places: torch.Tensor,
         eps: torch.Tensor,
+        about: torch.Tensor,
         beta: torch.Tensor,
         *coefficients: torch.Tensor,
     ) -> None:
-        terms, gradients = loss_gradient(stack, rows.take(places), eps, beta)
+        now = weights._replace(beta=beta)
+        numbers, gradients = loss_gradient(stack, rows.take(places), eps, about, now)
         adam.step(gradients, *coefficients)
-        seen.add_(terms)
+        seen.add_(numbers, alpha=places.shape[1])
 
     if seen.device.type != "cuda":
         return step
@@ -411,10 +439,13 @@ class Members:
         self.stack, self.judged = stack, judged
         self.plans, self.generators = list(plans), list(generators)
         self.wide = max(plan.n_components for plan in plans)  # of the stack, to its end
-        shape = N_VALIDATION_DRAWS // 2, judged.index.shape[1]
-        pairs = draw_noise(shape, self.wide, plans, generators)
+        n_rows, dtype = judged.index.shape[1], judged.data.dtype
+        importance = plans[0].n_importance_samples > 1
+        n_draws = plans[0].n_importance_samples if importance else N_VALIDATION_DRAWS
+        half = draw_noise((-(-n_draws // 2), n_rows), self.wide, 0, plans, generators)
         # Antithetic: eps and -eps.
-        self.noise = torch.cat([pairs, -pairs], dim=1).to(judged.data.dtype)
+        self.noise = torch.cat([half, -half], dim=1)[:, :n_draws].to(dtype)
+        self.about = draw_about(n_rows, plans[0].n_noise[1], generators).to(dtype)
         self.adam = Adam(
             list(stack.parameters()),
             [plan.weight_decay for plan in plans],
@@ -424,8 +455,14 @@ class Members:
         self._prepare()
 
     def _prepare(self) -> None:
-        self.seen = self.adam.weights.new_zeros(2, len(self.plans))
-        self.step = make_step(self.stack, self.adam, self.seen)
+        self.seen = self.adam.weights.new_zeros(3, len(self.plans))
+        free_bits = self.seen.new_tensor([[plan.free_bits] for plan in self.plans])
+        self.weights = Weights(
+            self.seen.new_tensor([[plan.beta] for plan in self.plans]),
+            free_bits if any(plan.free_bits for plan in self.plans) else None,
+            self.plans[0].n_importance_samples > 1,
+        )
+        self.step = make_step(self.stack, self.adam, self.seen, self.weights)
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with the members at these places."""
@@ -434,13 +471,13 @@ class Members:
         self.plans = [self.plans[place] for place in places]
         self.generators = [self.generators[place] for place in places]
         self.judged = Rows(self.judged.data, self.judged.index[chosen])
-        self.noise = self.noise[chosen]
+        self.noise, self.about = self.noise[chosen], self.about[chosen]
         self.stack.keep(chosen)
         self.adam.keep(chosen)
         self._prepare()
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
-        """One pass over all rows; returns their mean terms, (2, M), as seen on the way."""
+        """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -455,24 +492,50 @@ class Members:
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
         places = rows.index.gather(1, torch.stack(orders)).split(size, dim=1)
-        noise = draw_noise((1, n_rows), self.wide, self.plans, self.generators)
-        noise = noise.to(rows.data.dtype)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
         times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
-        steps = zip(places, noise.split(size, 2), self.adam.coefficients(rates), strict=True)
-        for batch, eps, coefficients in steps:
-            self.step(rows, batch, eps, beta, *coefficients)
+        noise = self._draw([batch.shape[1] for batch in places], rows.data.dtype)
+        steps = zip(places, noise, self.adam.coefficients(rates), strict=True)
+        for batch, (eps, about), coefficients in steps:
+            self.step(rows, batch, eps, about, beta, *coefficients)
+
+    def _draw(
+        self, sizes: Sequence[int], dtype: torch.dtype
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Noise of batches of these sizes, that of many steps at once."""
+        plan, size = self.plans[0], self.plans[0].batch_size
+        n_draws, (of_draw, redrawn, of_row) = plan.n_importance_samples, plan.n_noise
+        # 16 stands for any n_components: a member's draws don't depend on the others'.
+        n_values = size * (n_draws * (16 + of_draw) + redrawn + of_row)
+        n_steps = max(1, NOISE_VALUES // n_values)
+        for first in range(0, len(sizes), n_steps):
+            n_rows = sum(sizes[first : first + n_steps])
+            shape = n_draws, n_rows
+            eps = draw_noise(shape, self.wide, of_draw, self.plans, self.generators)
+            about = draw_about(n_rows, redrawn + of_row, self.generators)
+            yield from zip(
+                eps.to(dtype).split(size, 2), about.to(dtype).split(size, 1), strict=True
+            )
 
     def judge(self) -> torch.Tensor:
-        """Mean terms of the judged rows, (2, M), under the weights as they are."""
+        """Mean numbers of the judged rows, (3, M), under the weights as they are."""
         at_once = JUDGED_ROWS if self.seen.device.type == "cpu" else MANY_JUDGED_ROWS
-        n_rows, size = self.judged.index.shape[1], max(1, at_once // len(self.plans))
-        total = torch.zeros_like(self.seen)
-        blocks = zip(self.judged.index.split(size, 1), self.noise.split(size, 2), strict=True)
-        for places, eps in blocks:
-            total += total_terms(*self.stack.vjp(self.judged.take(places), eps)[0])
-        return total / n_rows
+        at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
+        size = max(1, at_once // len(self.plans))
+        blocks = zip(
+            self.judged.index.split(size, 1),
+            self.noise.split(size, 2),
+            self.about.split(size, 1),
+            strict=True,
+        )
+        terms = [
+            self.stack.vjp(self.judged.take(places), eps, about, by_draw=self.weights.importance)[0]
+            for places, eps, about in blocks
+        ]
+        # All together, since not every loss is a mean of the rows'.
+        log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
+        return loss((log_likelihood, kl), self.weights).numbers
 
 
 class Run:
@@ -483,9 +546,8 @@ class Run:
         # Complete epochs and the weights after them, together, whenever Ctrl-C comes.
         self.last = (0, self.best.weights)
 
-    def begin(self, reconstruction: float, kl: float) -> None:
+    def begin(self, loss: float) -> None:
         """Take the first weights as the best, if they are those of an earlier run."""
-        loss = reconstruction + self.plan.beta * kl
         if self.plan.continues and math.isfinite(loss):
             self.best.judge(loss, 0, self.best.weights, self.plan)
 
@@ -496,8 +558,7 @@ class Run:
             return
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
-        loss = numbers[2] + self.plan.beta * numbers[3]
-        self.best.judge(loss, n_iter, weights, self.plan)
+        self.best.judge(numbers[3], n_iter, weights, self.plan)
         self.last = (n_iter, weights)
         self.record.weights = weights
         if self.plan.n_held_out and self.best.waited >= self.plan.patience:
@@ -573,8 +634,8 @@ def train(
     rows = enumerate(zip(plans, members.adam.weights, strict=True))
     runs = [Run(m, plan, weights) for m, (plan, weights) in rows]
     if any(plan.continues for plan in plans):
-        for run, losses in zip(runs, members.judge().T.tolist(), strict=True):
-            run.begin(*losses)
+        for run, loss in zip(runs, members.judge()[0].tolist(), strict=True):
+            run.begin(loss)
     live = list(runs)  # in training
     held = live  # in the stack
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)

@@ -9,6 +9,7 @@ import copy
 import math
 import warnings
 from numbers import Integral, Real
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,12 +23,14 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state, check_scalar
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skvae import _arrays, _frames, _model, _objective, _stack, _training
-from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
-from skvae.networks import ACTIVATIONS, NETWORKS
+from skvae.likelihoods import LIKELIHOODS, Likelihood
+from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
+from skvae.posteriors import POSTERIORS, Posterior
+from skvae.priors import PRIORS, Prior
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -62,16 +65,26 @@ class VAETransformer(
     n_components : int, default=8
         Number of latent features.
 
-    likelihood : {"gaussian", "bernoulli"} or value, default="gaussian"
-        What the rows are, given z: "gaussian" is `skvae.likelihoods.Gaussian()`, real values
-        with one learned noise variance a column; "bernoulli" is
-        `skvae.likelihoods.Bernoulli()`, values in [0, 1].
+    likelihood : str or value, default="gaussian"
+        What the rows are, given z, of `skvae.likelihoods`: "gaussian" is `Gaussian()`, real
+        values with one learned noise variance a column; "laplace" and "student_t" the same for
+        columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
+        numbers in [0, 1]. `DiscretizedLogistic` is for levels of grey.
 
-    network : {"mlp"} or value, default="mlp"
-        Encoder and decoder: "mlp" is `skvae.networks.MLP()`. A value of your own has its
-        methods `build` and `initialise`, and makes modules of parameters and buffers whose
-        outputs for a row don't depend on other rows. Make it a frozen dataclass, which
-        compares by what it holds: a search trains together what is equal.
+    prior : {"standard_normal"} or value, default="standard_normal"
+        What z is before a row is seen, of `skvae.priors`: "standard_normal" is N(0, I);
+        `Mixture` and `Vamp` learn more.
+
+    posterior : {"diagonal", "full"} or value, default="diagonal"
+        What z is for a row, of `skvae.posteriors`: "diagonal" has independent normal
+        components, "full" any covariance; `Flow` is not normal.
+
+    network : {"mlp"}, value or pair of callables, default="mlp"
+        Encoder and decoder, of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. Of a
+        pair of callables ``(n_in, n_out) -> torch.nn.Module`` the first makes the encoder and
+        the second the decoder, from (n, n_in) to (n, n_out). Their outputs for a row must not
+        depend on other rows, nor on chance. A search trains together what is equal, as
+        functions of a module are and two lambdas are not.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -87,6 +100,20 @@ class VAETransformer(
 
     beta_warmup : float, default=0.0
         Share of `max_iter`, in [0, 1), over which beta rises in equal steps to its value.
+
+    n_beta_cycles : int, default=1
+        How often beta rises, each time over `beta_warmup` of a cycle: 1 is a linear warm-up,
+        more are cyclical annealing [4]_.
+
+    free_bits : float, default=0.0
+        Nats per component below which its KL divergence, averaged over a batch, costs no
+        less [5]_: against collapse. Only where the divergence is a sum over the components.
+
+    n_importance_samples : int, default=1
+        Draws of z for each row in a training step. With more than 1, the loss is the tighter
+        bound of importance weighted autoencoders [6]_; with a beta other than 1, that of
+        log p(x|z) + beta (log p(z) - log q(z|x)). The score stays the ELBO, which such a model
+        may have less of: see `skvae.metrics.log_likelihood` for what it gained.
 
     learning_rate : float, default=5e-3
         Step size of Adam, the largest where it falls.
@@ -205,6 +232,12 @@ class VAETransformer(
        G. Tucker, R. Grosse & M. Norouzi, 2019), https://arxiv.org/abs/1911.02469.
     .. [3] beta-VAE: learning basic visual concepts with a constrained variational framework
        (I. Higgins et al., 2017), https://openreview.net/forum?id=Sy2fzU9gl, eq. 4.
+    .. [4] Cyclical annealing schedule: a simple approach to mitigating KL vanishing (H. Fu et
+       al., 2019), https://arxiv.org/abs/1903.10145.
+    .. [5] Improving variational inference with inverse autoregressive flow (D. P. Kingma et
+       al., 2016), https://arxiv.org/abs/1606.04934, eq. 15.
+    .. [6] Importance weighted autoencoders (Y. Burda, R. Grosse & R. Salakhutdinov, 2016),
+       https://arxiv.org/abs/1509.00519, eq. 8.
 
     Examples
     --------
@@ -225,12 +258,17 @@ class VAETransformer(
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
-        "likelihood": [StrOptions(set(LIKELIHOODS)), Gaussian, Bernoulli],
-        "network": [StrOptions(set(NETWORKS)), HasMethods(["build", "initialise"])],
+        "likelihood": [StrOptions(set(LIKELIHOODS)), *get_args(Likelihood)],
+        "prior": [StrOptions(set(PRIORS)), *get_args(Prior)],
+        "posterior": [StrOptions(set(POSTERIORS)), *get_args(Posterior)],
+        "network": [StrOptions(set(NETWORKS)), MLP, Conv, tuple],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "beta": [Interval(Real, 0, None, closed="left")],
         "beta_warmup": [Interval(Real, 0, 1, closed="left")],
+        "n_beta_cycles": [Interval(Integral, 1, None, closed="left")],
+        "free_bits": [Interval(Real, 0, None, closed="left")],
+        "n_importance_samples": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "learning_rate_schedule": [StrOptions(set(_training.SCHEDULES))],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -254,11 +292,16 @@ class VAETransformer(
         n_components=8,
         *,
         likelihood="gaussian",
+        prior="standard_normal",
+        posterior="diagonal",
         network="mlp",
         hidden_layer_sizes=(128, 64),
         activation="silu",
         beta=1.0,
         beta_warmup=0.0,
+        n_beta_cycles=1,
+        free_bits=0.0,
+        n_importance_samples=1,
         learning_rate=5e-3,
         learning_rate_schedule="cosine",
         weight_decay=0.0,
@@ -278,11 +321,16 @@ class VAETransformer(
     ):
         self.n_components = n_components
         self.likelihood = likelihood
+        self.prior = prior
+        self.posterior = posterior
         self.network = network
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.beta = beta
         self.beta_warmup = beta_warmup
+        self.n_beta_cycles = n_beta_cycles
+        self.free_bits = free_bits
+        self.n_importance_samples = n_importance_samples
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.weight_decay = weight_decay
@@ -366,17 +414,20 @@ class VAETransformer(
             known[likelihood] = data, columns, _names_seen(reader)
         data, columns, names = known[likelihood]
         architecture = self._describe_architecture(data.shape[1])
+        self._check_free_bits()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
             _check_same_architecture(self._architecture, architecture)
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
-            state = _model.initial_state(architecture, columns, seed)
+            state = _model.initial_state(
+                architecture, columns, seed, lambda n: _take(data, n, seed, likelihood)
+            )
             n_before, history = 0, {}
-        constant = _model.log_jacobian(state["scale"])
+        constant = _model.log_jacobian(likelihood, state["scale"])
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
         n_at_once = _stack.rows_at_once(data, dtype, n_least)
-        plan = self._plan_training(len(data), n_at_once, constant, warm)
+        plan = self._plan_training(architecture, len(data), n_at_once, constant, warm)
         output = _frames.describe(X, data.dtype)  # here, so that `fitted` holds no rows
 
         def fitted(record, state):
@@ -415,12 +466,30 @@ class VAETransformer(
             "n_features": n_features,
             "n_components": int(self.n_components),
             "likelihood": self.likelihood,
-            "network": self.network,
+            "prior": self.prior,
+            "posterior": self.posterior,
+            "network": _network(self.network),
             "hidden_layer_sizes": tuple(map(int, sizes)),
             "activation": self.activation,
         }
 
-    def _plan_training(self, n_rows, n_at_once, constant, continues):
+    def _check_free_bits(self):
+        if not self.free_bits:
+            return
+        prior, posterior = _part(self.prior), _part(self.posterior)
+        if self.n_importance_samples > 1:
+            raise ValueError(
+                f"free_bits={self.free_bits} needs n_importance_samples=1, since the bound of "
+                f"several draws has no KL divergence of its own. Got {self.n_importance_samples}."
+            )
+        if not posterior.factorises or prior != PRIORS["standard_normal"]:
+            raise ValueError(
+                f"free_bits={self.free_bits} needs a KL divergence that is a sum over the "
+                "components: posterior='diagonal' and prior='standard_normal'. Got "
+                f"posterior={self.posterior!r} and prior={self.prior!r}."
+            )
+
+    def _plan_training(self, architecture, n_rows, n_at_once, constant, continues):
         """The numbers of the training run, with "auto" resolved."""
         early = self.early_stopping
         if early == "auto":
@@ -447,7 +516,11 @@ class VAETransformer(
             weight_decay=self.weight_decay,
             max_grad_norm=math.inf if self.max_grad_norm is None else self.max_grad_norm,
             beta=self.beta,
-            n_warmup=int(self.beta_warmup * self.max_iter),
+            n_warmup=int(self.beta_warmup * (self.max_iter // self.n_beta_cycles)),
+            n_cycles=self.n_beta_cycles,
+            n_importance_samples=self.n_importance_samples,
+            free_bits=float(self.free_bits),
+            n_noise=_model.n_noise(architecture),
             patience=self.n_iter_no_change,
             tol=self.tol,
             constant=constant,
@@ -503,6 +576,36 @@ class VAETransformer(
 
         self._map_rows(encode, mean, std)
         return mean, std
+
+    def sample_posterior(self, X, n_draws=1, random_state=None):
+        """Draw latent rows from the posterior q(z|x) of each row of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Data in the units of `fit`.
+        n_draws : int, default=1
+            Number of draws for each row.
+        random_state : int, RandomState instance or None, default=None
+            Decides the draws; None uses numpy's global generator.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_draws, n_samples, n_components)
+            Latent rows, independent of each other.
+        """
+        data = self._read_again(X)
+        check_scalar(n_draws, "n_draws", Integral, min_val=1)
+        shape = n_draws, len(data), self._n_features_out
+        Z = np.empty(shape, self._output["dtype"])
+
+        def draw(model, rows, noise):
+            eps = noise(n_draws)
+            z = model.encode_draws(self._block(model, data, rows), eps)
+            return [_arrays.to_array(z).swapaxes(0, 1)]
+
+        self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
+        return Z
 
     def inverse_transform(self, X):
         """Expected rows E[x|z] of latent rows z.
@@ -578,9 +681,9 @@ class VAETransformer(
             # there are; two, for the same z with and without observation noise.
             rng = np.random.default_rng([seed, rows.start])
             noise = _arrays.generator(int(rng.integers(2**32)))
-            shape = (rows.stop - rows.start, self._n_features_out)
+            shape = rows.stop - rows.start, model.prior.n_noise(self._n_features_out)
             eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
-            z = model.prior.rsample(eps)
+            z = model.draw_prior(eps)
             y = model.decode_mean(z) if mean else model.decode_sample(z, noise)
             return [self._in_units(y)]
 
@@ -616,7 +719,7 @@ class VAETransformer(
             return [_arrays.to_array(_objective.elbo(model, self._block(model, data, rows), eps))]
 
         self._map_rows(score, elbo, n_draws=len(noise))
-        elbo -= _model.log_jacobian(self.state_["scale"])
+        elbo -= _model.log_jacobian(self._architecture["likelihood"], self.state_["scale"])
         return elbo
 
     def score(self, X, y=None):
@@ -666,6 +769,24 @@ class VAETransformer(
     def _in_units(self, y):
         """Rows of the model, a tensor, in the units of X."""
         return _arrays.restore(_arrays.to_array(y), self.state_["location"], self.state_["scale"])
+
+    def _map_noise(self, function, random_state, *outputs, n_draws=1):
+        """As `_map_rows`, with ``noise(n)`` for `function`: (n, rows, n_components) new draws."""
+        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+        dtype = self.state_["varies"].dtype
+
+        def call(model, rows):
+            # Of the block's own, whichever thread takes it and however many blocks there are.
+            rng = np.random.default_rng([seed, rows.start])
+            shape = rows.stop - rows.start, self._n_features_out
+
+            def noise(n):
+                eps = rng.standard_normal((n, *shape), dtype)
+                return _arrays.to_tensor(eps, model.varies.device)
+
+            return function(model, rows, noise)
+
+        self._map_rows(call, *outputs, n_draws=n_draws)
 
     def _map_rows(self, function, *outputs, n_draws=1):
         """Fill `outputs` with `function(model, rows)`, block by block of rows.
@@ -733,7 +854,27 @@ def _names_seen(estimator):
 
 def _part(value):
     """A part by its value, where it may have been given by its name."""
-    return {**LIKELIHOODS, **NETWORKS}.get(value, value)
+    return {**LIKELIHOODS, **NETWORKS, **PRIORS, **POSTERIORS}.get(value, value)
+
+
+def _network(value):
+    """A network by its name or value; a pair of callables becomes one."""
+    if not isinstance(value, tuple):
+        return value
+    if len(value) != 2 or not all(map(callable, value)):
+        raise ValueError(
+            "The 'network' parameter of VAETransformer must be 'mlp', a value of skvae.networks "
+            "or a pair of callables (n_in, n_out) -> torch.nn.Module, for encoder and decoder. "
+            f"Got {value!r} instead."
+        )
+    return Own(*value)
+
+
+def _take(data, n, seed, likelihood):
+    """`n` random rows, all different if there are as many."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(len(data), n, replace=n > len(data)))
+    return likelihood.check_support(data[rows])
 
 
 def _check_same_architecture(before, now):

@@ -3,19 +3,25 @@
 A posterior is a value that reads the raw outputs of the encoder. Noise is an argument: a
 draw is a function of the parameters and of standard normal noise eps, the
 reparameterisation of Kingma & Welling, Auto-Encoding Variational Bayes (2013),
-arXiv:1312.6114, section 2.4. For independent normal components,
+arXiv:1312.6114, section 2.4. With a lower-triangular factor T, diagonal for `Diagonal`,
 
-    z = mean + std * eps,
-    log q(z|x) = -sum_j (log std_j + eps_j**2 / 2 + log(2 pi) / 2),
-    KL(q || N(0, I)) = 1/2 sum_j (mean_j**2 + std_j**2 - 1 - log std_j**2)   (appendix B).
+    z = mean + T eps,
+    log q(z|x) = -sum_j (log T_jj + eps_j**2 / 2 + log(2 pi) / 2),
+    KL(q || N(0, I)) = 1/2 (|mean|**2 + |T|**2 - L) - sum_j log T_jj,
+
+the sum of a divergence of each component where T is diagonal (appendix B). `Flow` sends such a
+z through further invertible maps f, with log q(f(z)) = log q(z) - log |det df/dz|.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+
+from skvae._arrays import score_noise
 
 aten = torch.ops.aten
 
@@ -24,17 +30,24 @@ LOG_2PI = math.log(2 * math.pi)
 # log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
 # gradient never vanishes as a clamp's does.
 LOG_STD_BOUND = 15.0
+N_MEAN_DRAWS = 64  # of a flow, whose mean has no formula
 
 
 class Normal(NamedTuple):
-    """Parameters of q(z|x) for a batch of rows, each (B, L)."""
+    """Parameters of q(z|x) for a batch of rows."""
 
-    mean: torch.Tensor
-    log_std: torch.Tensor
+    mean: torch.Tensor  # (..., B, L)
+    log_std: torch.Tensor  # (..., B, L): of Full, the logarithm of the factor's diagonal
+    below: torch.Tensor | None = None  # (..., B, L, L): the factor below its diagonal
+    context: torch.Tensor | None = None  # (..., B, C): what a flow is told of the row
 
 
-# Gradients of z (M, S, B, L) and of the KL divergence (M, B) -> of the raw outputs (M, B, 2L).
+# Gradients of z (M, S, B, L) and of the KL terms -> of the raw outputs (M, B, P).
 Pullback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _bend(raw: torch.Tensor) -> torch.Tensor:
+    return LOG_STD_BOUND * torch.tanh(raw / LOG_STD_BOUND)
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,12 @@ class Diagonal:
     >>> from skvae.posteriors import Diagonal
     >>> posterior = Diagonal()
     >>> q = posterior.parameters(torch.zeros(1, 4))  # mean 0, std 1: the prior itself
-    >>> posterior.kl(q)
+    >>> posterior.kl(q).sum(-1)
     tensor([0.])
     """
+
+    # Whether the KL divergence from N(0, I) is known, and a sum over the components.
+    has_kl = factorises = True
 
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
@@ -59,16 +75,20 @@ class Diagonal:
         """Where the raw outputs for L components stand among those for more of them."""
         return [*range(n_components), *range(n_wider, n_wider + n_components)]
 
-    def parameters(self, raw: torch.Tensor) -> Normal:
-        """Read raw encoder outputs (B, 2L)."""
-        mean, log_std = raw.chunk(2, dim=-1)
-        return Normal(mean, LOG_STD_BOUND * torch.tanh(log_std / LOG_STD_BOUND))
+    def build(self, n_components: int) -> nn.Module:
+        """Make the module of what is learned besides the encoder: nothing."""
+        return nn.Module()
 
-    def mean(self, raw: torch.Tensor) -> torch.Tensor:
+    def parameters(self, raw: torch.Tensor) -> Normal:
+        """Read raw encoder outputs (..., B, 2L)."""
+        mean, log_std = raw.chunk(2, dim=-1)
+        return Normal(mean, _bend(log_std))
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """Mean of z, (B, L), from raw encoder outputs (B, 2L)."""
         return raw.chunk(2, dim=-1)[0]
 
-    def mean_std(self, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
+    def mean_std(self, module: Any, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of z, each (B, L)."""
         return q.mean, q.log_std.exp()
 
@@ -80,34 +100,237 @@ class Diagonal:
         """log q(z|x) in nats, (S, B), of the draws that came from `eps`."""
         return -(q.log_std + 0.5 * (eps.square() + LOG_2PI)).sum(-1)
 
+    def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws of z, (S, B, L), from standard normal noise, and their log q(z|x), (S, B)."""
+        return self.rsample(q, eps), self.log_prob(q, eps)
+
+    def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
+        """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
+        unit = (z.unsqueeze(-2) - q.mean) * (-q.log_std).exp()
+        return -0.5 * (unit.square() + LOG_2PI).sum(-1) - q.log_std.sum(-1)
+
     def kl(self, q: Normal) -> torch.Tensor:
-        """KL(q || N(0, I)) in nats, (B,)."""
-        return (0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std).sum(-1)
+        """KL(q || N(0, I)) of each component in nats, (..., B, L)."""
+        return 0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std
 
     def vjp(
-        self, raw: torch.Tensor, eps: torch.Tensor
+        self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
-        """`rsample`, `kl` and the pullback of their gradients, of M models at once.
+        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models.
 
-        From raw (M, B, 2L) and eps (M, S, B, L) to z (M, S, B, L) and KL (M, B).
+        From raw (M, B, 2L) and eps (M, S, B, L) to z (M, S, B, L) and KL (M, 1, B, L), or
+        `by_draw` to log q(z|x) - log p(z) of each draw, (M, S, B, 1).
         """
         mean, raw_log_std = raw.chunk(2, dim=-1)
         bend = torch.tanh(raw_log_std / LOG_STD_BOUND)
         log_std = LOG_STD_BOUND * bend
         std = log_std.exp()
         deviation = std.unsqueeze(1) * eps
-        excess = std.square() - 1
-        twice = torch.addcmul(excess, mean, mean).sub_(log_std, alpha=2).sum(-1)
+        z = mean.unsqueeze(1) + deviation
+        if by_draw:
+            twice = (z.square() - eps.square()).sum(-1) - 2 * log_std.sum(-1).unsqueeze(1)
+            kl = 0.5 * twice.unsqueeze(-1)
+        else:
+            excess = std.square() - 1
+            kl = torch.addcmul(excess, mean, mean).mul_(0.5).sub_(log_std).unsqueeze(1)
 
         def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> torch.Tensor:
-            g_kl = g_kl.unsqueeze(-1)
+            if by_draw:
+                g_z = torch.addcmul(g_z, z, g_kl)
             g_mean, g_log_std = g_z, g_z * deviation
             if g_z.shape[1] == 1:  # a view, where a sum would copy
                 g_mean, g_log_std = g_mean.squeeze(1), g_log_std.squeeze(1)
             else:
                 g_mean, g_log_std = g_mean.sum(1), g_log_std.sum(1)
-            g_mean = torch.addcmul(g_mean, mean, g_kl)
-            g_log_std = torch.addcmul(g_log_std, excess, g_kl)
-            return torch.cat([g_mean, aten.tanh_backward.default(g_log_std, bend)], dim=-1)
+            if by_draw:
+                g_log_std = g_log_std - g_kl.sum(1)
+            else:
+                g_kl = g_kl.squeeze(1)
+                g_mean = torch.addcmul(g_mean, mean, g_kl)
+                g_log_std = torch.addcmul(g_log_std, excess, g_kl)
+            g_raw = aten.tanh_backward.default(g_log_std, bend)
+            return torch.cat([g_mean, g_raw], dim=-1)
 
-        return mean.unsqueeze(1) + deviation, 0.5 * twice, pull
+        return z, kl, pull
+
+
+def _triangle(n_components: int) -> list[tuple[int, int]]:
+    """The places below a diagonal, row by row: the order of a factor's raw outputs."""
+    return [(i, j) for i in range(n_components) for j in range(i)]
+
+
+@dataclass(frozen=True)
+class Full:
+    """Normal components that depend on each other: N(mean, T T'), T lower-triangular.
+
+    The encoder has L (L + 1) / 2 outputs for T, so that this suits few components.
+
+    Examples
+    --------
+    >>> from skvae.posteriors import Full
+    >>> Full().n_outputs(3)  # a mean of 3, a diagonal of 3, and 3 below it
+    9
+    """
+
+    has_kl, factorises = True, False
+
+    def n_outputs(self, n_components: int) -> int:
+        """Number of raw encoder outputs."""
+        return 2 * n_components + n_components * (n_components - 1) // 2
+
+    def places(self, n_components: int, n_wider: int) -> list[int]:
+        """Where the raw outputs for L components stand among those for more of them."""
+        below = n_components * (n_components - 1) // 2  # row by row: the first rows come first
+        diagonal = Diagonal().places(n_components, n_wider)
+        return [*diagonal, *range(2 * n_wider, 2 * n_wider + below)]
+
+    def build(self, n_components: int) -> nn.Module:
+        """Make the module of what is learned besides the encoder: nothing."""
+        return nn.Module()
+
+    def parameters(self, raw: torch.Tensor) -> Normal:
+        """Read raw encoder outputs (..., B, P)."""
+        n_outputs = raw.shape[-1]
+        n_components = (math.isqrt(9 + 8 * n_outputs) - 3) // 2
+        mean, log_std, lower = raw.split(
+            [n_components, n_components, n_outputs - 2 * n_components], dim=-1
+        )
+        # The place of each entry among the raw ones, of those on and above the diagonal a 0.
+        places = [[lower.shape[-1]] * n_components for _ in range(n_components)]
+        for number, (i, j) in enumerate(_triangle(n_components)):
+            places[i][j] = number
+        index = torch.tensor(places, device=raw.device)
+        below = nn.functional.pad(lower, (0, 1))[..., index]
+        return Normal(mean, _bend(log_std), below)
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
+        """Mean of z, (B, L), from raw encoder outputs (B, P)."""
+        return self.parameters(raw).mean
+
+    def _below(self, q: Normal) -> torch.Tensor:
+        assert q.below is not None
+        return q.below
+
+    def mean_std(self, module: Any, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of z, each (B, L)."""
+        variance = (2 * q.log_std).exp() + self._below(q).square().sum(-1)
+        return q.mean, variance.sqrt()
+
+    def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws of z, (S, B, L), from standard normal noise, and their log q(z|x), (S, B)."""
+        eps = eps.expand(*eps.shape[:-2], *q.mean.shape[-2:])
+        mixed = torch.einsum("...bij,...sbj->...sbi", self._below(q), eps)
+        mean, log_std = q.mean.unsqueeze(-3), q.log_std.unsqueeze(-3)
+        z = torch.addcmul(mean, log_std.exp(), eps) + mixed
+        return z, -(log_std + 0.5 * (eps.square() + LOG_2PI)).sum(-1)
+
+    def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
+        """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
+        factor = self._below(q) + torch.diag_embed(q.log_std.exp())
+        from_mean = (z.unsqueeze(-2) - q.mean).unsqueeze(-1)
+        unit = torch.linalg.solve_triangular(factor, from_mean, upper=False).squeeze(-1)
+        return -0.5 * (unit.square() + LOG_2PI).sum(-1) - q.log_std.sum(-1)
+
+    def kl(self, q: Normal) -> torch.Tensor:
+        """KL(q || N(0, I)) in nats, (..., B, 1): it is no sum over the components."""
+        alone = 0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std
+        return alone.sum(-1, keepdim=True) + 0.5 * self._below(q).square().sum((-2, -1))[..., None]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A normal distribution sent through inverse autoregressive maps, by way of zuko.
+
+    Each map moves and stretches every component by what a masked network makes of the
+    components before it and of the row; the order turns around from map to map. Needs the
+    package zuko: ``pip install "skvae[flows]"``.
+
+    Parameters
+    ----------
+    n_transforms : int, default=2
+        Number of maps.
+    hidden_layer_sizes : tuple of int, default=(64,)
+        Widths of the hidden layers of each map's network.
+    n_context : int, default=16
+        Number of encoder outputs that the maps are told of the row.
+
+    References
+    ----------
+    Improving variational inference with inverse autoregressive flow (D. P. Kingma et al.,
+    2016), https://arxiv.org/abs/1606.04934.
+
+    Examples
+    --------
+    >>> from skvae.posteriors import Flow
+    >>> Flow(n_transforms=3)
+    Flow(n_transforms=3, hidden_layer_sizes=(64,), n_context=16)
+    """
+
+    n_transforms: int = 2
+    hidden_layer_sizes: tuple[int, ...] = (64,)
+    n_context: int = 16
+
+    has_kl = factorises = False
+
+    def n_outputs(self, n_components: int) -> int:
+        """Number of raw encoder outputs."""
+        return 2 * n_components + self.n_context
+
+    def build(self, n_components: int) -> nn.Module:
+        """Make the maps, whose first weights are torch's."""
+        try:
+            from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+        except ImportError as error:
+            raise ImportError(
+                "The Flow posterior needs the package zuko, which is not installed: "
+                'pip install "skvae[flows]", or use posterior="diagonal" or "full".'
+            ) from error
+        # zuko looks at values while it builds, which a device without values has none of, and
+        # asks torch's own generator.
+        device = torch.get_default_device()
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            order = torch.arange(n_components)
+            maps = nn.ModuleList(
+                MaskedAutoregressiveTransform(
+                    n_components,
+                    self.n_context,
+                    hidden_features=self.hidden_layer_sizes,
+                    order=order.flip(0) if number % 2 else order,
+                )
+                for number in range(self.n_transforms)
+            )
+        return maps.to(device)
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
+        """Mean of z, (B, L), from raw encoder outputs (B, 2L + C): by fixed draws."""
+        return self.mean_std(module, self.parameters(raw))[0]
+
+    def mean_std(self, module: Any, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of z, each (B, L), by fixed draws."""
+        noise = score_noise(N_MEAN_DRAWS, q.mean.shape[-1])
+        eps = torch.from_numpy(noise[:, None, :]).to(q.mean)
+        z = self.draw(module, q, eps)[0]
+        return z.mean(0), z.std(0, correction=0)
+
+    def parameters(self, raw: torch.Tensor) -> Normal:
+        """Read raw encoder outputs (..., B, 2L + C)."""
+        n_components = (raw.shape[-1] - self.n_context) // 2
+        mean, log_std, context = raw.split([n_components, n_components, self.n_context], dim=-1)
+        return Normal(mean, _bend(log_std), None, context)
+
+    def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws of z, (S, B, L), from standard normal noise, and their log q(z|x), (S, B)."""
+        diagonal = Diagonal()
+        eps = eps.expand(len(eps), *q.mean.shape)
+        z, log_prob = diagonal.rsample(q, eps), diagonal.log_prob(q, eps)
+        assert q.context is not None
+        context = q.context.expand(len(eps), *q.context.shape)
+        for one in module:
+            z, log_slope = one(context).call_and_ladj(z)
+            log_prob = log_prob - log_slope
+        return z, log_prob
+
+
+Posterior = Diagonal | Full | Flow
+
+POSTERIORS: dict[str, Posterior] = {"diagonal": Diagonal(), "full": Full()}

@@ -1,0 +1,63 @@
+"""Pullbacks by autograd: for functions of tensors whose derivative nobody has written out.
+
+Training runs in torch's inference mode, whose tensors autograd refuses: what goes in is
+copied, and the tape is kept for one pullback.
+"""
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+Tensors = Sequence[torch.Tensor]
+
+
+def vjp(
+    function: Callable[[Tensors, Tensors], Tensors], inputs: Tensors, constants: Tensors
+) -> tuple[list[torch.Tensor], Callable[[Tensors], list[torch.Tensor]]]:
+    """``function(inputs, constants)``, and the pullback of its outputs' gradients to inputs."""
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        outputs = function(inputs, [tensor.detach().clone() for tensor in constants])
+
+    def pull(gradients: Tensors) -> list[torch.Tensor]:
+        with torch.inference_mode(False):
+            pairs = [
+                (output, g.clone())
+                for output, g in zip(outputs, gradients, strict=True)
+                if output.requires_grad
+            ]
+            return list(
+                torch.autograd.grad(
+                    [output for output, _ in pairs],
+                    inputs,
+                    [g for _, g in pairs],
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+
+    return [output.detach() for output in outputs], pull
+
+
+def each(function: Callable[..., Tensors], *arguments: Any) -> Tensors:
+    """``function`` of each model's arguments, tensors and lists of tensors (M, ...), stacked."""
+    if len(arguments[0]) > 1:
+        return torch.func.vmap(function)(*arguments)
+    # One model needs no vmap, which takes longer.
+    alone = [x[0] if isinstance(x, torch.Tensor) else [t[0] for t in x] for x in arguments]
+    return [output.unsqueeze(0) for output in function(*alone)]
+
+
+def values(module: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters and buffers of a module, each in their order."""
+    return list(module.parameters()), list(module.buffers())
+
+
+def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> SimpleNamespace:
+    """What a part's functions read a flat module by: its names, with other values."""
+    names = [name for name, _ in module.named_parameters()]
+    names += [name for name, _ in module.named_buffers()]
+    return SimpleNamespace(**dict(zip(names, [*parameters, *buffers], strict=True)))

@@ -1,0 +1,399 @@
+"""What a fitted model says of data, in nats: estimates with noise of each row's own.
+
+Every function is a scorer, ``f(estimator, X, y=None)``, of a `VAETransformer` or a Pipeline that
+ends in one, whose earlier steps transform X first: densities are those of what the last step
+sees, as in ``Pipeline.score``. With K independent draws z_k of q(z|x) for each row,
+
+    log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),
+    ELBO(x) = mean_k log w_k <= log p(x) ~ log mean_k w_k,
+
+where the latter estimate is itself below log p(x) on average, and rises with K (Burda, Grosse &
+Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem 1).
+
+The ELBO is reconstruction + KL, with the signs of losses here:
+
+    -ELBO(x) = reconstruction(x) + kl(x),
+    mean of kl(x) over rows = mutual information + KL(mean of q(z|x) over rows || p(z)),
+
+(Hoffman & Johnson, ELBO surgery: yet another way to carve up the variational evidence lower
+bound, 2016).
+"""
+
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state, check_scalar
+
+from skvae import _arrays, _model
+from skvae._vae import VAETransformer
+
+__all__ = [
+    "active_units",
+    "elbo",
+    "kl",
+    "kl_per_component",
+    "log_likelihood",
+    "mutual_information",
+    "reconstruction",
+]
+
+# Variance of the posterior means, in units of the prior's, above which a component is active.
+ACTIVE = 0.01
+
+
+def log_likelihood(
+    estimator,
+    X,
+    y=None,
+    *,
+    n_samples=100,
+    random_state=None,
+    per_sample=False,
+    return_std_error=False,
+):
+    """Importance-sampled log p(x): mean over the rows of X.
+
+    Parameters
+    ----------
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
+    n_samples : int, default=100
+        Draws of z for each row, of its own. More bring the estimate closer to log p(x), from
+        below; 5,000 are usual in papers.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+    per_sample : bool, default=False
+        If True, return an estimate for each row.
+    return_std_error : bool, default=False
+        If True, return the standard error too: of a row that of its draws (delta method); of
+        the mean that of the rows' estimates, by both their draws and the choice of rows.
+
+    Returns
+    -------
+    log_likelihood : float or ndarray of shape (n_samples,)
+        Nats per row.
+    std_error : float or ndarray of shape (n_samples,)
+        Only with `return_std_error`.
+    """
+    totals = _weigh(estimator, X, n_samples, random_state)
+    value = totals["log_mean"]
+    # Of the mean weight, relative to it: that of its logarithm.
+    return _give(value, totals["relative_error"], per_sample, return_std_error)
+
+
+def elbo(
+    estimator,
+    X,
+    y=None,
+    *,
+    n_samples=100,
+    random_state=None,
+    per_sample=False,
+    return_std_error=False,
+):
+    """Evidence lower bound, with draws of each row's own: mean over the rows of X.
+
+    `VAETransformer.score` is the same by fixed draws that all rows share.
+
+    Parameters
+    ----------
+    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
+        As in `log_likelihood`.
+
+    Returns
+    -------
+    elbo : float or ndarray of shape (n_samples,)
+        Nats per row.
+    std_error : float or ndarray of shape (n_samples,)
+        Only with `return_std_error`.
+    """
+    totals = _weigh(estimator, X, n_samples, random_state)
+    return _give(totals["mean"], totals["error"], per_sample, return_std_error)
+
+
+def reconstruction(
+    estimator,
+    X,
+    y=None,
+    *,
+    n_samples=100,
+    random_state=None,
+    per_sample=False,
+    per_feature=False,
+    return_std_error=False,
+):
+    """-E[log p(x|z)] under q(z|x): mean over the rows of X, smaller is better.
+
+    Parameters
+    ----------
+    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
+        As in `log_likelihood`.
+    per_feature : bool, default=False
+        If True, that of each column, which says which columns make a row unlikely. They sum to
+        the whole; constant columns have 0. Not with `return_std_error`.
+
+    Returns
+    -------
+    reconstruction : float or ndarray of shape (n_samples,), (n_features,) or both
+        Nats per row.
+    std_error : float or ndarray of shape (n_samples,)
+        Only with `return_std_error`.
+    """
+    if not per_feature:
+        totals = _weigh(estimator, X, n_samples, random_state)
+        return _give(
+            totals["reconstruction"], totals["reconstruction_error"], per_sample, return_std_error
+        )
+    if return_std_error:
+        raise ValueError("reconstruction has no standard errors per feature: leave one of both.")
+    vae, X = _last(estimator, X)
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    data = vae._read_again(X)
+    result = np.empty((len(data), vae.n_features_in_))
+    jacobian = _model.log_scales(vae._architecture["likelihood"], vae.state_["scale"])
+
+    def measure(model, rows, noise):
+        y, total = vae._block(model, data, rows), 0.0
+        for n in _parts(n_samples, y, model):
+            log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
+            total = total + log_prob.double().sum(0)
+        return [jacobian - _arrays.to_array(total) / n_samples]
+
+    vae._map_noise(measure, random_state, result)
+    return result if per_sample else result.mean(axis=0)
+
+
+def kl(
+    estimator,
+    X,
+    y=None,
+    *,
+    n_samples=100,
+    random_state=None,
+    per_sample=False,
+    return_std_error=False,
+):
+    """KL(q(z|x) || p(z)): mean over the rows of X.
+
+    Exact where it has a closed form, else an estimate by draws.
+
+    Parameters
+    ----------
+    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
+        As in `log_likelihood`.
+
+    Returns
+    -------
+    kl : float or ndarray of shape (n_samples,)
+        Nats per row.
+    std_error : float or ndarray of shape (n_samples,)
+        Only with `return_std_error`.
+    """
+    totals = _weigh(estimator, X, n_samples, random_state)
+    return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
+
+
+def kl_per_component(estimator, X, y=None):
+    """KL(q(z_j|x) || p(z_j)) of each component, mean over the rows of X.
+
+    Parameters
+    ----------
+    estimator, X, y :
+        As in `log_likelihood`.
+
+    Returns
+    -------
+    kl : ndarray of shape (n_components,)
+        Nats per row; about 0 for a component that says nothing of X.
+
+    Raises
+    ------
+    ValueError
+        If the divergence is no sum over components: a posterior other than "diagonal", or a
+        prior other than "standard_normal".
+    """
+    vae, X = _last(estimator, X)
+    model = vae.to_module()
+    if not (model.has_kl and model.posterior.factorises):
+        raise ValueError(
+            "The KL divergence is a sum over the components only for posterior='diagonal' and "
+            f"prior='standard_normal'. Got posterior={model.posterior!r} and "
+            f"prior={model.prior!r}: see active_units, which needs neither."
+        )
+    data = vae._read_again(X)
+    result = np.empty((len(data), vae._n_features_out))
+
+    def measure(model, rows):
+        q = model.encode_posterior(vae._block(model, data, rows))
+        return [_arrays.to_array(model.posterior.kl(q))]
+
+    vae._map_rows(measure, result)
+    return result.mean(axis=0)
+
+
+def active_units(estimator, X, y=None, *, threshold=ACTIVE):
+    """Number of components whose posterior mean changes with the row.
+
+    Parameters
+    ----------
+    estimator, X, y :
+        As in `log_likelihood`.
+    threshold : float, default=0.01
+        Variance of the posterior mean over rows above which a component is active [1]_.
+
+    Returns
+    -------
+    n_active : int
+        Between 0 and n_components.
+
+    References
+    ----------
+    .. [1] Importance weighted autoencoders (Y. Burda, R. Grosse & R. Salakhutdinov, 2016),
+       https://arxiv.org/abs/1509.00519, section 5.2.
+    """
+    vae, X = _last(estimator, X)
+    return int((np.var(vae.transform(X), axis=0, dtype=np.float64) > threshold).sum())
+
+
+def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
+    """What a draw of z tells of which row of X it came from, under q(z|x).
+
+    With N rows, at most log N: the estimate for data beyond X is good where it is far below.
+
+    Parameters
+    ----------
+    estimator, X, y :
+        As in `log_likelihood`.
+    n_samples : int, default=1
+        Draws of z for each row. Each is compared with all rows: N**2 densities.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+
+    Returns
+    -------
+    information : float
+        Nats per row.
+
+    Raises
+    ------
+    ValueError
+        If the posterior's density is not known for any z: `Flow`.
+
+    References
+    ----------
+    ELBO surgery: yet another way to carve up the variational evidence lower bound
+    (M. D. Hoffman & M. J. Johnson, 2016), eq. 8.
+    """
+    vae, X = _last(estimator, X)
+    posterior = vae.to_module().posterior
+    if not hasattr(posterior, "log_density"):
+        raise ValueError(
+            "mutual_information needs a posterior whose density is known everywhere: "
+            f"'diagonal' or 'full'. Got {posterior!r}."
+        )
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    data = vae._read_again(X)
+    n_rows, n_raw = len(data), posterior.n_outputs(vae._n_features_out)
+    raw = np.empty((n_rows, n_raw), vae.state_["varies"].dtype)
+
+    def read(model, rows):
+        y = vae._block(model, data, rows)
+        return [_arrays.to_array(model.encoder(model.bounded(y)))]
+
+    vae._map_rows(read, raw)
+    rng, total = np.random.default_rng(seed), 0.0
+    size = max(1, (1 << 20) // (n_rows * vae._n_features_out))
+    with _arrays.computing(torch.device("cpu"), one_thread=False):
+        all_rows = posterior.parameters(torch.from_numpy(raw))
+        for _ in range(n_samples):
+            eps = torch.from_numpy(rng.standard_normal((n_rows, vae._n_features_out), raw.dtype))
+            for start in range(0, n_rows, size):
+                own = posterior.parameters(torch.from_numpy(raw[start : start + size]))
+                z, log_q = posterior.draw(None, own, eps[None, start : start + size])
+                among = posterior.log_density(None, all_rows, z[0]).double()
+                log_mean = torch.logsumexp(among, -1) - math.log(n_rows)
+                total += float((log_q[0].double() - log_mean).sum())
+    return total / (n_rows * n_samples)
+
+
+# --- draws --------------------------------------------------------------------------------
+
+
+def _last(estimator, X):
+    """The model, and X as its Pipeline's earlier steps make it."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    if isinstance(estimator, Pipeline):
+        for _, _, step in estimator._iter(with_final=False):
+            X = step.transform(X)
+        estimator = estimator.steps[-1][1]
+    if not isinstance(estimator, VAETransformer):
+        raise TypeError(
+            f"Metrics expect a VAETransformer, or a Pipeline that ends in one. Got {estimator!r}."
+        )
+    return estimator, X
+
+
+def _parts(n_samples, y, model):
+    """`n_samples` draws in parts that fit into a block's memory."""
+    size = _arrays.draws_at_once(len(y), model.width)
+    for start in range(0, n_samples, size):
+        yield min(size, n_samples - start)
+
+
+def _weigh(estimator, X, n_samples, random_state):
+    """Moments over the draws of each row's log weight and of its two parts."""
+    vae, X = _last(estimator, X)
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    data = vae._read_again(X)
+    names = ["log_mean", "relative_error", "mean", "error"]
+    names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
+    totals = {name: np.empty(len(data)) for name in names}
+
+    def measure(model, rows, noise):
+        y, weights, likelihoods, divergences = vae._block(model, data, rows), [], [], []
+        for n in _parts(n_samples, y, model):
+            terms = model(y, noise(n), by_draw=True)
+            likelihoods.append(terms.log_likelihood.double())
+            divergences.append(terms.kl.double().sum(-1))
+        log_likelihood, kl = torch.cat(likelihoods), torch.cat(divergences)
+        weights = log_likelihood - kl
+        log_mean = torch.logsumexp(weights, 0) - math.log(n_samples)
+        relative = (weights - log_mean).exp()
+        mean_kl, error_kl, error = kl.mean(0), _error(kl), _error(weights)
+        if model.has_kl:  # what is known needs no estimate
+            mean_kl = model.posterior.kl(model.encode_posterior(y)).double().sum(-1)
+            error_kl, error = torch.zeros_like(mean_kl), _error(log_likelihood)
+        mean = log_likelihood.mean(0)
+        results = [log_mean, _error(relative), mean - mean_kl, error]
+        results += [-mean, _error(log_likelihood), mean_kl, error_kl]
+        return map(_arrays.to_array, results)
+
+    vae._map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
+    constant = _model.log_jacobian(vae._architecture["likelihood"], vae.state_["scale"])
+    totals["log_mean"] -= constant
+    totals["mean"] -= constant
+    totals["reconstruction"] += constant
+    return totals
+
+
+def _error(draws):
+    """Standard error of the mean over the first axis; NaN for one draw."""
+    if len(draws) < 2:
+        return torch.full_like(draws[0], math.nan)
+    return draws.std(0) / math.sqrt(len(draws))
+
+
+def _give(values, errors, per_sample, return_std_error):
+    if not per_sample:
+        n_rows = len(values)
+        errors = float(np.std(values, ddof=1) / math.sqrt(n_rows)) if n_rows > 1 else math.nan
+        values = float(values.mean())
+    return (values, errors) if return_std_error else values
