@@ -684,8 +684,10 @@ class VAETransformer(
             shape = rows.stop - rows.start, model.prior.n_noise(self._n_features_out)
             eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
             z = model.draw_prior(eps)
-            y = model.decode_mean(z) if mean else model.decode_sample(z, noise)
-            return [self._in_units(y)]
+            if mean:
+                return [self._in_units(model.decode_mean(z))]
+            X = self._in_units(model.decode_sample(z, noise))
+            return [model.likelihood.check_support(X)]  # levels are whole again
 
         self._map_rows(draw, drawn)
         return _frames.give_back(drawn, self._output)

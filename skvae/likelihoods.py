@@ -402,7 +402,7 @@ class StudentT(_RealValues):
         mean, variance = self._mean_variance(module, raw)
         df = self._df(module, mean)
         square = (df - 2) * variance  # df times that of the scale
-        constant = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * math.log(math.pi)
+        constant = _log_gamma_step(df / 2) - 0.5 * math.log(math.pi)
         far = torch.log1p((x - mean).square() / square)
         return constant - 0.5 * square.log() - 0.5 * (df + 1) * far
 
@@ -416,6 +416,19 @@ class StudentT(_RealValues):
         radius = (df * torch.expm1(first.log() * (-2 / df.double()))).sqrt()
         t = radius * torch.cos(2 * math.pi * second)
         return (t * ((df - 2) / df).sqrt()).to(dtype)
+
+
+def _log_gamma_step(a: torch.Tensor) -> torch.Tensor:
+    """log Gamma(a + 1/2) - log Gamma(a), (...).
+
+    Of two logarithms, each about a log a, float32 would lose all digits for a large a. So by
+    the series for 16 + a, and 16 factors Gamma(a + 1) = a Gamma(a) back from there.
+    """
+    steps = torch.arange(16, dtype=a.dtype, device=a.device)
+    back = torch.log1p(0.5 / (a.unsqueeze(-1) + steps)).sum(-1)
+    b = 1 / (a + 16)
+    series = -b / 8 + b**3 / 192 - b**5 / 640 + 17 * b**7 / 14336
+    return series - 0.5 * b.log() - back
 
 
 def _uniform(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
@@ -457,7 +470,7 @@ class _UnitInterval(_Likelihood):
         return module
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
-        """Start from the mean of each column."""
+        """Start from the log-odds of the mean of each column."""
         mean = to_tensor(columns.mean, "cpu").clamp(0.001, 0.999)
         module.log_odds.copy_(torch.logit(mean))
 
@@ -509,7 +522,8 @@ class Bernoulli(_UnitInterval):
 
     def redraw(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """Zeros and ones with probabilities x, (..., D), by standard normal noise."""
-        return (torch.special.ndtr(eps) < x).to(x.dtype)
+        drawn = torch.special.ndtr(eps) < x
+        return (drawn | (x == 1)).to(x.dtype)  # ndtr of the farthest noise rounds to 1
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
@@ -638,15 +652,22 @@ class DiscretizedLogistic(_Likelihood):
             )
 
     def check_support(self, X: Array, names: Array | None = None) -> Array:
-        """X, or a ValueError naming the value that is no level."""
-        outside = (X < 0) | (self.levels - 1 < X) | (np.floor(X) != X)
+        """X with what rounding moved put back, or a ValueError naming the value that is no level.
+
+        X itself where nothing moved.
+        """
+        whole = np.round(X)
+        if X.min() >= 0 and X.max() <= self.levels - 1 and (whole == X).all():
+            return X
+        tolerance = UNIT_TOLERANCE * self.levels
+        outside = (whole < 0) | (self.levels - 1 < whole) | (np.abs(X - whole) > tolerance)
         if outside.any():
             raise ValueError(
                 f"{self!r} expects whole numbers from 0 to {self.levels - 1}. Got "
                 f"{cell(X, outside, names)[0]}. Multiply and round X, give other levels, or use "
                 "likelihood='gaussian' for real values."
             )
-        return X
+        return whole + 0.0  # no minus zero
 
     def units(self, columns: Columns) -> tuple[Array, Array]:
         """Location and scale of the model's units, each (D,): levels are in [-1, 1]."""

@@ -14,7 +14,15 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from skvae._arrays import Columns, describe_columns, standardise
-from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
+from skvae.likelihoods import (
+    LIKELIHOODS,
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Laplace,
+    StudentT,
+)
 
 KINDS = ["per_feature", "shared", "per_sample", 0.5]
 
@@ -28,16 +36,33 @@ class Support(NamedTuple):
 
 
 def real_line():
-    rng = np.random.default_rng(0)
-    values = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
-    # Trapezia are exact to rounding for a smooth density that vanishes at the ends.
-    return Support(rng.normal([3, 0, -8], [1.0, 0.4, 2.0], (50, 3)), values, 0 * values + 1e-3)
+    data = np.random.default_rng(0).normal([3, 0, -8], [1.0, 0.4, 2.0], (50, 3))
+    # x = sinh(u) reaches where the heaviest tails end. Trapezia in u are exact to rounding for
+    # a smooth density that vanishes at the ends.
+    u = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+    return Support(data, u.sinh(), 1e-3 * u.cosh())
 
 
 def zero_and_one():
     rng = np.random.default_rng(0)
     values = torch.tensor([0.0, 1.0], dtype=torch.float64)
     return Support((rng.random((50, 3)) < [0.2, 0.5, 0.7]).astype(float), values, 0 * values + 1)
+
+
+def unit_interval():
+    data = np.random.default_rng(0).beta([1.0, 2.0, 3.0], 2.0, (50, 3))
+    nodes, weights = map(torch.tensor, np.polynomial.legendre.leggauss(60))
+    return Support(data, (nodes + 1) / 2, weights / 2)
+
+
+def whole_numbers(levels):
+    def support():
+        rng = np.random.default_rng(0)
+        X = rng.normal((levels - 1) * np.array([0.2, 0.5, 0.9]), 0.5 * (levels - 1), (50, 3))
+        values = torch.linspace(-1, 1, levels, dtype=torch.float64)
+        return Support(X.round().clip(0, levels - 1), values, 0 * values + 1)
+
+    return support
 
 
 class Start(NamedTuple):
@@ -84,47 +109,119 @@ def stacked(several):
     return several[0]._replace(module=module, raw=raw, x=x)
 
 
-def per_feature(s, raw):
-    return D.Normal(raw, (0.01**2 + s.module.raw_variance.exp()).sqrt())
-
-
-def shared(s, raw):
+def mean_variance(noise, s, raw):
+    """Mean and variance that the raw outputs of real values stand for, by the formulas."""
     rms = math.sqrt((s.columns.std**2).mean())
-    floor = max(0.01 * s.columns.std.min() / rms, 1e-4)
-    return D.Normal(raw, (floor**2 + s.module.raw_variance.exp()).sqrt())
+    if noise == "per_feature":
+        return raw, 0.01**2 + s.module.raw_variance.exp()
+    if noise == "shared":
+        floor = max(0.01 * s.columns.std.min() / rms, 1e-4)
+        return raw, floor**2 + s.module.raw_variance.exp()
+    if noise == "per_sample":
+        return raw[..., :3], 0.01**2 + (30 * torch.tanh(raw[..., 3:] / 30)).exp()
+    return raw, torch.tensor(noise / rms**2, dtype=torch.float64)
 
 
-def per_sample(s, raw):
-    mean, log_variance = raw[..., :3], raw[..., 3:]
-    return D.Normal(mean, (0.01**2 + (30 * torch.tanh(log_variance / 30)).exp()).sqrt())
+def normal(likelihood, s, raw):
+    mean, variance = mean_variance(likelihood.noise, s, raw)
+    return D.Normal(mean, variance.sqrt())
 
 
-def one_half(s, raw):
-    return D.Normal(raw, math.sqrt(0.5 / (s.columns.std**2).mean()))
+def laplace(likelihood, s, raw):
+    mean, variance = mean_variance(likelihood.noise, s, raw)
+    return D.Laplace(mean, (variance / 2).sqrt())
 
 
-def bernoulli(s, raw):
+def student_t(likelihood, s, raw):
+    mean, variance = mean_variance(likelihood.noise, s, raw)
+    df = likelihood.df
+    df = 2.1 + (8 * torch.tanh(s.module.raw_df / 8)).exp() if df is None else mean.new_tensor(df)
+    return D.StudentT(df, mean, (variance * (df - 2) / df).sqrt())
+
+
+def log_odds(s, raw):
     mean = torch.tensor(s.columns.mean)
-    return D.Bernoulli(logits=(mean / (1 - mean)).log() + raw, validate_args=False)
+    return (mean / (1 - mean)).log() + raw
+
+
+def bernoulli(likelihood, s, raw):
+    return D.Bernoulli(logits=log_odds(s, raw), validate_args=False)
+
+
+def continuous_bernoulli(likelihood, s, raw):
+    bounded = 1000 * torch.tanh(log_odds(s, raw) / 1000)
+    return D.ContinuousBernoulli(logits=bounded, validate_args=False)
+
+
+class Levels(NamedTuple):
+    """Levels of grey from -1 to 1 by a logistic distribution: differences of its CDF."""
+
+    levels: int
+    location: torch.Tensor
+    scale: torch.Tensor
+
+    def log_prob(self, x):
+        half = 1 / (self.levels - 1)
+        low = torch.where(x < half - 1, -math.inf, (x - half - self.location) / self.scale)
+        high = torch.where(x > 1 - half, math.inf, (x + half - self.location) / self.scale)
+        # Above the mean, where the CDF is near 1, from the other side: no digit is lost.
+        low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
+        return (high.sigmoid() - low.sigmoid()).log()
+
+    def moment(self, power):
+        x = torch.linspace(-1, 1, self.levels).double().view(-1, 1, 1)
+        return (x**power * self.log_prob(x).exp()).sum(0)
+
+    @property
+    def mean(self):
+        return self.moment(1)
+
+    @property
+    def variance(self):
+        return self.moment(2) - self.mean**2
+
+
+def discretized_logistic(likelihood, s, raw):
+    levels, columns = likelihood.levels, s.columns
+    half = (levels - 1) / 2
+    log_scale = np.log(np.maximum(columns.std, 2) / half * math.sqrt(3) / math.pi)
+    log_scale = (10 * torch.tanh((torch.tensor(log_scale) + raw[..., 3:]) / 10)).exp()
+    location = torch.tensor(columns.mean / half - 1) + raw[..., :3]
+    return Levels(levels, location, log_scale.clamp(min=0.2 / (levels - 1)))
 
 
 class Case(NamedTuple):
     likelihood: object
     support: Callable[[], Support]
-    oracle: Callable[[Start, torch.Tensor], D.Distribution]
+    of: Callable[[object, Start, torch.Tensor], D.Distribution]
+    tolerance: float = 1e-10  # of sums and integrals over the support
+
+    def oracle(self, s, raw):
+        """The distribution of x that raw outputs stand for."""
+        return self.of(self.likelihood, s, raw)
 
 
 # One line for each likelihood: the value, its support, and the distribution of x that raw
 # outputs stand for.
 CASES = [
-    Case(Gaussian("per_feature"), real_line, per_feature),
-    Case(Gaussian("shared"), real_line, shared),
-    Case(Gaussian("per_sample"), real_line, per_sample),
-    Case(Gaussian(0.5), real_line, one_half),
+    *(Case(Gaussian(noise), real_line, normal) for noise in KINDS),
+    # Trapezia see the kink of the density to 3e-3**2.
+    *(Case(Laplace(noise), real_line, laplace, 1e-4) for noise in KINDS),
+    *(Case(StudentT(noise), real_line, student_t) for noise in KINDS),
+    Case(StudentT("per_feature", df=5.0), real_line, student_t),
+    Case(StudentT("per_sample", df=3.0), real_line, student_t),
     Case(Bernoulli(), zero_and_one, bernoulli),
+    Case(Bernoulli(resample=True), zero_and_one, bernoulli),
+    # Series near log-odds of 0, ours to 4e-10 and torch's to 1e-9.
+    Case(ContinuousBernoulli(), unit_interval, continuous_bernoulli, 2e-9),
+    Case(DiscretizedLogistic(2), whole_numbers(2), discretized_logistic),
+    Case(DiscretizedLogistic(5), whole_numbers(5), discretized_logistic),
+    Case(DiscretizedLogistic(256), whole_numbers(256), discretized_logistic),
 ]
 
+SUPPORTED = bernoulli, discretized_logistic, continuous_bernoulli
 every_likelihood = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.likelihood))
+every_noise = pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
 
 
 # --- every likelihood -------------------------------------------------------------------------
@@ -137,7 +234,8 @@ def test_log_prob_equals_torch_distributions(case):
     log_prob = likelihood.log_prob(s.module, raw, s.x)
     assert log_prob.shape == (4, 6, 3)
     expected = case.oracle(s, raw).log_prob(s.x)
-    torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-12)
+    exact = case.tolerance if case.of is continuous_bernoulli else 1e-12
+    torch.testing.assert_close(log_prob, expected, rtol=exact, atol=exact)
 
 
 @every_likelihood
@@ -148,9 +246,10 @@ def test_density_integrates_to_1_and_has_the_mean_that_the_likelihood_gives(case
     with torch.no_grad():
         density = likelihood.log_prob(s.module, s.raw, x).exp()
         mean = likelihood.mean(s.module, s.raw)
-    ones = torch.ones(6, 3).double()
-    torch.testing.assert_close((weights * density).sum(0), ones, rtol=0, atol=1e-11)
-    torch.testing.assert_close((weights * x * density).sum(0), mean, rtol=1e-10, atol=1e-10)
+    ones, tolerance = torch.ones(6, 3).double(), case.tolerance
+    torch.testing.assert_close((weights * density).sum(0), ones, rtol=0, atol=tolerance)
+    moment = (weights * x * density).sum(0)
+    torch.testing.assert_close(moment, mean, rtol=tolerance, atol=tolerance)
 
 
 @every_likelihood
@@ -168,6 +267,25 @@ def test_draws_have_mean_and_variance_of_the_density(case):
     assert ((x.mean(0) - oracle.mean).abs() < 5 * error).all()
     limit = 5 * square.std(0) / math.sqrt(n) + (5 * error).square()
     assert ((x.var(0) - oracle.variance).abs() < limit).all()
+
+
+@every_likelihood
+def test_draws_have_the_characteristic_function_of_the_density(case):
+    # Bounded, so that heavy tails have a standard error too.
+    likelihood, support, n = case.likelihood, case.support(), 20_000
+    s = start(likelihood, support.data)
+    values, weights = support.values[:, None, None], support.weights[:, None, None]
+    with torch.no_grad():
+        x = likelihood.sample(s.module, s.raw.expand(n, -1, -1), torch.Generator().manual_seed(0))
+        density = weights * likelihood.log_prob(s.module, s.raw, values).exp()
+    for function in (torch.cos, torch.sin):
+        for frequency in (0.5, 2.0, 8.0):
+            drawn = function(frequency * x)
+            # Values beyond 1e6 have no density to speak of, and no phase.
+            expected = (density * function(frequency * values.clamp(-1e6, 1e6))).sum(0)
+            # Five standard errors.
+            limit = 5 * drawn.std(0) / math.sqrt(n) + case.tolerance
+            assert ((drawn.mean(0) - expected).abs() < limit).all()
 
 
 @every_likelihood
@@ -189,7 +307,7 @@ def test_draws_are_possible_values(case):
     likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
     x = likelihood.sample(s.module, s.raw, torch.Generator().manual_seed(0)).detach().numpy()
     X = np.float64(s.location + s.scale * x)
-    np.testing.assert_array_equal(likelihood.check_support(X), X)
+    np.testing.assert_allclose(likelihood.check_support(X), X, rtol=1e-14)  # units round
 
 
 @every_likelihood
@@ -223,11 +341,14 @@ def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(case, n_mo
     expected = [torch.stack(own) for own in (of_raw, *zip(*of_parameters, strict=True))]
 
     stack = stacked(several)
-    with torch.no_grad():
+    with torch.inference_mode():  # as in training
+        stack = stack._replace(raw=stack.raw.clone(), x=stack.x.clone())
         same, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
         g_raw, g_parameters = pull(g)
+        total = likelihood.total(stack.module, stack.raw, stack.x, weights)
 
     torch.testing.assert_close(same, torch.stack(log_probs), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, same, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close([g_raw, *g_parameters], expected, rtol=1e-11, atol=1e-12)
 
 
@@ -251,17 +372,21 @@ def test_vjp_of_a_stack_gives_what_each_member_gives_alone(case):
 
 @every_likelihood
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 1)])
-def test_value_of_vjp_without_a_stack_is_the_weighted_log_prob_of_every_draw(case, shape):
+def test_total_without_a_stack_is_the_weighted_log_prob_of_every_draw(case, shape):
     likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
     raw, weight = s.raw + normals(*shape), torch.tensor(WEIGHTS[1]).double()
     with torch.no_grad():
-        value, _ = likelihood.vjp(s.module, raw, s.x, weight)
+        value = likelihood.total(s.module, raw, s.x, weight)
         expected = likelihood.log_prob(s.module, raw, s.x) @ weight
     assert value.shape == raw.shape[:-1]
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 
 
-@every_likelihood
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.of in (normal, laplace, student_t, bernoulli)],
+    ids=lambda case: repr(case.likelihood),
+)
 def test_outputs_of_0_stand_for_the_mean_of_each_column(case):
     X = case.support().data
     likelihood, s = case.likelihood, start(case.likelihood, X, learn=False)
@@ -330,16 +455,21 @@ def test_likelihood_is_a_value(case):
 
 def test_names_of_likelihoods_stand_for_values():
     assert LIKELIHOODS["gaussian"] == Gaussian("per_feature")
-    assert LIKELIHOODS["bernoulli"] == Bernoulli()
+    assert LIKELIHOODS["laplace"] == Laplace("per_feature")
+    assert LIKELIHOODS["student_t"] == StudentT("per_feature", df=None)
+    assert LIKELIHOODS["bernoulli"] == Bernoulli(resample=False)
+    assert LIKELIHOODS["continuous_bernoulli"] == ContinuousBernoulli()
 
 
 # One line for each value that a likelihood refuses: the value, and what it expects.
 OUTSIDE = [
-    (Bernoulli(), -0.25, "values in [0, 1]"),
-    (Bernoulli(), 1.5, "values in [0, 1]"),
-    (Bernoulli(), -1.1e-6, "values in [0, 1]"),
-    (Bernoulli(), 1 + 1.1e-6, "values in [0, 1]"),
-    (Bernoulli(), 255.0, "values in [0, 1]"),
+    *(
+        (likelihood, value, "values in [0, 1]")
+        for likelihood in (Bernoulli(), Bernoulli(resample=True), ContinuousBernoulli())
+        for value in (-0.25, 1.5, -1.1e-6, 1 + 1.1e-6, 255.0)
+    ),
+    *((DiscretizedLogistic(4), value, "whole numbers from 0 to 3") for value in (-1.0, 4.0, 0.5)),
+    (DiscretizedLogistic(), 256.0, "whole numbers from 0 to 255"),
 ]
 
 
@@ -398,9 +528,9 @@ def test_gaussian_scale_of_any_magnitude_neither_overflows_nor_vanishes(size):
 # --- Gaussian: noise --------------------------------------------------------------------------
 
 
-def noise_variance(noise, std, raw=None):
+def noise_variance(noise, std, raw=None, family=Gaussian):
     """Noise variance in squared units of X: at the start, or with all learned values `raw`."""
-    likelihood, columns = Gaussian(noise), columns_of(std)
+    likelihood, columns = family(noise), columns_of(std)
     _, scale = likelihood.units(columns)
     module = likelihood.build(len(std)).double()
     likelihood.initialise(module, columns, scale)
@@ -444,10 +574,13 @@ def test_gaussian_noise_per_sample_has_a_floor_of_a_hundredth_of_the_column():
     torch.testing.assert_close(highest, torch.full_like(highest, density), rtol=1e-8, atol=0)
 
 
+@every_noise
 @pytest.mark.parametrize("variance", [1e-6, 0.5, 3.0])
 @pytest.mark.parametrize("std", [[1.0, 2.0], [1e-3, 1e3]])
-def test_gaussian_noise_that_is_given_is_the_variance_in_squared_units_of_x(variance, std):
-    assert noise_variance(variance, np.array(std)) == pytest.approx(variance, rel=1e-14)
+def test_noise_that_is_given_is_the_variance_in_squared_units_of_x(family, variance, std):
+    assert noise_variance(variance, np.array(std), family=family) == pytest.approx(
+        variance, rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared"])
@@ -492,33 +625,36 @@ def test_gaussian_noise_of_one_half_is_the_squared_error_up_to_a_constant(noise)
     np.testing.assert_allclose(-log_density.numpy(), expected, rtol=1e-11)
 
 
+@every_noise
 @pytest.mark.parametrize(
     "noise",
     ["full", "", 0, 0.0, -1.0, math.inf, -math.inf, math.nan, True, None, (1.0,), ["shared"]],
 )
-def test_gaussian_refuses_what_is_no_noise(noise):
+def test_a_likelihood_of_real_values_refuses_what_is_no_noise(family, noise):
     message = (
-        "The noise of a Gaussian must be one of ('per_feature', 'shared', 'per_sample') or a "
-        f"positive finite variance. Got {noise!r} instead."
+        f"The noise of a {family.__name__} must be one of ('per_feature', 'shared', 'per_sample') "
+        f"or a positive finite variance. Got {noise!r} instead."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        Gaussian(noise)
+        family(noise)
 
 
+@every_noise
 @pytest.mark.parametrize(("variance", "size"), [(1e30, 1e-3), (1e-30, 1e3)])
-def test_gaussian_refuses_a_noise_that_is_out_of_reach_of_the_data(variance, size):
+def test_a_given_noise_that_is_out_of_reach_of_the_data_is_refused(family, variance, size):
     message = (
         f"A noise variance of {variance:.3g} is out of reach for data whose columns vary by "
         f"{size:.3g}: give noise in squared units of X"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        noise_variance(variance, np.array([size, size]))
+        noise_variance(variance, np.array([size, size]), family=family)
 
 
+@every_noise
 @pytest.mark.parametrize("noise", KINDS)
-def test_gaussian_accepts_every_finite_number(noise):
+def test_real_values_may_be_every_finite_number(family, noise):
     X = np.array([[-1e300, 0.0], [1e-300, 5.0]])
-    np.testing.assert_array_equal(Gaussian(noise).check_support(X), X)
+    np.testing.assert_array_equal(family(noise).check_support(X), X)
 
 
 # --- Bernoulli --------------------------------------------------------------------------------
@@ -556,3 +692,153 @@ def test_bernoulli_starts_from_finite_log_odds_where_all_but_one_are_equal():
     (mean,) = Bernoulli().mean(s.module, torch.zeros(1, 2)).tolist()
     assert mean == pytest.approx([0.001, 0.999])
     assert Bernoulli().variance(s.module) is None
+
+
+def test_bernoulli_redraws_zeros_and_ones_with_their_probabilities_and_keeps_what_is_certain():
+    likelihood, n = Bernoulli(resample=True), 100_000
+    assert likelihood.n_noise == 1
+    assert Bernoulli().n_noise == 0
+    x = torch.tensor([0.0, 0.01, 0.3, 0.5, 0.9, 1.0]).double()
+    drawn = likelihood.redraw(x.expand(n, -1), normals(n, 6))
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    # Five standard errors: none where a value is certain.
+    assert ((drawn.mean(0) - x).abs() <= 5 * (x * (1 - x) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bernoulli_redraws_no_certain_value_by_the_farthest_noise(dtype):
+    eps = torch.tensor([-9.0, -6.0, 6.0, 9.0], dtype=dtype)
+    for x in (torch.zeros_like(eps), torch.ones_like(eps)):
+        assert torch.equal(Bernoulli(resample=True).redraw(x, eps), x)
+
+
+@pytest.mark.parametrize("resample", [0, 1, "yes", None])
+def test_bernoulli_refuses_what_is_no_truth_value(resample):
+    message = f"The resample of a Bernoulli must be True or False. Got {resample!r}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Bernoulli(resample)
+
+
+# --- ContinuousBernoulli ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "log_odds", [0.0, 1e-8, 1e-5, 2e-4, 0.0999, 0.1001, 0.1999, 0.2001, 3.0, 40.0, 700.0]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_continuous_bernoulli_is_a_density_with_its_mean_on_all_branches(log_odds, sign):
+    likelihood = ContinuousBernoulli()
+    module = likelihood.build(1).double()
+    module.log_odds.fill_(sign * log_odds)
+    raw = torch.zeros(1, 1).double()
+    # Panels of 60 nodes: 700 is steep.
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    panels = np.arange(20)[:, None]
+    x = torch.tensor((panels + (nodes + 1) / 2) / 20).view(-1, 1)
+    weight = torch.tensor(np.broadcast_to(weights / 40, (20, 60)).copy()).view(-1, 1)
+    density = weight * likelihood.log_prob(module, raw, x).exp()
+    # The series are cut at 4e-10.
+    assert density.sum().item() == pytest.approx(1, abs=1e-9)
+    mean = likelihood.mean(module, raw).item()
+    assert (density * x).sum().item() == pytest.approx(mean, abs=1e-9)
+
+
+def test_continuous_bernoulli_bounds_its_density():
+    likelihood = ContinuousBernoulli()
+    module = likelihood.build(1).double()
+    module.log_odds.fill_(-1e6)
+    raw = torch.zeros(1, 1).double()
+    # l / (1 - exp(-l)) at the end of the interval.
+    highest = likelihood.log_prob(module, raw, raw)
+    torch.testing.assert_close(highest, torch.full_like(raw, math.log(1000)))
+
+
+# --- DiscretizedLogistic ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256, 65536])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_discretized_logistic_has_its_levels_back_from_its_own_units(levels, dtype):
+    likelihood = DiscretizedLogistic(levels)
+    X = np.repeat(np.unique(np.linspace(0, levels - 1, 500).round())[:, None], 2, axis=1)
+    location, scale = likelihood.units(describe_columns(X))
+    y = torch.tensor(standardise(X, location, scale)).to(dtype)
+    again = location + scale * y.numpy()
+    np.testing.assert_array_equal(likelihood.check_support(again), X)
+
+
+@pytest.mark.parametrize("levels", [1, 0, -3, 2.0, "256", None, True])
+def test_discretized_logistic_refuses_what_is_no_number_of_levels(levels):
+    message = (
+        f"The levels of a DiscretizedLogistic must be an integer of at least 2. Got {levels!r}"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DiscretizedLogistic(levels)
+
+
+def test_discretized_logistic_gives_a_level_far_from_the_mean_a_finite_log_probability():
+    likelihood = DiscretizedLogistic(256)
+    X = np.full((6, 3), 128.0) + np.arange(6)[:, None]
+    s = start(likelihood, X)
+    raw = torch.zeros(1, 6).double()
+    raw[:, 3:] = -1e3  # the least scale
+    with torch.no_grad():
+        far = likelihood.log_prob(s.module, raw, torch.full((1, 3), -1.0).double())
+    distance = (torch.tensor(X.mean()) / 127.5 - 1 / 255) / (0.2 / 255)
+    # log s(-a) = -a for a large a; the edge of the level is half of one from it.
+    torch.testing.assert_close(far, -distance.expand(1, 3), rtol=1e-12, atol=0)
+
+
+# --- StudentT ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("df", [2, 2.0, 0, -1.0, math.inf, math.nan, "5", True])
+def test_student_t_refuses_what_is_no_number_of_degrees_of_freedom(df):
+    message = f"The df of a StudentT must be a finite number above 2, or None. Got {df!r}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        StudentT(df=df)
+
+
+def test_student_t_with_many_degrees_of_freedom_is_normal():
+    X = real_line().data
+    of_t, of_normal = start(StudentT(df=1e8), X), start(Gaussian(), X)
+    log_prob = StudentT(df=1e8).log_prob(of_t.module, of_t.raw, of_t.x)
+    expected = Gaussian().log_prob(of_normal.module, of_normal.raw, of_normal.x)
+    # The difference falls as 1 / df, times the fourth power of what are up to 20 deviations.
+    torch.testing.assert_close(log_prob, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("df", [2.5, 30.0, 3e3, 1e6, 1e12])
+def test_student_t_in_float32_is_that_in_float64_whatever_its_degrees_of_freedom(df):
+    likelihood = StudentT(df=df)
+    s = start(likelihood, real_line().data)
+    expected = likelihood.log_prob(s.module, s.raw, s.x)
+    log_prob = likelihood.log_prob(s.module.float(), s.raw.float(), s.x.float())
+    # float32: 1e-6 of the squares of up to 20 deviations.
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+# --- through the estimator --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.of in SUPPORTED], ids=lambda case: repr(case.likelihood)
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_that_a_fitted_model_draws_are_in_its_support(case, dtype, quick):
+    X = case.support().data.astype(dtype)
+    vae = quick(likelihood=case.likelihood, device="cpu").fit(X)
+    drawn = vae.sample(200, random_state=0)
+    assert drawn.dtype == dtype
+    np.testing.assert_array_equal(case.likelihood.check_support(drawn), drawn)
+    assert np.isfinite(vae.score(drawn))
+    if case.likelihood.is_mass:
+        np.testing.assert_array_equal(drawn, drawn.round())
+
+
+def test_levels_and_yes_or_no_have_a_score_without_units(quick):
+    # Probabilities: each row's is at most 1.
+    for case in CASES:
+        if case.likelihood.is_mass:
+            X = case.support().data
+            assert (quick(likelihood=case.likelihood).fit(X).score_samples(X) < 0).all()
