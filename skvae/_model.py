@@ -52,6 +52,11 @@ State = Mapping[str, Array]
 ENCODER_BOUND = 20.0
 
 
+# Variance of the posterior means above which a component is active (Burda, Grosse &
+# Salakhutdinov, Importance weighted autoencoders, 2016, section 5.2).
+ACTIVE_VARIANCE = 0.01
+
+
 class Terms(NamedTuple):
     """What every bound is made of, in nats."""
 
@@ -454,6 +459,12 @@ def from_state(
     model.load_state_dict(tensors, assign=True)
     model.limit = float(state["bound"])
     return model
+
+
+def n_active(architecture: Mapping[str, Any], state: State, y: torch.Tensor) -> int:
+    """Number of components whose posterior mean varies over rows y (B, D), on the CPU."""
+    means = from_state(architecture, state).encode_mean(y).double()
+    return int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 # --- stacks ---

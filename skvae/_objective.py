@@ -116,10 +116,6 @@ def elbo(model: Model, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     return log_likelihood.cpu().double().mean(0) - kl.cpu().double().mean(0).sum(-1)
 
 
-def warm_up(epoch: int, n_epochs: int, period: int | None = None) -> float:
-    """Share of beta in `epoch`: rises in equal steps, 1 from epoch `n_epochs` on.
-
-    It begins anew every `period` epochs.
-    """
-    place = epoch if period is None else epoch % period
-    return min(1.0, (place + 1) / (n_epochs + 1))
+def warm_up(epoch: int, n_epochs: int) -> float:
+    """Share of beta in `epoch`: rises in equal steps, 1 from epoch `n_epochs` on."""
+    return min(1.0, (epoch + 1) / (n_epochs + 1))

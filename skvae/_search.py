@@ -276,15 +276,15 @@ class _Fit:
     def __init__(self, estimator, names, prepared, trained):
         self.estimator, self.names = estimator, names
         self.key, self.steps = prepared.key, prepared.steps
-        self.record, self.plan = trained.record, prepared.plan
-        self.attributes = prepared.fitted(*trained)
+        self.trained, self.plan = trained, prepared.plan
+        self.attributes = prepared.fitted(trained.record, trained.state)
 
     def __call__(self, X, y=None, **params):
         estimator = self.estimator
         del estimator.fit  # from here on its class's
         if params or _key(estimator, self.names, _fingerprint(X)) != self.key:
             return estimator.fit(X, y, **params)
-        check_outcome(self.record, self.plan)
+        check_outcome(self.trained, self.plan)
         _last_step(estimator)._become(self.attributes)
         if isinstance(estimator, Pipeline):
             estimator.steps = [*self.steps, estimator.steps[-1]]

@@ -30,6 +30,9 @@ from skvae.priors import PRIORS, StandardNormal
 WIDEST = 32
 
 
+ACTIVITY_ROWS = 1000  # that are asked which components are active
+
+
 class Job(NamedTuple):
     """All that decides the training of one model."""
 
@@ -48,6 +51,7 @@ class Trained(NamedTuple):
 
     record: _training.Record
     state: _model.State
+    n_active: int  # components that say something of the rows, by the first of them
 
 
 def shape(job: Job) -> Hashable:
@@ -56,9 +60,11 @@ def shape(job: Job) -> Hashable:
     network = NETWORKS.get(parts["network"], parts["network"])
     prior, posterior = parts.get("prior", "standard_normal"), parts.get("posterior", "diagonal")
     prior, flow = PRIORS.get(prior, prior), isinstance(posterior, Flow)
-    # Where nothing tells components that are not there from those that are: see `_model`.
+    # Where nothing tells components that are not there from those that are: see `_model`. The
+    # log q(z|x) of a draw has a term of each, which would be learned.
     padded = isinstance(network, MLP) and not network.residual
-    if padded and isinstance(prior, StandardNormal) and not flow and not plan.free_bits:
+    padded = padded and isinstance(prior, StandardNormal) and not flow
+    if padded and not plan.free_bits and plan.n_importance_samples == 1:
         del parts["n_components"]
     parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
     numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
@@ -77,6 +83,13 @@ def _in_parts(job: Job) -> bool:
 
 def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.State:
     return {**job.state, **_model.learned(stack, job.architecture, record.weights)}
+
+
+def _n_active(job: Job, state: _model.State) -> int:
+    rows = job.data[:ACTIVITY_ROWS]
+    y = torch.empty(rows.shape, dtype=_dtype(job))
+    _arrays.fill_standardised(y, rows, state["location"], state["scale"], _support(job))
+    return _model.n_active(job.architecture, state, y)
 
 
 def run(
@@ -116,7 +129,10 @@ def run(
             begin_epoch,
             lambda records: end_epoch(records, lambda: states(records)),
         )
-        trained = list(map(Trained, records, states(records)))
+        trained = [
+            Trained(record, state, _n_active(job, state))
+            for job, record, state in zip(jobs, records, states(records), strict=True)
+        ]
         for record in records:
             record.weights = torch.empty(0)
         return trained

@@ -92,7 +92,9 @@ class Plan:
 
     def beta_in(self, epoch: int) -> float:
         """Weight of the KL divergence in `epoch`, from 0."""
-        return self.beta * warm_up(epoch, self.n_warmup, self._period)
+        # The last cycle is longer, where the epochs can't be shared out equally.
+        cycle = min(epoch // self._period, self.n_cycles - 1)
+        return self.beta * warm_up(epoch - cycle * self._period, self.n_warmup)
 
     @property
     def _period(self) -> int:
@@ -456,7 +458,8 @@ class Members:
 
     def _prepare(self) -> None:
         self.seen = self.adam.weights.new_zeros(3, len(self.plans))
-        free_bits = self.seen.new_tensor([[plan.free_bits] for plan in self.plans])
+        # None at all, where there are none: a KL divergence near 0 may be rounded to below it.
+        free_bits = self.seen.new_tensor([[plan.free_bits or -math.inf] for plan in self.plans])
         self.weights = Weights(
             self.seen.new_tensor([[plan.beta] for plan in self.plans]),
             free_bits if any(plan.free_bits for plan in self.plans) else None,

@@ -386,9 +386,9 @@ class VAETransformer(
             if self.verbose > 1:
                 print(f"Iteration {epoch + 1}, {share:.0%} of the rows")
 
-        ((record, state),) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-        check_outcome(record, job.plan)
-        attributes = fitted(record, state)
+        (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
+        check_outcome(trained, job.plan)
+        attributes = fitted(trained.record, trained.state)
         callbacks.end(attributes)
         return self._become(attributes)
 
@@ -908,8 +908,9 @@ def _join(before, n_before, now, n_now):
     }
 
 
-def check_outcome(record, plan):
+def check_outcome(trained, plan):
     """Warn of a training run that did not end well; raise if it left nothing."""
+    record = trained.record
     epoch = record.n_iter + 1
     if record.outcome == "diverged":
         rate = plan.rate_at(epoch - 1)
@@ -932,6 +933,14 @@ def check_outcome(record, plan):
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
             ConvergenceWarning,
+            stacklevel=4,
+        )
+    if trained.n_active == 0:
+        warnings.warn(
+            f"All {plan.n_components} components are inactive: no posterior mean has a variance "
+            f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
+            "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
+            "have nothing in common.",
             stacklevel=4,
         )
 

@@ -40,9 +40,6 @@ __all__ = [
     "reconstruction",
 ]
 
-# Variance of the posterior means, in units of the prior's, above which a component is active.
-ACTIVE = 0.01
-
 
 def log_likelihood(
     estimator,
@@ -238,7 +235,7 @@ def kl_per_component(estimator, X, y=None):
     return result.mean(axis=0)
 
 
-def active_units(estimator, X, y=None, *, threshold=ACTIVE):
+def active_units(estimator, X, y=None, *, threshold=_model.ACTIVE_VARIANCE):
     """Number of components whose posterior mean changes with the row.
 
     Parameters

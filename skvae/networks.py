@@ -134,11 +134,15 @@ class Hidden(nn.Module):
             self.skip = nn.Identity() if n_in == n_out else Linear(n_in, n_out)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """(..., n_in) to (..., n_out); drops units by standard normal noise (..., n_out)."""
+        """(..., n_in) to (..., n_out); drops units by standard normal noise (..., n_out).
+
+        Infinite noise: rows none of whose units may be dropped, which are as in inference.
+        """
         h = self.activation(self.norm(self.linear(x)))
         if noise is not None:
             kept = noise > float(ndtri(self.dropout))
-            h = torch.where(kept, h / (1 - self.dropout), 0.0)
+            share = torch.where(noise == math.inf, 1.0, 1 / (1 - self.dropout))
+            h = torch.where(kept, h * share, 0.0)
         return h if self.skip is None else h + self.skip(x)
 
 
