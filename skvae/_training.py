@@ -11,10 +11,10 @@ are laid end to end in one row of a matrix, of which each parameter becomes a vi
 step of Adam is a handful of operations whatever the number of layers and members, and a copy
 of the weights is one `clone`.
 
-An epoch draws its permutation and its noise at once, and asks the device for numbers once,
-at its end. Then the weights are judged on rows and noise that never change: those held out,
-or else a few of the training rows, which only matter if the loss stops being finite. On CUDA
-the step is captured once, as a graph, and replayed.
+An epoch draws its permutation at once and its noise for many steps, and asks the device for
+numbers once, at its end. Then the weights are judged on rows and noise that never change: those
+held out, or else a few of the training rows, which only matter if the loss stops being finite.
+On CUDA the step is captured once, as a graph, and replayed.
 """
 
 import math
@@ -37,6 +37,7 @@ MANY_JUDGED_ROWS = 2**18  # the same on accelerators, where each launch costs
 # Share of the members that may have ended and still go along: on CUDA each change of a stack
 # captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
+NOISE_VALUES = 1 << 22  # of a member, drawn at once
 PROBE_ROWS = 64  # training rows that are judged where none are held out
 
 
@@ -173,7 +174,7 @@ class Adam:
         if any(map(math.isfinite, max_norm)):
             self.max_norm = self.weights.new_tensor(max_norm)[:, None]
         self.n_steps = 0
-        self.by_rows = self.weights.device.type == "cpu"
+        self.by_rows = self.weights.device.type == "cpu" and hasattr(torch, "_fused_adamw_")
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -212,7 +213,8 @@ class Adam:
         self.n_steps += len(rates)
         steps = self.weights.new_tensor(rates).unsqueeze(-1).unbind()
         if self.by_rows:
-            return list(zip(steps, torch.arange(first, self.n_steps + 1).unbind(), strict=True))
+            numbers = torch.arange(first, self.n_steps + 1, dtype=torch.float32)
+            return list(zip(steps, numbers.unbind(), strict=True))
         rows = []
         for n, row in enumerate(rates, start=first):
             correction = math.sqrt(1 - BETAS[1] ** n)
@@ -227,7 +229,8 @@ class Adam:
     ) -> None:
         """One update."""
         n_models = len(self.weights)
-        flat = [g.reshape(n_models, -1) for g in gradients]
+        # Contiguous, as the kernel takes for granted: a network of a user's may give views.
+        flat = [g.reshape(n_models, -1).contiguous() for g in gradients]
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         if self.by_rows and self.alone:
@@ -455,14 +458,23 @@ class Members:
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
         places = rows.index.gather(1, torch.stack(orders)).split(size, dim=1)
-        noise = draw_noise((1, n_rows), self.wide, self.plans, self.generators)
-        noise = noise.to(rows.data.dtype)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
         times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
-        steps = zip(places, noise.split(size, 2), self.adam.coefficients(rates), strict=True)
+        noise = self._draw([batch.shape[1] for batch in places], rows.data.dtype)
+        steps = zip(places, noise, self.adam.coefficients(rates), strict=True)
         for batch, eps, coefficients in steps:
             self.step(rows, batch, eps, beta, *coefficients)
+
+    def _draw(self, sizes: Sequence[int], dtype: torch.dtype) -> Iterable[torch.Tensor]:
+        """Noise of batches of these sizes, that of many steps at once."""
+        size = self.plans[0].batch_size
+        # 16 stands for any n_components: a member's draws don't depend on the others'.
+        n_steps = max(1, NOISE_VALUES // (16 * size))
+        for first in range(0, len(sizes), n_steps):
+            shape = 1, sum(sizes[first : first + n_steps])
+            eps = draw_noise(shape, self.wide, self.plans, self.generators)
+            yield from eps.to(dtype).split(size, 2)
 
     def judge(self) -> torch.Tensor:
         """Mean terms of the judged rows, (2, M), under the weights as they are."""
@@ -516,7 +528,7 @@ class Run:
     def interrupt(self) -> None:
         """End with the last complete epoch, unless it has ended by itself."""
         record, (n_iter, _) = self.record, self.last
-        if record.outcome == "diverged":
+        if record.outcome != "finished":
             return
         record.outcome, record.n_iter = "interrupted", n_iter
         record.history = {name: values[:n_iter] for name, values in record.history.items()}
