@@ -43,13 +43,13 @@ def dtypes(X):
 def float_dtypes(X):
     """What `check_array` is to make of X: float32 stays, all else becomes float64.
 
-    Arrays of integers and booleans stay too, and become floats block by block, where they
-    are used: a file of images takes an eighth of what its floats would. `check_array` does
-    not see that the columns of a polars frame are of float32.
+    Arrays of other numbers stay too, and become float64 block by block, where they are used:
+    a file of images takes an eighth of what its floats would. `check_array` does not see that
+    the columns of a polars frame are of float32.
     """
     if {str(dtype) for dtype in dtypes(X)} == {"Float32"}:
         return np.float32
-    if isinstance(X, np.ndarray) and X.dtype.kind in "iub":
+    if isinstance(X, np.ndarray) and X.dtype.kind in "iubf":
         return [np.float64, np.float32, X.dtype]
     return [np.float64, np.float32]
 
@@ -59,7 +59,7 @@ def describe(X, dtype):
     package = type(X).__module__.partition(".")[0]
     framed = package in ("pandas", "polars") and hasattr(X, "columns")
     return {
-        "dtype": dtype.name if dtype.kind == "f" else "float64",
+        "dtype": "float32" if dtype.name == "float32" else "float64",
         "container": package if framed else None,
         "columns": list(X.columns) if framed else None,
     }

@@ -8,7 +8,9 @@ about the same rows; everything else, scoring above all, is scikit-learn's.
 
 import contextlib
 import copy
+import math
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable
 from itertools import product
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+from sklearn import get_config
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.pipeline import Pipeline
@@ -74,7 +77,8 @@ class VAEGridSearchCV(GridSearchCV):
 
     max_stack : int or "auto", default="auto"
         Most models in a stack. "auto" takes as many as scikit-learn's `working_memory`
-        (1 GiB) has room for, at most 32 on a CPU.
+        (1 GiB) has room for, shared by the stacks that train at once, and at most 32, on a
+        CPU; on a CUDA device, as half of its free memory has room for, if that is more.
 
     Attributes
     ----------
@@ -93,7 +97,12 @@ class VAEGridSearchCV(GridSearchCV):
     agree to 1e-4 nats after 20 epochs and to a few hundredths after 150; with
     ``precision="float64"`` to 1e-6 at the end of a default fit.
 
-    Ctrl-C ends the search, not only a fit. A model's own `verbose` prints nothing in a
+    Folds train together as long as `working_memory` holds the rows of all of them, and else
+    one after the other.
+
+    Ctrl-C while stacks train ends the search; in a model that is fitted by itself, such as
+    the refit, only that fit, which keeps what it has. A callback that asks to stop stops its
+    stack, whose models are then scored as they are. A model's own `verbose` prints nothing in a
     stack; callbacks of the search, such as scikit-learn's `ProgressBar`, see its epochs.
 
     Examples
@@ -187,15 +196,19 @@ class VAEGridSearchCV(GridSearchCV):
             context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
             return super()._run_search(evaluate_candidates, **context)
         candidates = list(ParameterGrid(self.param_grid))
-        stacks = handout.prepare(candidates, self.max_stack)
-        if self.verbose > 0:
-            print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
+        rounds = handout.plan(candidates)
         if callback_ctx is None:  # scikit-learn < 1.9
-            handout.train(stacks, lambda number, n_epochs: contextlib.nullcontext(lambda: False))
+            for folds in rounds:
+                stacks = handout.prepare(folds, self.max_stack, self.verbose)
+                handout.train(stacks, lambda place, n: contextlib.nullcontext(lambda: False))
+            handout.finish()
             return evaluate_candidates(candidates)
-        with _task(self, callback_ctx, "search", max_subtasks=2) as search:
-            with _task(self, search, "training", None, len(stacks), False) as training:
-                handout.train(stacks, lambda *stack: _watch(self, training, *stack))
+        with _task(self, callback_ctx, "search", max_subtasks=len(rounds) + 1) as search:
+            for folds in rounds:
+                stacks = handout.prepare(folds, self.max_stack, self.verbose)
+                with _task(self, search, "training", None, len(stacks), False) as training:
+                    handout.train(stacks, lambda *stack, task=training: _watch(self, task, *stack))
+            handout.finish()
             n_fits = len(candidates) * self.n_splits_
             with _task(self, search, "scoring", None, n_fits, False) as scoring:
                 evaluate_candidates(candidates, callback_ctx=scoring)
@@ -318,55 +331,92 @@ class _Handout:
                 estimator.fit = _Fit(estimator, names, prepared, trained)
         return estimator
 
-    def prepare(self, candidates, max_stack):
-        """Make the jobs of all candidates and folds; returns the stacks of them."""
-        self.pairs = list(product(candidates, range(len(self.splits))))
-        shared = {}
-        made = [self._prepare(params, fold, shared) for params, fold in self.pairs]
-        self.prepared = [prepared for prepared, _ in made]
-        self.jobs = {i: job for i, (_, job) in enumerate(made) if job is not None}
-        return _stack.gather(self.jobs, max_stack)
+    def plan(self, candidates):
+        """The folds that train together: those whose rows `working_memory` holds, or one."""
+        self.candidates = candidates
+        self.prepared, self.trained, self.seconds, self.errors = {}, {}, {}, {}
+        room = get_config()["working_memory"] * 2**20
+        n_bytes = 8 * max(1, math.prod(np.shape(self.X)))
+        at_once, folds = max(1, int(room // n_bytes)), range(len(self.splits))
+        return [folds[first : first + at_once] for first in folds[::at_once]]
+
+    def prepare(self, folds, max_stack, verbose):
+        """Make the jobs of all candidates on these folds; returns the stacks of them."""
+        shared, n_folds = {}, len(self.splits)
+        self.jobs = {}
+        for (i, params), fold in product(enumerate(self.candidates), folds):
+            try:
+                prepared, job = self._prepare(params, fold, shared)
+            except (TypeError, ValueError):  # its own `fit` says what is wrong
+                continue
+            except Exception as error:
+                self.errors[i * n_folds + fold] = error
+                continue
+            self.prepared[i * n_folds + fold], self.jobs[i * n_folds + fold] = prepared, job
+        stacks = _stack.gather(self.jobs, max_stack)
+        if verbose > 0:
+            print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
+        return stacks
 
     def _prepare(self, params, fold, shared):
-        """A candidate on a fold, and its job; None, None where it must be fitted by itself.
+        """A candidate on a fold, and its job.
 
-        `shared` keeps what is the same for several candidates of a fold.
+        Raises where it must be fitted by itself. `shared` keeps what is the same for several
+        candidates of a fold, failures too.
         """
-        try:
-            estimator = clone(self.estimator).set_params(**clone(params, safe=False))
-            if not _can_stack(estimator):
-                return None, None
-            if fold not in shared:
-                X, y = _safe_split(estimator, self.X, self.y, self.splits[fold][0])
-                shared[fold] = X, y, _fingerprint(X)
-            X, y, fingerprint = shared[fold]
-            key = _key(estimator, params, fingerprint)
-            steps, own = [], ""
-            if isinstance(estimator, Pipeline):
-                steps = estimator.steps[:-1]
-                last = estimator.steps[-1][0]
-                names = {n for n in params if n != last and not n.startswith(last + "__")}
-                own = _key(estimator, names, fingerprint)
-            if (fold, own) not in shared:
+        estimator = clone(self.estimator).set_params(**clone(params, safe=False))
+        if not _can_stack(estimator):
+            raise TypeError("No stack takes this estimator.")
+        if fold not in shared:
+            X, y = _safe_split(estimator, self.X, self.y, self.splits[fold][0])
+            shared[fold] = X, y, _fingerprint(X)
+        X, y, fingerprint = shared[fold]
+        key = _key(estimator, params, fingerprint)
+        steps, own = [], ""
+        if isinstance(estimator, Pipeline):
+            steps = estimator.steps[:-1]
+            last = estimator.steps[-1][0]
+            names = {n for n in params if n != last and not n.startswith(last + "__")}
+            own = _key(estimator, names, fingerprint)
+        if (fold, own) not in shared:
+            try:
                 if steps:
                     first = estimator[:-1]
                     X, steps = first.fit_transform(X, y), first.steps
                 shared[fold, own] = X, steps, {}
-            X, steps, known = shared[fold, own]
-            vae = _last_step(estimator)
-            vae._validate_params()
-            job, fitted = vae._prepare(X, known)
-            return _Prepared(key, steps, job.plan, fitted), job
-        except Exception:  # its own `fit` says what is wrong
-            return None, None
+            except Exception as error:
+                shared[fold, own] = error
+        if isinstance(shared[fold, own], Exception):
+            raise ValueError("An earlier step failed.") from shared[fold, own]
+        X, steps, known = shared[fold, own]
+        vae = _last_step(estimator)
+        vae._validate_params()
+        job, fitted = vae._prepare(X, known)
+        return _Prepared(key, steps, job.plan, fitted), job
 
     def train(self, stacks, watch):
-        """Train the stacks, and have what became of them ready for `hand_out`."""
-        trained, seconds = _stack.run_all(self.jobs, stacks, watch)
-        for i, ((params, _), prepared) in enumerate(zip(self.pairs, self.prepared, strict=True)):
-            self.waiting.append((list(params), prepared, trained.get(i)))
-        self.seconds = np.array([seconds.get(i, np.nan) for i in range(len(self.pairs))])
-        del self.jobs, self.prepared
+        """Train the stacks."""
+        trained, seconds, errors = _stack.run_all(self.jobs, stacks, watch)
+        for kept, new in ((self.trained, trained), (self.seconds, seconds), (self.errors, errors)):
+            kept.update(new)
+        del self.jobs
+
+    def finish(self):
+        """Have what became of all models ready for `hand_out`."""
+        if self.errors:
+            error = next(iter(self.errors.values()))
+            warnings.warn(
+                f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
+                f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
+                "themselves, which takes longer. If memory is short, set max_stack.",
+                stacklevel=2,
+            )
+        for i, (params, _) in enumerate(product(self.candidates, self.splits)):
+            outcome = self.prepared.get(i), self.trained.get(i)
+            self.waiting.append((list(params), *outcome))
+        n_models = len(self.waiting)
+        self.seconds = np.array([self.seconds.get(i, np.nan) for i in range(n_models)])
+        del self.prepared, self.trained
 
     def tell_times(self, results):
         """Write each model's share of its stack's time into the results."""

@@ -28,6 +28,7 @@ from skvae.priors import PRIORS, StandardNormal
 
 # Models in a stack on a CPU: beyond, the tensors of a step leave the cache and nothing is won.
 WIDEST = 32
+MOST_STACKS = 8  # at once: their threads take Python's time in turn
 
 
 ACTIVITY_ROWS = 1000  # that are asked which components are active
@@ -62,13 +63,13 @@ def shape(job: Job) -> Hashable:
     prior, flow = PRIORS.get(prior, prior), isinstance(posterior, Flow)
     # Where nothing tells components that are not there from those that are: see `_model`. The
     # log q(z|x) of a draw has a term of each, which would be learned.
-    padded = isinstance(network, MLP) and not network.residual
+    padded = type(network) is MLP and not network.residual
     padded = padded and isinstance(prior, StandardNormal) and not flow
     if padded and not plan.free_bits and plan.n_importance_samples == 1:
         del parts["n_components"]
     parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
     numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
-    return job.data.shape, tuple(parts.items()), numbers, job.device, job.precision
+    return job.data.shape, tuple(parts.items()), numbers, job.device, job.precision, _is_small(job)
 
 
 def _is_small(job: Job) -> bool:
@@ -295,7 +296,8 @@ def _fill(
 
 def _n_threads(job: Job) -> int:
     """How many stacks of such jobs train at once."""
-    return torch.get_num_threads() if job.device.type == "cpu" and _is_small(job) else 1
+    side_by_side = job.device.type == "cpu" and _is_small(job)
+    return min(MOST_STACKS, torch.get_num_threads()) if side_by_side else 1
 
 
 def _itemsize(job: Job) -> int:
@@ -326,16 +328,17 @@ def run_all(
     jobs: dict[int, Job],
     stacks: Sequence[Sequence[int]],
     watch: Callable[[int, int], AbstractContextManager[Callable[[], bool]]],
-) -> tuple[dict[int, Trained], dict[int, float]]:
+) -> tuple[dict[int, Trained], dict[int, float], dict[int, Exception]]:
     """Train stacks of jobs; returns what became of each job, and its share of the seconds.
 
-    Jobs are taken out as they are trained. One whose stack fails is not among the results: by
-    itself it will fare as it does. `watch` is told of each stack, its place and its epochs,
-    and gives what is to be called after each of them: the stack stops where that returns
-    True.
+    Jobs are taken out as they are trained. Of those whose stack fails, the third dict has the
+    error: by themselves they will fare as they do. `watch` is told of each stack, its place and
+    its epochs, and gives what is to be called after each of them: the stack stops where that
+    returns True.
     """
     trained: dict[int, Trained] = {}
     seconds: dict[int, float] = {}
+    errors: dict[int, Exception] = {}
     interrupted = threading.Event()
 
     def run_stack(place: int) -> None:
@@ -351,9 +354,10 @@ def run_all(
 
             try:
                 outcomes = run(stack, lambda: None, tell)
-            except Exception:
+            except Exception as error:
                 if told:  # it was a callback's
                     raise
+                errors.update(dict.fromkeys(stacks[place], error))
                 return
         if any(outcome.record.outcome == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt
@@ -374,4 +378,4 @@ def run_all(
                 interrupted.set()
                 threads.shutdown(cancel_futures=True)
                 raise
-    return trained, seconds
+    return trained, seconds, errors

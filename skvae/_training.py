@@ -11,10 +11,10 @@ are laid end to end in one row of a matrix, of which each parameter becomes a vi
 step of Adam is a handful of operations whatever the number of layers and members, and a copy
 of the weights is one `clone`.
 
-An epoch draws its permutation and its noise at once, and asks the device for numbers once,
-at its end. Then the weights are judged on rows and noise that never change: those held out,
-or else a few of the training rows, which only matter if the loss stops being finite. On CUDA
-the step is captured once, as a graph, and replayed.
+An epoch draws its permutation at once and its noise for many steps, and asks the device for
+numbers once, at its end. Then the weights are judged on rows and noise that never change: those
+held out, or else a few of the training rows, which only matter if the loss stops being finite.
+On CUDA the step is captured once, as a graph, and replayed.
 """
 
 import math
@@ -184,7 +184,7 @@ class Adam:
         if any(map(math.isfinite, max_norm)):
             self.max_norm = self.weights.new_tensor(max_norm)[:, None]
         self.n_steps = 0
-        self.by_rows = self.weights.device.type == "cpu"
+        self.by_rows = self.weights.device.type == "cpu" and hasattr(torch, "_fused_adamw_")
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -223,7 +223,8 @@ class Adam:
         self.n_steps += len(rates)
         steps = self.weights.new_tensor(rates).unsqueeze(-1).unbind()
         if self.by_rows:
-            return list(zip(steps, torch.arange(first, self.n_steps + 1).unbind(), strict=True))
+            numbers = torch.arange(first, self.n_steps + 1, dtype=torch.float32)
+            return list(zip(steps, numbers.unbind(), strict=True))
         rows = []
         for n, row in enumerate(rates, start=first):
             correction = math.sqrt(1 - BETAS[1] ** n)
@@ -238,7 +239,8 @@ class Adam:
     ) -> None:
         """One update."""
         n_models = len(self.weights)
-        flat = [g.reshape(n_models, -1) for g in gradients]
+        # Contiguous, as the kernel takes for granted: a network of a user's may give views.
+        flat = [g.reshape(n_models, -1).contiguous() for g in gradients]
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
         if self.by_rows and self.alone:
@@ -580,7 +582,7 @@ class Run:
     def interrupt(self) -> None:
         """End with the last complete epoch, unless it has ended by itself."""
         record, (n_iter, _) = self.record, self.last
-        if record.outcome == "diverged":
+        if record.outcome != "finished":
             return
         record.outcome, record.n_iter = "interrupted", n_iter
         record.history = {name: values[:n_iter] for name, values in record.history.items()}

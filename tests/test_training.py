@@ -282,6 +282,25 @@ def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms
 
 
 @pytest.mark.parametrize("n_models", [1, 3])
+@torch.no_grad()
+def test_adam_reads_gradients_that_are_views_of_other_tensors(n_models):
+    # A sum hands its gradient to all elements as one number; a stack of two, every other one.
+    steps = []
+    for make in (lambda g: g, lambda g: g.clone(memory_format=torch.contiguous_format)):
+        parameters = [torch.ones(n_models, 4), torch.ones(n_models, 3)]
+        adam = Adam(parameters, [0.0] * n_models, [NEVER] * n_models)
+        for number in range(1, 4):
+            every_other = (number * torch.arange(6.0 * n_models)).view(n_models, 6)[:, ::2]
+            gradients = [torch.full((n_models, 1), 2.0).expand(-1, 4), every_other]
+            assert not any(g.is_contiguous() for g in gradients)
+            ((rate, *more),) = adam.coefficients([[0.1] * n_models])
+            adam.step([make(g) for g in gradients], rate, *more)
+        steps.append(adam.weights.clone())
+    assert torch.equal(*steps)
+    assert (steps[0] != 1).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
 def test_adam_leaves_the_parameters_themselves_with_their_values_as_views_of_one_matrix(n_models):
     draw = draws_of(n_models)
     parameters = [draw(shape).requires_grad_() for shape in SHAPES]
@@ -1112,6 +1131,26 @@ def test_a_rate_that_has_fallen_to_0_moves_nothing():
     (coefficients,) = adam.coefficients([[0.0]])
     adam.step([torch.full((1, 3), 5.0)], *coefficients)
     assert torch.equal(adam.weights, torch.ones(1, 3))
+
+
+def test_a_model_that_has_converged_keeps_its_best_weights_under_ctrl_c():
+    problem = Problem(lambda epoch, m: ([5.0, 6.0, 7.0, 8.0][min(epoch, 4) - 1], 0.0))
+    problem.interrupt = (3, "end")
+    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=9, patience=2))
+    assert (record.outcome, record.kept, record.n_iter) == ("converged", 1, 3)
+
+
+def test_noise_is_drawn_for_some_steps_at_once_whatever_the_others_have(monkeypatch):
+    monkeypatch.setattr(_training, "NOISE_VALUES", 16 * 4 * 3)  # three batches
+    problem = Problem(lambda epoch, m: (1.0, 0.0), members=range(2))
+    plans = [plan(batch_size=4, max_iter=2, n_components=n) for n in (1, 2)]
+    problem.train_all([rows_of(31)] * 2, plans, [0, 1])
+    for m in range(2):
+        alone = Problem(lambda epoch, m: (1.0, 0.0), members=[m])
+        alone.train(rows_of(31), plans[m], seed=m)
+        for batch, expected in zip(problem.batches[m], alone.batches[m], strict=True):
+            n = plans[m].n_components
+            assert torch.equal(batch.noise[..., :n], expected.noise[..., :n])
 
 
 # --- hold_out, draw_noise ---------------------------------------------------------------------
