@@ -163,7 +163,7 @@ def reconstruction(
             total = total + log_prob.double().sum(0)
         return [jacobian - _arrays.to_array(total) / n_samples]
 
-    vae._map_noise(measure, random_state, result)
+    vae._map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
     return result if per_sample else result.mean(axis=0)
 
 

@@ -11,6 +11,8 @@ from torch import distributions as D
 from skvae import _model
 from skvae._arrays import describe_columns, standardise
 from skvae.likelihoods import Bernoulli, Gaussian
+from skvae.networks import MLP
+from skvae.priors import Mixture, Vamp
 
 # One line for each likelihood.
 LIKELIHOODS = [
@@ -325,13 +327,13 @@ def test_log_jacobian_is_that_of_the_map_to_the_models_units(likelihood):
     location, scale = (torch.tensor(state[name][varies]) for name in ("location", "scale"))
     x = torch.tensor(data(likelihood)[0, varies])
     jacobian = torch.autograd.functional.jacobian(lambda x: (x - location) / scale, x)
-    assert _model.log_jacobian(state["scale"]) == pytest.approx(
+    assert _model.log_jacobian(likelihood, state["scale"]) == pytest.approx(
         -torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-13, abs=1e-13
     )
 
 
 def test_log_jacobian_of_nothing_that_varies_is_0():
-    assert _model.log_jacobian(np.zeros(3)) == 0
+    assert _model.log_jacobian("gaussian", np.zeros(3)) == 0
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 2e5])
@@ -344,7 +346,7 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
     y = torch.tensor((x - state["location"]) / state["scale"])
     with torch.no_grad():
         log_density = model.log_likelihood(y, torch.full((1, 1, 1), 0.5).double())[0]
-    density = np.exp(log_density.numpy() - _model.log_jacobian(state["scale"]))
+    density = np.exp(log_density.numpy() - _model.log_jacobian(Gaussian(noise), state["scale"]))
     # x itself is rounded to 2e-7 of a step of 1.
     assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
 
@@ -354,11 +356,15 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
 
 @every_likelihood
 @pytest.mark.parametrize("noise_rows", [5, 1])
-def test_terms_have_one_log_likelihood_a_draw_and_row_and_one_kl_a_row(likelihood, noise_rows):
+def test_terms_have_a_log_likelihood_a_draw_and_row_and_a_kl_a_row_and_component(
+    likelihood, noise_rows
+):
     model, _ = made(likelihood)
-    terms = model(normals(5, 4), normals(3, noise_rows, 2))
-    assert terms.log_likelihood.shape == (3, 5)
-    assert terms.kl.shape == (5,)
+    y, eps = normals(5, 4), normals(3, noise_rows, 2)
+    terms, by_draw = model(y, eps), model(y, eps, by_draw=True)
+    assert terms.log_likelihood.shape == by_draw.log_likelihood.shape == (3, 5)
+    assert terms.kl.shape == (1, 5, 2)
+    assert by_draw.kl.shape == (3, 5, 1)
 
 
 @pytest.mark.parametrize("noise_rows", [5, 1])
@@ -366,43 +372,53 @@ def test_terms_equal_torch_distributions_over_the_columns_that_vary(noise_rows):
     model, state = made()
     y, eps = normals(5, 4), normals(3, noise_rows, 2, seed=1)
     with torch.no_grad():
-        terms = model(y, eps)
+        terms, by_draw = model(y, eps), model(y, eps, by_draw=True)
 
     raw = torch.tensor(mlp(state, "encoder", y.numpy()))
     q = D.Normal(raw[:, :2], (15 * torch.tanh(raw[:, 2:] / 15)).exp())
-    expected_kl = D.kl_divergence(q, D.Normal(0.0, 1.0)).sum(-1)
-    torch.testing.assert_close(terms.kl, expected_kl, rtol=1e-12, atol=1e-12)
+    expected_kl = D.kl_divergence(q, D.Normal(0.0, 1.0))
+    torch.testing.assert_close(terms.kl, expected_kl[None], rtol=1e-12, atol=1e-12)
+    z = q.mean + q.stddev * eps
+    expected_ratio = (q.log_prob(z) - D.Normal(0.0, 1.0).log_prob(z)).sum(-1, keepdim=True)
+    torch.testing.assert_close(by_draw.kl, expected_ratio, rtol=1e-11, atol=1e-11)
 
-    mean = torch.tensor(mlp(state, "decoder", (q.mean + q.stddev * eps).numpy()))
+    mean = torch.tensor(mlp(state, "decoder", z.numpy()))
     variance = state["observation.floor"] + np.exp(state["observation.raw_variance"])
     by_column = D.Normal(mean, torch.tensor(variance).sqrt()).log_prob(y)
     expected = by_column[..., [0, 1, 3]].sum(-1)
-    torch.testing.assert_close(terms.log_likelihood, expected, rtol=1e-12, atol=1e-12)
+    for some in (terms, by_draw):
+        torch.testing.assert_close(some.log_likelihood, expected, rtol=1e-12, atol=1e-12)
+
+
+def gradients_like(terms, seed=2):
+    """Gradients of the terms of a stack, or of one model."""
+    return tuple(normals(*term.shape, seed=seed + i) for i, term in enumerate(terms))
 
 
 @every_likelihood
 @pytest.mark.parametrize("n_draws", [1, 3])
 @pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("by_draw", [False, True])
 def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
-    likelihood, n_draws, n_models
+    likelihood, n_draws, n_models, by_draw
 ):
     models, states = zip(*(made(likelihood, seed=1 + m) for m in range(n_models)), strict=True)
     Y = standardise(data(likelihood), states[0]["location"], states[0]["scale"])
     y = torch.stack([torch.tensor(Y).double().roll(m, 0) for m in range(n_models)])
     y[:, 0, 0], y[:, 1, 3] = 50, -60  # farther than the encoder sees
     eps = normals(n_models, n_draws, 30, 2)
-    g_log_likelihood, g_kl = normals(n_models, n_draws, 30, seed=2), normals(n_models, 30, seed=3)
-    terms = [model(*own) for model, *own in zip(models, y, eps, strict=True)]
+    terms = [model(*own, by_draw=by_draw) for model, *own in zip(models, y, eps, strict=True)]
+    g = gradients_like([torch.stack(own) for own in zip(*terms, strict=True)])
     of_each = [
-        torch.autograd.grad(own, list(model.parameters()), [*g])
-        for model, own, *g in zip(models, terms, g_log_likelihood, g_kl, strict=True)
+        torch.autograd.grad(own, list(model.parameters()), [*g_own])
+        for model, own, *g_own in zip(models, terms, *g, strict=True)
     ]
     expected = [torch.stack(own) for own in zip(*of_each, strict=True)]
 
     with torch.inference_mode():
         stack = stacked([describe(likelihood=likelihood)] * n_models, states)
-        same, pull = stack.vjp(y, eps)
-        gradients = pull(g_log_likelihood, g_kl)
+        same, pull = stack.vjp(y, eps, y[..., :0], by_draw=by_draw)
+        gradients = pull(*g)
 
     for a, b in zip(same, zip(*terms, strict=True), strict=True):
         torch.testing.assert_close(a, torch.stack(b).detach(), rtol=1e-11, atol=1e-11)
@@ -428,7 +444,8 @@ def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
         mean, std = model.encode(torch.tensor(X))
         X_hat = model.decode(mean + std * eps[0]).numpy()
 
-    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian(state["scale"])
+    kl = kl[0].sum(-1)
+    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian("gaussian", state["scale"])
 
     textbook = ((X - X_hat) ** 2).sum(axis=1) + kl.numpy()
     constant = 3 / 2 * math.log(math.pi)
@@ -464,7 +481,9 @@ def test_values_and_their_names_make_the_same_model():
 # --- stacks -----------------------------------------------------------------------------------
 
 # Numbers of components of the members of a stack.
-every_mixture = pytest.mark.parametrize("mixture", [(1, 2, 5), (5, 2, 1), (3, 3, 3), (4,)], ids=str)
+MIXTURES = [(1, 2, 5), (5, 2, 1), (3, 3, 3), (4,)]
+
+every_mixture = pytest.mark.parametrize("mixture", MIXTURES, ids=str)
 
 
 def made_several(likelihood, mixture, hidden=(6, 5)):
@@ -500,38 +519,49 @@ def test_every_value_of_a_stack_beyond_its_members_own_is_0(likelihood):
 
 
 @every_likelihood
-@every_mixture
+@pytest.mark.parametrize(
+    ("mixture", "by_draw"),
+    # By draw, components that are not there were learned: such models are not mixed.
+    [*((mixture, False) for mixture in MIXTURES), ((3, 3, 3), True), ((4,), True)],
+    ids=str,
+)
 @pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
 @pytest.mark.parametrize("n_draws", [1, 3])
 def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
-    likelihood, mixture, hidden, n_draws
+    likelihood, mixture, hidden, n_draws, by_draw
 ):
     architectures, states = made_several(likelihood, mixture, hidden)
     n_models, wide = len(mixture), max(mixture)
     y, eps = normals(n_models, 7, 4), normals(n_models, n_draws, 7, wide, seed=1)
     y[:, 0, 0] = 50  # farther than the encoder sees
-    g = normals(n_models, n_draws, 7, seed=2), normals(n_models, 7, seed=3)
     for m, n_components in enumerate(mixture):
         eps[m, ..., n_components:] = 0
     with torch.inference_mode():
         stack = stacked(architectures, states)
-        terms, pull = stack.vjp(y, eps)
+        terms, pull = stack.vjp(y, eps, y[..., :0], by_draw=by_draw)
+        g = gradients_like(terms)
         gradients = torch.cat([gradient.flatten(1) for gradient in pull(*g)], dim=1)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
             one = slice(m, m + 1)
             model = stacked([architecture], [state])
-            alone, pull_alone = model.vjp(y[one], eps[one, ..., : mixture[m]])
+            n_own = mixture[m]
+            alone, pull_alone = model.vjp(
+                y[one], eps[one, ..., :n_own], y[one, :, :0], by_draw=by_draw
+            )
             for a, b in zip(terms, alone, strict=True):
-                torch.testing.assert_close(a[one], b, rtol=1e-12, atol=1e-12)
-            expected = pull_alone(*(gradient[one] for gradient in g))
+                own_terms = a[one, ..., : b.shape[-1]]
+                torch.testing.assert_close(own_terms, b, rtol=1e-12, atol=1e-12)
+            if not by_draw:  # a component that is not there diverges from nothing
+                assert (terms.kl[m, ..., n_own:] == 0).all()
+            expected = pull_alone(g[0][one], g[1][one, ..., : alone.kl.shape[-1]])
             own = _model.learned(stack, architecture, gradients[m])
             for a, b in zip(own.values(), expected, strict=True):
                 # Rounding of sums whose terms may be much larger than they are.
                 atol = 1e-12 * max(1, b.abs().max().item())
                 torch.testing.assert_close(torch.tensor(a), b[0], rtol=1e-12, atol=atol)
             # Nothing is learned beyond the member's own values.
-            n_own = sum(np.count_nonzero(array) for array in own.values())
-            assert torch.count_nonzero(gradients[m]) == n_own
+            n_learned = sum(np.count_nonzero(array) for array in own.values())
+            assert torch.count_nonzero(gradients[m]) == n_learned
 
 
 @every_likelihood
@@ -548,7 +578,8 @@ def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
         assert torch.equal(a, b), name
     y, eps = 50 * normals(2, 7, 4), normals(2, 1, 7, 5, seed=1)
     eps[0, ..., 2:] = 0
-    for a, b in zip(stack.vjp(y, eps)[0], expected.vjp(y, eps)[0], strict=True):
+    of_both = (model.vjp(y, eps, y[..., :0], by_draw=False)[0] for model in (stack, expected))
+    for a, b in zip(*of_both, strict=True):
         assert torch.equal(a, b)
 
 
@@ -557,9 +588,114 @@ def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
     architectures, states = made_several(likelihood, (2, 2))
     states[0] = states[0] | {"bound": np.float64(3.0)}
     y, eps = 50 * normals(1, 7, 4).expand(2, 7, 4), normals(2, 1, 7, 2, seed=1)
-    terms, _ = stacked(architectures, states).vjp(y, eps)
+    terms, _ = stacked(architectures, states).vjp(y, eps, y[..., :0], by_draw=False)
     for m, state in enumerate(states):
         alone = _model.from_state(architectures[m], state)
         with torch.no_grad():
             for a, b in zip(terms, alone(y[m], eps[m]), strict=True):
                 torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
+
+
+# --- other parts, and noise of rows and units ---------------------------------------------------
+
+PARTS = [
+    {"posterior": "full"},
+    {"prior": Mixture(3)},
+    {"prior": Vamp(5)},
+    {"prior": Vamp(5), "posterior": "full"},
+    {"network": MLP(residual=True, layer_norm=True)},
+    {"network": MLP(dropout=0.4)},
+    {"network": MLP(dropout=0.4), "prior": Vamp(5)},
+    {"likelihood": Bernoulli(resample=True)},
+    {"likelihood": Bernoulli(resample=True), "network": MLP(residual=True, dropout=0.4)},
+]
+
+
+def made_of(parts, n_models):
+    """The architecture and models in float64 with these parts, and their states."""
+    architecture = describe(4, 2) | parts
+    kind = "bernoulli" if "likelihood" in parts else "gaussian"
+    X = data(kind)
+    state = _model.initial_state(architecture, describe_columns(X), 0, lambda n: X[:n])
+    states = []
+    for m in range(n_models):
+        own, rng = dict(_model.cast(state, np.float64)), np.random.default_rng(m)
+        for name in learned_names(architecture, own):
+            own[name] = 0.3 * rng.normal(size=own[name].shape)
+        states.append(own)
+    return architecture, [_model.from_state(architecture, own) for own in states], states
+
+
+def terms_of(model, y, eps, about, by_draw):
+    """Terms (S, B) and (S|1, B, L|1) of a model for noise of draws, rows and units."""
+    if model.n_redrawn:
+        y = (torch.special.ndtr(about[:, : model.n_redrawn]) < y).double()
+    drop = about[:, model.n_redrawn :]
+    seen = model.bounded(y)
+    raw = model.encoder(seen, drop) if drop.shape[1] else model.encoder(seen)
+    q = model.posterior.parameters(raw)
+    z, log_q = model.posterior.draw(model.flow, q, eps[..., :2])
+    flat = z.flatten(0, 1)
+    drop = eps[..., 2:].flatten(0, 1)
+    outputs = model.decoder(flat, drop) if drop.shape[1] else model.decoder(flat)
+    outputs = outputs.view(*z.shape[:2], -1)
+    log_p_x = model.likelihood.log_prob(model.observation, outputs, y)
+    log_likelihood = (log_p_x * model.varies).sum(-1)
+    if model.has_kl and not by_draw:
+        return log_likelihood, model.posterior.kl(q)[None]
+    return log_likelihood, (log_q - model.log_prior(z)).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize("n_draws", [1, 3])
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("by_draw", [False, True])
+def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_models, by_draw):
+    architecture, models, states = made_of(parts, n_models)
+    of_draw, redrawn, of_row = _model.n_noise(architecture)
+    y = normals(n_models, 7, 4)
+    if redrawn:
+        y = y.sigmoid()
+    eps = normals(n_models, n_draws, 7, 2 + of_draw, seed=1)
+    about = normals(n_models, 7, redrawn + of_row, seed=5)
+    terms = [
+        terms_of(model, *own, by_draw) for model, *own in zip(models, y, eps, about, strict=True)
+    ]
+    g = gradients_like([torch.stack(own) for own in zip(*terms, strict=True)])
+    of_each = [
+        torch.autograd.grad(own, list(model.parameters()), [*g_own])
+        for model, own, *g_own in zip(models, terms, *g, strict=True)
+    ]
+    with torch.inference_mode():
+        stack = stacked([architecture] * n_models, states)
+        same, pull = stack.vjp(y, eps, about, by_draw=by_draw)
+        gradients = pull(*g)
+    for a, b in zip(same, zip(*terms, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(b).detach(), rtol=1e-10, atol=1e-10)
+    names = learned_names(architecture, states[0])
+    for name, a, *b in zip(names, gradients, *of_each, strict=True):
+        b = torch.stack(b)
+        atol = 1e-10 * max(1, b.abs().max().item())  # rounding of sums of larger terms
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=atol, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
+    architecture, (model,), states = made_of(parts, 1)
+    _, redrawn, _ = _model.n_noise(architecture)
+    y, eps = normals(7, 4), normals(3, 7, 2, seed=1)
+    if redrawn:
+        y = (y > 0).double()  # zeros and ones stay what they are
+    about = normals(1, 7, redrawn)
+    with torch.inference_mode():
+        terms = stacked([architecture], states).vjp(y[None], eps[None], about, by_draw=False)[0]
+    with torch.no_grad():
+        for a, b in zip(terms, model(y, eps), strict=True):
+            torch.testing.assert_close(a[0], b, rtol=1e-10, atol=1e-10)
+
+
+def test_noise_is_asked_for_units_of_the_decoder_rows_and_units_of_the_encoder():
+    sizes = {"hidden": (6, 5)}
+    assert _model.n_noise(describe(**sizes)) == (0, 0, 0)
+    assert _model.n_noise(describe(**sizes) | {"network": MLP(dropout=0.1)}) == (11, 0, 11)
+    assert _model.n_noise(describe(**sizes) | {"likelihood": Bernoulli(resample=True)}) == (0, 4, 0)

@@ -94,73 +94,240 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
 
 
 def test_elbo_sums_draws_in_float64():
-    model = fixed([[2.0**24, 1.0], [1.0, 2.0], [1.0, 3.0]], [0.5, 1.5])  # float32
+    kl = [[[0.25, 0.25], [1.5, 0.0]]]  # of each component
+    model = fixed([[2.0**24, 1.0], [1.0, 2.0], [1.0, 3.0]], kl)  # float32
     elbo = _objective.elbo(model, None, None)
     assert elbo.dtype == torch.float64
     assert elbo.tolist() == [(2**24 + 2) / 3 - 0.5, 0.5]  # 2**24 + 1 is none of float32
 
 
+def test_elbo_sums_divergences_of_draws_in_float64():
+    kl = [[[2.0**24], [1.0]], [[1.0], [2.0]], [[1.0], [3.0]]]
+    elbo = _objective.elbo(fixed([[0.0, 0.0]] * 3, kl), None, None)
+    assert elbo.tolist() == [-(2**24 + 2) / 3, -2]
+
+
 # --- the loss ---------------------------------------------------------------------------------
 
 
-def test_total_terms_are_sums_over_rows_of_means_over_draws():
+def weights_of(betas, free_bits=None, *, importance=False):
+    """Weights of the members of a stack, in float64."""
+    column = None if free_bits is None else torch.tensor(free_bits).double()[:, None]
+    return _objective.Weights(torch.tensor(betas).double()[:, None], column, importance)
+
+
+def about(y):
+    """Rows y (M, B, D) that no noise goes with."""
+    return y.new_empty(*y.shape[:2], 0)
+
+
+def test_numbers_of_the_loss_are_means_over_rows_and_draws():
     first, second = [[-1.0, -2.0, -4.0], [-3.0, 2.0, 0.0]], [[-8.0, 0.0, 0.0], [0.0, 0.0, -8.0]]
-    kl = torch.tensor([[0.5, 0.25, 1.0], [0.0, 3.0, 0.0]])
-    terms = _objective.total_terms(torch.tensor([first, second]), kl)
-    assert terms.tolist() == [[2 + 0 + 2, 8], [1.75, 3]]
-    (alone,) = _objective.total_terms(torch.tensor([first]), kl[:1]).T.tolist()
-    assert alone == [4, 1.75]
+    log_likelihood = torch.tensor([first, second]).double()
+    # Two components; of the second member's, one has none.
+    kl = torch.tensor([[[[0.5, 0.0], [0.0, 0.25], [0.5, 0.5]]], [[[0, 0], [3.0, 0], [0, 0]]]])
+    numbers = _objective.loss((log_likelihood, kl.double()), weights_of([2.0, 0.5])).numbers
+    expected = [[4 + 2 * 1.75, 8 + 0.5 * 3], [4, 8], [1.75, 3]]
+    torch.testing.assert_close(3 * numbers, torch.tensor(expected).double(), rtol=1e-14, atol=0)
+    (alone,) = _objective.loss(
+        (log_likelihood[:1], kl[:1].double()), weights_of([2.0])
+    ).numbers.T.tolist()
+    assert alone == numbers[:, 0].tolist()
+
+
+def test_numbers_of_the_loss_are_means_over_draws_whose_kl_is_estimated():
+    log_likelihood = torch.tensor([[[-1.0, -2.0], [-3.0, 2.0]]]).double()
+    kl = torch.tensor([[[[1.0], [2.0]], [[3.0], [-2.0]]]]).double()
+    numbers = _objective.loss((log_likelihood, kl), weights_of([3.0])).numbers
+    assert numbers.tolist() == [[1 + 3 * 1.0], [1.0], [1.0]]
 
 
 def test_reconstruction_plus_kl_is_minus_the_elbo():
     model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(3, 7, 2, seed=1)
     with torch.no_grad():
         log_likelihood, kl = model(y, eps)
-        (total,) = _objective.total_terms(log_likelihood[None], kl[None]).sum(0)
-        elbo = _objective.elbo(model, y, eps).sum()
-    torch.testing.assert_close(total, -elbo, rtol=1e-13, atol=0)
+        loss, *numbers = _objective.loss((log_likelihood[None], kl[None]), weights_of([1.0]))[0]
+        elbo = _objective.elbo(model, y, eps).mean()
+    torch.testing.assert_close(sum(numbers), -elbo[None], rtol=1e-13, atol=0)
+    torch.testing.assert_close(loss, -elbo[None], rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("betas", [[0.0], [0.25], [1.0], [4.0], [0.0, 0.25, 4.0]])
-@pytest.mark.parametrize("n_draws", [1, 3])
-@pytest.mark.parametrize("n_rows", [1, 7])
-def test_loss_gradient_is_that_of_the_mean_reconstruction_plus_beta_kl(betas, n_draws, n_rows):
+def mean_loss(terms, beta, free_bits, importance):
+    """The losses of the module's docstring, word by word, of one model."""
+    log_likelihood, kl = terms  # (S, B), (S|1, B, L|1)
+    if importance:
+        log_w = log_likelihood - beta * kl.sum(-1)
+        return -(log_w.exp().mean(0).log()).mean()
+    of_components = kl.mean((0, 1))
+    if free_bits is not None:
+        of_components = torch.stack([max(component, free_bits) for component in of_components])
+    return -log_likelihood.mean() + beta * of_components.sum()
+
+
+def check_loss_gradient(betas, free_bits, importance, n_draws, n_rows):
+    """`loss_gradient` of a stack gives the values and the gradients of autograd."""
     n_models = len(betas)
     models = [linear_model(4, 2, (5,), seed=100 * m) for m in range(n_models)]
     y, eps = normals(n_models, n_rows, 4), normals(n_models, n_draws, n_rows, 2, seed=1)
     totals, of_each = [], []
     for m, (model, beta) in enumerate(zip(models, betas, strict=True)):
-        log_likelihood, kl = model(y[m], eps[m])
-        loss = -log_likelihood.mean() + beta * kl.mean()
+        log_likelihood, kl = model(y[m], eps[m], by_draw=importance)
+        own = None if free_bits is None else torch.tensor(free_bits[m]).double()
+        loss = mean_loss((log_likelihood, kl), beta, own, importance)
         of_each.append(torch.autograd.grad(loss, list(model.parameters())))
-        totals.append(torch.stack([-log_likelihood.mean(0).sum(), kl.sum()]).detach())
+        kl = kl.mean(0).sum(-1).mean()
+        totals.append(torch.stack([loss, -log_likelihood.mean(), kl]).detach())
     expected = [torch.stack(own) for own in zip(*of_each, strict=True)]
 
     with torch.inference_mode():
-        beta = torch.tensor(betas).double()[:, None]
         stack = stacked(models, 4, 2, (5,))
-        terms, gradients = _objective.loss_gradient(stack, y, eps, beta)
+        weights = weights_of(betas, free_bits, importance=importance)
+        numbers, gradients = _objective.loss_gradient(stack, y, eps, about(y), weights)
 
-    torch.testing.assert_close(terms, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(numbers, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
     assert all((gradient != 0).any() for gradient in gradients)
 
 
+several_betas = pytest.mark.parametrize("betas", [[0.0], [0.25], [1.0], [4.0], [0.0, 0.25, 4.0]])
+
+
+@several_betas
+@pytest.mark.parametrize("n_draws", [1, 3])
+@pytest.mark.parametrize("n_rows", [1, 7])
+def test_loss_gradient_is_that_of_the_mean_reconstruction_plus_beta_kl(betas, n_draws, n_rows):
+    check_loss_gradient(betas, None, False, n_draws, n_rows)
+
+
+@several_betas
+@pytest.mark.parametrize("n_draws", [1, 3])
+@pytest.mark.parametrize("n_rows", [1, 7])
+@pytest.mark.parametrize("place", ["below", "between", "above"])
+def test_loss_gradient_with_free_bits_is_that_of_their_formula(betas, n_draws, n_rows, place):
+    y = normals(len(betas), n_rows, 4)
+    free_bits = []
+    for m in range(len(betas)):  # beside the divergences of the two components
+        with torch.no_grad():
+            kl = linear_model(4, 2, (5,), seed=100 * m)(y[m], normals(1, 1, 2)).kl.mean((0, 1))
+        places = {"below": kl.min() / 2, "between": kl.mean(), "above": 2 * kl.max()}
+        free_bits.append(places[place].item())
+    check_loss_gradient(betas, free_bits, False, n_draws, n_rows)
+
+
+def test_loss_gradient_of_members_with_unlike_free_bits_is_that_of_each_formula():
+    check_loss_gradient([1.0, 0.5, 4.0, 1.0], [0.0, 0.9, 0.3, 100.0], False, 3, 7)
+
+
+@several_betas
+@pytest.mark.parametrize("n_draws", [2, 5])
+@pytest.mark.parametrize("n_rows", [1, 7])
+def test_loss_gradient_of_importance_samples_is_that_of_their_bound(betas, n_draws, n_rows):
+    check_loss_gradient(betas, None, True, n_draws, n_rows)
+
+
 def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
     models = [linear_model(4, 2, (5,), seed=100 * m) for m in range(3)]
-    y, eps = normals(3, 7, 4), normals(3, 1, 7, 2, seed=1)
-    beta = torch.tensor([[0.5], [1.0], [4.0]]).double()
+    betas, free_bits = [0.5, 1.0, 4.0], [0.0, 0.9, 0.3]
+    for n_draws, bits, importance in [(1, None, False), (1, free_bits, False), (3, None, True)]:
+        y, eps = normals(3, 7, 4), normals(3, n_draws, 7, 2, seed=1)
+        whole = weights_of(betas, bits, importance=importance)
+        with torch.inference_mode():
+            stack = stacked(models, 4, 2, (5,))
+            numbers, gradients = _objective.loss_gradient(stack, y, eps, about(y), whole)
+            for m, model in enumerate(models):
+                one = slice(m, m + 1)
+                alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], about(y)[one])
+                bits_of_one = None if bits is None or bits[m] == 0 else bits[one]
+                weights = weights_of(betas[one], bits_of_one, importance=importance)
+                expected_numbers, expected = _objective.loss_gradient(alone, *own, weights)
+                # float64: rounding of sums of a few numbers.
+                torch.testing.assert_close(
+                    numbers[:, one], expected_numbers, rtol=1e-12, atol=1e-12
+                )
+                of_member = [gradient[one] for gradient in gradients]
+                torch.testing.assert_close(of_member, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- free bits --------------------------------------------------------------------------------
+
+
+def test_free_bits_hold_the_mean_divergence_of_each_component_from_below():
+    kl = torch.tensor([[[[0.0, 0.4], [0.6, 1.6]]]]).double()  # means over the rows: 0.3 and 1
+    loss = _objective.loss((torch.zeros(1, 1, 2).double(), kl), weights_of([2.0], [0.5]))
+    # The rows' own are 0, 0.4, 0.6 and 1.6: held one by one, the loss were 2 * 1.6.
+    assert loss.numbers.flatten().tolist() == pytest.approx([2 * (0.5 + 1), 0, 0.3 + 1])
+    assert loss.g_kl.tolist() == [[[[0, 1], [0, 1]]]]
+
+
+def test_a_component_below_the_free_bits_has_no_pull_from_the_divergence():
+    model = linear_model(4, 2, (5,))
+    y, eps = normals(1, 7, 4), normals(1, 1, 7, 2, seed=1)
     with torch.inference_mode():
-        stack = stacked(models, 4, 2, (5,))
-        terms, gradients = _objective.loss_gradient(stack, y, eps, beta)
-        for m, model in enumerate(models):
-            one = slice(m, m + 1)
-            alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], beta[one])
-            expected_terms, expected = _objective.loss_gradient(alone, *own)
-            # float64: rounding of sums of a few numbers.
-            torch.testing.assert_close(terms[:, one], expected_terms, rtol=1e-12, atol=1e-12)
-            of_member = [gradient[one] for gradient in gradients]
-            torch.testing.assert_close(of_member, expected, rtol=1e-12, atol=1e-12)
+        stack = stacked([model], 4, 2, (5,))
+        of_each = [
+            _objective.loss_gradient(stack, y, eps, about(y), weights)[1]
+            for weights in (weights_of([5.0], [1e3]), weights_of([0.0]))
+        ]
+    torch.testing.assert_close(*of_each, rtol=1e-12, atol=1e-13)
+
+
+# --- importance samples -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 5, 64])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_loss_of_importance_samples_is_minus_the_log_mean_weight(k, beta):
+    log_p, log_ratio = normals(1, k, 3), normals(1, k, 3, 1, seed=1)
+    numbers = _objective.loss((log_p, log_ratio), weights_of([beta], importance=True)).numbers
+    log_w = log_p - beta * log_ratio.squeeze(-1)
+    expected = -(torch.logsumexp(log_w, 1) - math.log(k)).mean()
+    torch.testing.assert_close(numbers[0, 0], expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(numbers[1, 0], -log_p.mean(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(numbers[2, 0], log_ratio.mean(), rtol=1e-13, atol=1e-15)
+
+
+def test_loss_of_importance_samples_whose_weights_no_float_holds_is_finite():
+    log_p = torch.tensor([[[-2e4, 3e4], [-2e4, 3e4]]])
+    loss = _objective.loss(
+        (log_p, torch.zeros(1, 2, 2, 1)), _objective.Weights(torch.ones(1, 1), None, True)
+    )
+    assert loss.numbers[0].item() == pytest.approx(-5e3, rel=1e-6)
+    assert loss.g_log_likelihood.flatten().tolist() == [-0.25] * 4
+
+
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_bound_of_importance_samples_rises_with_their_number_to_log_p(n_components):
+    # Burda et al., theorem 1; of a linear model log p(x) is known.
+    model, y = linear_model(4, n_components), normals(7, 4, seed=9)
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p.zero_()  # q is the prior, which covers every posterior
+        weight, bias = model.decoder[0].weight, model.decoder[0].bias
+        variance = model.likelihood.variance(model.observation)
+        p_x = D.MultivariateNormal(bias, weight @ weight.T + variance.diag())
+        log_p = p_x.log_prob(y).mean().item()
+        eps, bounds = normals(20_000, 7, n_components, seed=1), []
+        log_likelihood, kl = model(y, eps, by_draw=True)
+        for k in (1, 10, 1000, 20_000):
+            terms = [
+                (log_likelihood[i : i + k][None], kl[i : i + k][None]) for i in range(0, 20_000, k)
+            ]
+            weights = weights_of([1.0], importance=True)
+            losses = [_objective.loss(some, weights).numbers[0] for some in terms]
+            bounds.append(-torch.cat(losses).mean().item())
+    assert bounds == sorted(bounds)
+    assert bounds[-1] - bounds[0] > 0.01
+    # Of the 20 000 draws' own spread.
+    assert bounds[-1] == pytest.approx(log_p, abs=0.02)
+
+
+def test_terms_by_draw_have_the_mean_of_the_known_divergence():
+    model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(100_000, 1, 2, seed=1)
+    with torch.no_grad():
+        estimates, known = model(y, eps, by_draw=True).kl, model(y, eps).kl.sum(-1)
+    assert estimates.shape == (100_000, 7, 1)
+    error = estimates.std(0) / math.sqrt(100_000)
+    assert ((estimates.mean(0) - known.T).abs() < 5 * error).all()
 
 
 # --- warm-up ----------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from skvae import _arrays, _model, _stack, _training
+from skvae import _arrays, _model, _objective, _stack, _training
 from skvae._training import Adam, Best, Plan, Record, Rows
+from skvae.likelihoods import Bernoulli
+from skvae.networks import MLP
 
 N_COMPONENTS = 2
 CPU = torch.device("cpu")
@@ -44,8 +46,9 @@ class Batch(NamedTuple):
 
     epoch: int
     rows: torch.Tensor  # (B, D)
-    noise: torch.Tensor  # (S, B, L)
+    noise: torch.Tensor  # (S, B, .)
     beta: float | None = None
+    about: torch.Tensor | None = None  # noise of the rows, (B, N)
 
 
 class Problem:
@@ -81,6 +84,11 @@ class Problem:
     def weights(self):
         return torch.cat([p.flatten(1) for p in self.learned], dim=1).clone()
 
+    @staticmethod
+    def is_training(eps):
+        """Whether this noise is that of a training step, and not of a judgement."""
+        return eps.shape[1] != _training.N_VALIDATION_DRAWS
+
     # --- what training asks of a stack ---
 
     def parameters(self):
@@ -91,8 +99,8 @@ class Problem:
         for p in self.learned:
             p.data = p.data[members]
 
-    def vjp(self, y, eps):
-        training = eps.shape[1] != _training.N_VALIDATION_DRAWS
+    def vjp(self, y, eps, about, *, by_draw):
+        training = self.is_training(eps)
         if training:
             self.n_steps += 1
             if self.interrupt == (self.started, "step"):
@@ -106,7 +114,8 @@ class Problem:
                 self.spoil(self.started, member, log_likelihood[place], kl[place])
             if training:
                 continue
-            self.judged[member].append(Batch(self.started, y[place].clone(), eps[place].clone()))
+            batch = Batch(self.started, y[place].clone(), eps[place].clone(), None, about[place])
+            self.judged[member].append(batch)
             if self.judge is not None:
                 reconstruction, kl[place] = self.judge(self.started, member)
                 log_likelihood[place] = -reconstruction
@@ -114,20 +123,22 @@ class Problem:
         def pull(g_log_likelihood, g_kl):
             for place, member in enumerate(self.members):
                 # beta is known by its gradient: some digits are lost.
-                beta = round(g_kl[place, 0].item() * y.shape[1], 12)
-                batch = Batch(self.started, y[place].clone(), eps[place].clone(), beta)
+                beta = round(g_kl[place].sum().item(), 12)
+                batch = Batch(
+                    self.started, y[place].clone(), eps[place].clone(), beta, about[place]
+                )
                 self.batches[member].append(batch)
             return torch.autograd.grad(terms, learned, [g_log_likelihood, g_kl])
 
         return (log_likelihood, kl), pull
 
     def row_terms(self, learned, y, eps):
-        """Log-likelihood (M, S, B) and KL (M, B), that depend on rows, noise and parameters."""
+        """Log-likelihood (M, S, B) and KL (M, 1, B, 1), of rows, noise and parameters."""
         matrix, vector = learned
         z = (0.01 * y.to(matrix.dtype) @ matrix).unsqueeze(1) + eps.to(matrix.dtype)
         log_likelihood = -(z - vector[:, None, None]).square().sum(-1)
         kl = matrix.square().sum((1, 2)) + vector.exp().sum(1)
-        return log_likelihood, kl.unsqueeze(1).expand(y.shape[:2])
+        return log_likelihood, kl[:, None, None, None].expand(-1, 1, y.shape[1], 1)
 
     # --- what training tells ---
 
@@ -362,6 +373,29 @@ def test_beta_rises_during_the_warm_up_and_stays():
     assert plan(beta=8.0).beta_in(0) == 8
 
 
+@pytest.mark.parametrize(
+    ("max_iter", "n_cycles", "n_warmup", "expected"),
+    [
+        (6, 2, 1, [4, 8, 8, 4, 8, 8]),
+        (8, 2, 3, [2, 4, 6, 8, 2, 4, 6, 8]),
+        (8, 3, 1, [4, 8, 4, 8, 4, 8, 8, 8]),  # the last cycle is longer
+        (5, 3, 0, [8, 8, 8, 8, 8]),
+        (2, 5, 0, [8, 8]),
+    ],
+)
+def test_beta_rises_in_every_cycle_and_stays_after_the_last(max_iter, n_cycles, n_warmup, expected):
+    cyclical = plan(beta=8.0, max_iter=max_iter, n_cycles=n_cycles, n_warmup=n_warmup)
+    betas = [cyclical.beta_in(epoch) for epoch in range(max_iter)]
+    assert betas == expected
+    # The warm-up is over once beta has its full weight for good: counted from 1.
+    still = [any(beta < 8 for beta in betas[epoch:]) for epoch in range(max_iter)]
+    assert [cyclical.is_warming(epoch + 1) for epoch in range(max_iter)] == still
+
+
+def test_plan_without_warm_up_is_never_warming():
+    assert not any(plan(n_cycles=n).is_warming(epoch) for n in (1, 3) for epoch in range(6))
+
+
 # --- what the loss is shown -------------------------------------------------------------------
 
 
@@ -496,7 +530,7 @@ def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
     monkeypatch.setattr(_training, "PROBE_ROWS", n_probe)
     problem = Problem()
     problem.train(rows_of(20), plan(n_held_out=n_held_out, max_iter=4))
-    (_, rows, noise, _), *others = problem.judged[0]
+    (_, rows, noise, *_), *others = problem.judged[0]
     assert [batch.epoch for batch in problem.judged[0]] == [1, 2, 3, 4]
     assert len(rows) == (n_held_out or min(n_probe, 20))
     for same in others:
@@ -507,6 +541,42 @@ def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
     rising = noise.sort(dim=0).values
     assert torch.equal(rising, -rising.flip(0))
     assert len(noise.unique()) == noise.numel()
+
+
+def test_rows_and_units_have_noise_of_their_own_in_training_and_rows_alone_when_judged():
+    problem = Problem()
+    numbers = plan(n_noise=(3, 2, 4), batch_size=64, max_iter=3, n_held_out=50)
+    problem.row_terms = lambda learned, y, eps: Problem.row_terms(
+        problem, learned, y, eps[..., :N_COMPONENTS]
+    )
+    problem.train(rows_of(550), numbers)
+    noise = torch.cat([batch.noise for batch in problem.batches[0]], dim=1)
+    about = torch.cat([batch.about for batch in problem.batches[0]])
+    assert noise.shape == (1, 1500, N_COMPONENTS + 3)
+    assert about.shape == (1500, 2 + 4)
+    # New in every epoch; of so many numbers in float32, a few are the same by chance.
+    together = torch.cat([noise[0], about], dim=1)
+    assert len(together.unique()) > 0.999 * together.numel()
+    for some in (noise, about):  # five standard errors of standard normals
+        assert some.mean().abs() < 5 / math.sqrt(some.numel())
+        assert (some.var() - 1).abs() < 5 * math.sqrt(2 / some.numel())
+    (_, _, noise, _, about), *others = problem.judged[0]
+    assert noise.shape == (_training.N_VALIDATION_DRAWS, 50, N_COMPONENTS)  # no unit is dropped
+    assert about.shape == (50, 2)  # but rows are drawn anew, the same way after every epoch
+    assert all(torch.equal(about, same.about) for same in others)
+
+
+@pytest.mark.parametrize("n_values", [1, 300, 1 << 22])
+def test_noise_is_new_for_every_row_however_much_of_it_is_drawn_at_once(monkeypatch, n_values):
+    monkeypatch.setattr(_training, "NOISE_VALUES", n_values)
+    problem = Problem()
+    problem.train(rows_of(30), plan(n_noise=(0, 2, 0), batch_size=4, max_iter=3))
+    for batches in (
+        torch.cat([batch.noise for batch in problem.batches[0]], dim=1),
+        torch.cat([batch.about for batch in problem.batches[0]]),
+    ):
+        assert batches.shape[-2:] == (90, 2)
+        assert len(batches.unique()) == batches.numel()
 
 
 def test_training_shows_the_loss_beta_of_the_epoch():
@@ -544,7 +614,7 @@ def test_training_equals_a_loop_of_torch_over_the_same_batches(schedule, n_held_
     matrix, vector = (p[0].requires_grad_() for p in oracle.learned)
     adam = adam_of_torch([matrix, vector], 0.1)
     n_training, done = 17 - n_held_out, 0
-    for epoch, rows, eps, _ in problem.batches[0]:
+    for epoch, rows, eps, *_ in problem.batches[0]:
         share = (done - (epoch - 1) * n_training) / n_training
         for group in adam.param_groups:
             cosine = (1 + math.cos(math.pi * (epoch - 1 + share) / 6)) / 2
@@ -579,7 +649,7 @@ class Counting(Problem):
     def row_terms(self, learned, y, eps):
         nothing = sum(0 * p.sum() for p in learned)
         log_likelihood = -y[..., 0].unsqueeze(1).expand(eps.shape[:3])
-        return log_likelihood + nothing, torch.full_like(y[..., 0], 2.0) + nothing
+        return log_likelihood + nothing, torch.full_like(y[:, None, :, :1], 2.0) + nothing
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])
@@ -630,7 +700,7 @@ def test_record_holds_the_terms_of_every_epoch_and_what_they_add_up_to(n_held_ou
 def test_record_of_held_out_rows_is_that_of_the_weights_after_the_epoch():
     problem = Problem()
     record = problem.train(rows_of(12), plan(n_held_out=4, max_iter=3))
-    _, rows, noise, _ = problem.judged[0][0]
+    _, rows, noise, *_ = problem.judged[0][0]
     for epoch, weights in enumerate(problem.after):
         learned = weights[:, :4].view(1, 2, 2), weights[:, 4:]
         log_likelihood, kl = problem.row_terms(learned, rows[None], noise[None])
@@ -855,10 +925,10 @@ def test_interruption_in_the_middle_of_a_batch_forgets_the_steps_of_its_epoch():
     problem = Problem()
     vjp = problem.vjp
 
-    def interrupted(y, eps):
+    def interrupted(*arguments, **options):
         if problem.n_steps == 3 + 3 + 1 and problem.started == 3:
             raise KeyboardInterrupt  # before the second step of the third epoch
-        return vjp(y, eps)
+        return vjp(*arguments, **options)
 
     problem.vjp = interrupted
     record = problem.train(rows_of(10), plan(batch_size=4))
@@ -938,6 +1008,7 @@ def assert_same_shown(problem, alone, member):
             assert (batch.epoch, batch.beta) == (same.epoch, same.beta)
             assert torch.equal(batch.rows, same.rows)
             assert torch.equal(batch.noise, same.noise)
+            assert torch.equal(batch.about, same.about)
 
 
 # Of each member, what is its own besides its seed.
@@ -1169,23 +1240,35 @@ def test_rows_of_every_member_are_held_out_by_its_own_generator():
     assert not torch.equal(training[0], training[1])
 
 
-def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_components():
+@pytest.mark.parametrize("n_more", [0, 4])
+def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_components(n_more):
     plans = [plan(n_components=n) for n in (2, 5, 1)]
-    noise = _training.draw_noise(
-        (3, 7), max(p.n_components for p in plans), plans, generators(0, 1, 2)
-    )
-    assert noise.shape == (3, 3, 7, 5)
+    noise = _training.draw_noise((3, 7), 5, n_more, plans, generators(0, 1, 2))
+    assert noise.shape == (3, 3, 7, 5 + n_more)
     for m, (own, numbers) in enumerate(zip(noise, plans, strict=True)):
         n_components = numbers.n_components
-        (alone,) = _training.draw_noise((3, 7), numbers.n_components, [numbers], generators(m))
-        assert torch.equal(own[..., :n_components], alone)
-        assert (own[..., n_components:] == 0).all()
+        (alone,) = _training.draw_noise((3, 7), n_components, n_more, [numbers], generators(m))
+        assert torch.equal(own[..., :n_components], alone[..., :n_components])
+        assert (own[..., n_components:5] == 0).all()
+        assert torch.equal(own[..., 5:], alone[..., n_components:])
+        assert len(alone.unique()) == alone.numel()
+
+
+@pytest.mark.parametrize("n_noise", [0, 1, 4])
+def test_noise_of_rows_is_that_of_the_generator_of_each_member(n_noise):
+    first, second, same = _training.draw_about(7, n_noise, generators(0, 1, 0))
+    assert first.shape == second.shape == (7, n_noise)
+    assert torch.equal(first, same)
+    assert torch.equal(first, second) == (n_noise == 0)
+    assert len(first.unique()) == first.numel()
 
 
 # --- stacks of models -------------------------------------------------------------------------
 
 
-def job_of(seed, n_components=2, hidden=(6, 5), device=CPU, precision="float64", **numbers):
+def job_of(
+    seed, n_components=2, hidden=(6, 5), device=CPU, precision="float64", parts=None, **numbers
+):
     """A model of some components on a small table, from its own first weights."""
     rng = np.random.default_rng(0)
     data = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(40, 4))
@@ -1196,7 +1279,11 @@ def job_of(seed, n_components=2, hidden=(6, 5), device=CPU, precision="float64",
         "network": "mlp",
         "hidden_layer_sizes": hidden,
         "activation": "silu",
+        **(parts or {}),
     }
+    if parts and "likelihood" in parts:
+        data = 1 / (1 + np.exp(-data))
+    numbers = {"n_noise": _model.n_noise(architecture)} | numbers
     state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
     state = _model.cast(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
@@ -1231,6 +1318,115 @@ def test_models_of_different_components_train_together_as_they_do_alone(hidden, 
     ]
     for trained, job in zip(run(jobs), jobs, strict=True):
         assert_same_trained(trained, run([job])[0])
+
+
+# What is alike in a stack, and what is each member's own.
+OBJECTIVES = [
+    ({}, [{"free_bits": 0.0}, {"free_bits": 0.1, "n_warmup": 3}, {"free_bits": 2.0}]),
+    ({"n_importance_samples": 3}, [{"beta": 0.5}, {"n_warmup": 2, "n_cycles": 2}, {}]),
+    ({"parts": {"network": MLP(dropout=0.3)}}, [{"free_bits": 0.3}, {"beta": 3.0}, {}]),
+    ({"parts": {"network": MLP(dropout=0.3)}, "n_importance_samples": 5}, [{}, {"beta": 3.0}]),
+    ({"parts": {"likelihood": Bernoulli(resample=True)}}, [{}, {"beta": 0.2}, {"n_cycles": 3}]),
+]
+
+
+@pytest.mark.parametrize(("alike", "own"), OBJECTIVES, ids=str)
+@pytest.mark.parametrize("n_held_out", [0, 8])
+def test_models_of_every_objective_train_together_as_they_do_alone(alike, own, n_held_out):
+    jobs = [
+        job_of(m, **alike, **numbers, n_held_out=n_held_out, max_iter=6 + m)
+        for m, numbers in enumerate(own)
+    ]
+    for trained, job in zip(run(jobs), jobs, strict=True):
+        assert_same_trained(trained, run([job])[0])
+
+
+def test_free_bits_of_0_are_none_in_a_stack_with_those_of_others():
+    # A divergence of 0, as a collapsed component has, may be rounded to below 0.
+    jobs = [job_of(0, free_bits=0.0), job_of(1, free_bits=0.5)]
+    kl = torch.tensor([[[[-1e-9, 1.0]]], [[[0.1, 1.0]]]]).double()
+    weights = members_of(jobs).weights
+    numbers, _, g_kl = _objective.loss((torch.zeros(2, 1, 1).double(), kl), weights)
+    assert numbers[0].tolist() == [1 - 1e-9, 1.5]
+    assert g_kl.tolist() == [[[[1, 1]]], [[[0, 1]]]]
+
+
+def members_of(jobs):
+    """The models of jobs, about to be trained."""
+    stack = _model.stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
+    generators = [_arrays.generator(job.seed) for job in jobs]
+    _, judged = _stack._read_once(jobs, generators)
+    return _training.Members(stack, judged, [job.plan for job in jobs], generators)
+
+
+@pytest.mark.parametrize("alike", [alike for alike, _ in OBJECTIVES], ids=str)
+@pytest.mark.parametrize("n_at_once", [1, 7, 8, 100])
+def test_judgement_does_not_depend_on_how_many_rows_or_models_are_judged_at_once(
+    monkeypatch, alike, n_at_once
+):
+    numbers = {"free_bits": 0.05} if "n_importance_samples" not in alike else {}
+    jobs = [job_of(m, **alike, **numbers, n_held_out=30) for m in range(3)]
+    with torch.inference_mode():
+        alone = torch.cat([members_of([job]).judge() for job in jobs], dim=1)
+        monkeypatch.setattr(_training, "JUDGED_ROWS", n_at_once)
+        together = members_of(jobs).judge()
+    torch.testing.assert_close(together, alone, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("free_bits", [0.0, 0.05, 3.0])
+def test_judgement_with_free_bits_is_of_the_mean_divergence_of_all_judged_rows(
+    monkeypatch, free_bits
+):
+    monkeypatch.setattr(_training, "JUDGED_ROWS", 4)
+    job = job_of(0, free_bits=free_bits, beta=2.0, n_held_out=30)
+    with torch.inference_mode():
+        members = members_of([job])
+        loss, reconstruction, kl = members.judge()[:, 0].tolist()
+        rows = members.judged.take(members.judged.index)[0]
+    model = _model.from_state(job.architecture, job.state)
+    with torch.no_grad():
+        of_rows = model(rows, members.noise[0])
+    of_components = of_rows.kl.mean((0, 1))
+    assert reconstruction == pytest.approx(-of_rows.log_likelihood.mean().item(), rel=1e-12)
+    assert kl == pytest.approx(of_components.sum().item(), rel=1e-12)
+    held = of_components.clamp(min=free_bits).sum().item()
+    assert loss == pytest.approx(reconstruction + 2 * held, rel=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+def test_judgement_of_importance_samples_is_of_as_many_antithetic_draws(k):
+    job = job_of(0, n_importance_samples=k, beta=2.0, n_held_out=30)
+    with torch.inference_mode():
+        members = members_of([job])
+        loss, reconstruction, kl = members.judge()[:, 0].tolist()
+        rows, noise = members.judged.take(members.judged.index)[0], members.noise[0]
+    assert noise.shape == (k, 30, 2)
+    half = (k + 1) // 2
+    assert torch.equal(noise[half:], -noise[: k - half])
+    model = _model.from_state(job.architecture, job.state)
+    with torch.no_grad():
+        log_likelihood, log_ratio = model(rows, noise, by_draw=True)
+    log_w = log_likelihood - 2 * log_ratio.sum(-1)
+    bound = (torch.logsumexp(log_w, 0) - math.log(k)).mean().item()
+    assert loss == pytest.approx(-bound, rel=1e-12)
+    assert reconstruction == pytest.approx(-log_likelihood.mean().item(), rel=1e-12)
+    assert kl == pytest.approx(log_ratio.mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [{"n_importance_samples": 3}, {"free_bits": 0.2}], ids=str)
+def test_record_of_an_objective_is_its_loss_beside_the_terms_of_the_elbo(numbers):
+    (trained,) = run([job_of(0, n_held_out=8, constant=10.0, beta=2.0, **numbers)])
+    for prefix in ("", "validation_"):
+        loss, reconstruction, kl, negative_elbo = (
+            np.array(trained.record.history[prefix + name])
+            for name in ("loss", "reconstruction", "kl", "negative_elbo")
+        )
+        np.testing.assert_allclose(negative_elbo, reconstruction + kl, rtol=1e-12)
+        if "free_bits" in numbers:  # they cost, where they do anything
+            assert (loss >= reconstruction + 2 * kl - 1e-12).all()
+            assert (loss >= reconstruction + 2 * 2 * 0.2 - 1e-12).all()
+        else:  # the bound of several draws is tighter than the mean of theirs
+            assert (loss < reconstruction + 2 * kl).all()
 
 
 @pytest.mark.parametrize("mixture", [(1, 2, 5), (5, 2, 1), (2, 5, 1)], ids=str)

@@ -5,7 +5,6 @@ import signal
 import threading
 import warnings
 import weakref
-from dataclasses import dataclass
 from unittest import mock
 
 import joblib
@@ -25,6 +24,8 @@ from torch import nn
 
 from skvae import VAEGridSearchCV, VAETransformer, _stack
 from skvae.likelihoods import Gaussian
+from skvae.networks import MLP
+from skvae.priors import Mixture, Vamp
 
 # In float64 a stack and single fits part by rounding of 1e-16 that training amplifies.
 SAME = {"rtol": 0, "atol": 1e-8}
@@ -485,53 +486,74 @@ def test_an_estimator_without_a_vae_is_searched_one_by_one(wine, trained):
     assert trained == []
 
 
+@pytest.mark.parametrize(
+    ("grid", "stacks"),
+    [
+        ({"n_importance_samples": [1, 3], "beta": [0.5, 2]}, [6, 6]),
+        # Alone, a component that is not there has nothing to learn from.
+        ({"n_importance_samples": [3], "n_components": [1, 2]}, [3, 3]),
+        ({"free_bits": [0.1, 0.5, 1.0]}, [9]),
+        ({"free_bits": [0.1], "n_components": [1, 2]}, [3, 3]),
+        ({"n_beta_cycles": [1, 2], "beta_warmup": [0.5], "n_components": [1, 2]}, [12]),
+        ({"network": [MLP(dropout=0.2)], "n_components": [1, 2]}, [6]),
+        ({"posterior": ["diagonal", "full"], "n_components": [1, 3]}, [6, 6]),
+        ({"prior": [Mixture(2), Vamp(5)], "n_components": [1, 2]}, [3, 3, 3, 3]),
+    ],
+    ids=str,
+)
+def test_every_objective_and_part_is_stacked_with_its_like(wine, trained, grid, stacks):
+    VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=1000, refit=False).fit(wine[:177])
+    assert trained == stacks
+    search_both(small(), grid, wine)
+
+
 class Residual(nn.Module):
     """A network that is no Sequential, with a buffer."""
 
-    def __init__(self, n_in, n_out):
+    def __init__(self, n_in, n_out, share):
         super().__init__()
         self.inner, self.outer = nn.Linear(n_in, 8), nn.Linear(8, n_out)
         self.across = nn.Linear(n_in, n_out, bias=False)
-        self.register_buffer("share", torch.empty(()))
+        self.register_buffer("share", torch.tensor(share))
 
     def forward(self, x):
         return self.outer(torch.tanh(self.inner(x))) + self.share * self.across(x)
 
 
-@dataclass(frozen=True)
-class OwnNetwork:
-    """A network of a user, without a gradient of its own."""
+def half(n_in, n_out):
+    return Residual(n_in, n_out, 0.5)
 
-    share: float = 0.5
 
-    def build(self, n_in, n_out, hidden_layer_sizes, activation):
-        return Residual(n_in, n_out)
-
-    def initialise(self, module, generator):
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-        module.share.fill_(self.share)
+def none(n_in, n_out):
+    return Residual(n_in, n_out, 0.0)
 
 
 def test_a_network_of_ones_own_is_stacked_too(wine, trained):
-    grid = {"beta": [0.5, 2], "n_components": [1, 3], "network": [OwnNetwork(), OwnNetwork(0.0)]}
+    grid = {"beta": [0.5, 2], "n_components": [1, 3], "network": [(half, half), (none, none)]}
     VAEGridSearchCV(small(), grid, cv=FOLDS, max_stack=1000, refit=False).fit(wine[:177])
     assert trained == [6, 6, 6, 6]  # another size or value is another stack
     search_both(small(), grid, wine)
 
 
-class Broken(OwnNetwork):
-    """Makes modules that cannot be called."""
+class Broken(Residual):
+    """Fails, but for the row or two that a network is tried with."""
 
-    def build(self, n_in, n_out, hidden_layer_sizes, activation):
-        module = super().build(n_in, n_out, hidden_layer_sizes, activation)
-        module.forward = None
-        return module
+    def forward(self, x):
+        return super().forward(x) if len(x) <= 2 else None
+
+
+def broken(n_in, n_out):
+    return Broken(n_in, n_out, 0.5)
+
+
+def failing(n_in, n_out):
+    raise RuntimeError("no such network")
 
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
-def test_a_stack_that_fails_leaves_its_candidates_to_themselves(wine):
-    grid = {"network": [OwnNetwork(), Broken()], "max_iter": [1]}
+@pytest.mark.parametrize("network", [(broken, broken), (half, failing)])
+def test_a_stack_that_fails_leaves_its_candidates_to_themselves(wine, network):
+    grid = {"network": [(half, half), network], "max_iter": [1]}
     with (
         pytest.warns(FitFailedWarning, match="3 fits failed"),
         pytest.warns(UserWarning, match="3 of 6 models could not be trained in a stack"),
@@ -545,26 +567,15 @@ class Chosen(nn.Module):
     def __init__(self, n_in, n_out):
         super().__init__()
         self.inner = nn.Linear(n_in, n_out)
-        self.register_buffer("order", torch.empty(n_out, dtype=torch.int64))
+        self.register_buffer("order", torch.arange(n_out).flip(0))
 
     def forward(self, x):
         return self.inner(x).index_select(-1, self.order)
 
 
-class Choosing(OwnNetwork):
-    """Makes modules with a buffer of whole numbers."""
-
-    def build(self, n_in, n_out, hidden_layer_sizes, activation):
-        return Chosen(n_in, n_out)
-
-    def initialise(self, module, generator):
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.1, generator=generator)
-        module.order.copy_(torch.arange(len(module.order)).flip(0))
-
-
 def test_a_buffer_of_whole_numbers_stays_one(wine, trained):
-    search_both(small(), {"network": [Choosing()], "beta": [0.5, 2]}, wine, max_stack=100)
+    grid = {"network": [(Chosen, Chosen)], "beta": [0.5, 2]}
+    search_both(small(), grid, wine, max_stack=100)
     assert max(trained) > 1
 
 
