@@ -148,6 +148,7 @@ class VAE(nn.Module):
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
         self.limit: float | torch.Tensor = math.inf
+        self.eval()  # a foreign module's own dropout would make results a matter of chance
         self.low_precision = False  # whether a stack's networks multiply in bfloat16
         self.float()  # whatever torch's default dtype is; units alone are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))

@@ -558,6 +558,14 @@ class Bernoulli(_UnitInterval):
         return (uniform.to(mean.device) < mean).to(mean.dtype)
 
 
+def _mean_between(log_odds: torch.Tensor) -> torch.Tensor:
+    """Mean of a continuous Bernoulli: 1 / (1 - exp(-l)) - 1 / l, by its series near 0."""
+    near = log_odds.abs() < 0.1
+    far = torch.where(near, 1.0, log_odds)
+    series = 0.5 + log_odds / 12 - log_odds**3 / 720
+    return torch.where(near, series, -1 / torch.expm1(-far) - 1 / far)
+
+
 @dataclass(frozen=True)
 class ContinuousBernoulli(_UnitInterval):
     """Numbers in [0, 1] with a density: what grey values need instead of `Bernoulli`.
@@ -577,6 +585,16 @@ class ContinuousBernoulli(_UnitInterval):
     ContinuousBernoulli()
     """
 
+    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+        """Start from the mean of each column."""
+        mean = to_tensor(columns.mean, "cpu").clamp(0.002, 0.998)
+        low, high = torch.full_like(mean, -LOG_ODDS_BOUND), torch.full_like(mean, LOG_ODDS_BOUND)
+        for _ in range(60):  # the mean rises with the log-odds: bisection
+            middle = (low + high) / 2
+            above = _mean_between(middle) > mean
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        module.log_odds.copy_(low)
+
     def _log_odds(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         # A density has no upper bound: a column of zeros would drive this one's to infinity.
         return LOG_ODDS_BOUND * torch.tanh(super()._log_odds(module, raw) / LOG_ODDS_BOUND)
@@ -594,11 +612,7 @@ class ContinuousBernoulli(_UnitInterval):
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
-        log_odds = self._log_odds(module, raw)
-        near = log_odds.abs() < 0.1
-        far = torch.where(near, 1.0, log_odds)
-        series = 0.5 + log_odds / 12 - log_odds**3 / 720
-        return torch.where(near, series, -1 / torch.expm1(-far) - 1 / far)
+        return _mean_between(self._log_odds(module, raw))
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws of x, (..., D)."""

@@ -69,8 +69,10 @@ def log_likelihood(
     per_sample : bool, default=False
         If True, return an estimate for each row.
     return_std_error : bool, default=False
-        If True, return the standard error too: of a row that of its draws (delta method); of
-        the mean that of the rows' estimates, by both their draws and the choice of rows.
+        If True, return the standard error too: of a row that of its draws (delta method, which
+        says too little where a few draws have all the weight: errors above 0.1 need more
+        draws); of the mean that of the rows' estimates, by both their draws and the choice of
+        rows.
 
     Returns
     -------

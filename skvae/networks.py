@@ -232,6 +232,9 @@ class MLP:
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Draw the weights of `module`, on the CPU, from `generator`."""
         draw_weights(module, generator)
+        if isinstance(module, HiddenLayers) and self.residual:
+            # Sums of layers are large, and a standard deviation is the exponential of one.
+            module.last.weight.mul_(0.1)
 
 
 def draw_weights(module: nn.Module, generator: torch.Generator) -> None:

@@ -272,6 +272,19 @@ class Flow:
 
     has_kl = factorises = False
 
+    def __post_init__(self) -> None:
+        """Refuse what is no flow."""
+        sizes = self.hidden_layer_sizes
+        numbers = [self.n_transforms, self.n_context]
+        if isinstance(sizes, tuple):
+            numbers += sizes
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
+        if not (whole and isinstance(sizes, tuple)):
+            raise ValueError(
+                "A Flow takes a positive n_transforms and n_context, and a tuple of positive "
+                f"integers as hidden_layer_sizes. Got {self!r}."
+            )
+
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
         return 2 * n_components + self.n_context

@@ -842,3 +842,14 @@ def test_levels_and_yes_or_no_have_a_score_without_units(quick):
         if case.likelihood.is_mass:
             X = case.support().data
             assert (quick(likelihood=case.likelihood).fit(X).score_samples(X) < 0).all()
+
+
+def test_a_continuous_bernoulli_starts_from_the_mean_of_each_column():
+    likelihood, means = ContinuousBernoulli(), np.array([0.01, 0.3, 0.5, 0.9, 0.995])
+    columns = Columns(means, np.full(5, 0.1))
+    module = likelihood.build(5).double()
+    with torch.no_grad():
+        likelihood.initialise(module, columns, np.ones(5))
+    mean = likelihood.mean(module, torch.zeros(1, 5, dtype=torch.float64))
+    # The log-odds are bent a little towards their bound.
+    np.testing.assert_allclose(mean[0].numpy(), means, rtol=0.02)

@@ -387,3 +387,20 @@ def test_flow_without_zuko_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko.flows.autoregressive", None)
     with pytest.raises(ImportError, match=r'pip install "skvae\[flows\]"'):
         Flow().build(3)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"n_transforms": 0},
+        {"n_transforms": -1},
+        {"n_context": 0},
+        {"hidden_layer_sizes": [8]},
+        {"hidden_layer_sizes": (8, 0)},
+        {"hidden_layer_sizes": (8, True)},
+    ],
+    ids=str,
+)
+def test_flow_refuses_what_is_no_flow(parameters):
+    with pytest.raises(ValueError, match="A Flow takes a positive n_transforms"):
+        Flow(**parameters)
