@@ -429,6 +429,8 @@ def initial_state(
         if model.prior.n_pseudo_inputs:
             rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
         model.prior.initialise(model.mixture, rows, g)
+        if isinstance(model.posterior, Flow):
+            model.posterior.initialise(model.flow, g)
         n_outputs = model.posterior.n_outputs(model.n_components)
         pairs = [
             (model.encoder, "encoder", len(location), n_outputs),

@@ -88,7 +88,7 @@ def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.S
 
 def _n_active(job: Job, state: _model.State) -> int:
     rows = job.data[:ACTIVITY_ROWS]
-    y = torch.empty(rows.shape, dtype=_dtype(job))
+    y = torch.empty(rows.shape, dtype=_dtype(job), device="cpu")
     _arrays.fill_standardised(y, rows, state["location"], state["scale"], _support(job))
     return _model.n_active(job.architecture, state, y)
 

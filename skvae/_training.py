@@ -133,6 +133,8 @@ class Record:
         if plan.n_held_out:
             epochs.append(("validation_", numbers[3:], plan.beta))
         for prefix, (minimised, reconstruction, kl), beta in epochs:
+            if plan.n_importance_samples == 1 and not plan.free_bits:
+                minimised = reconstruction + beta * kl  # to the last digit
             row = {
                 "loss": minimised + plan.constant,
                 "reconstruction": reconstruction + plan.constant,
@@ -223,7 +225,9 @@ class Adam:
         self.n_steps += len(rates)
         steps = self.weights.new_tensor(rates).unsqueeze(-1).unbind()
         if self.by_rows:
-            numbers = torch.arange(first, self.n_steps + 1, dtype=torch.float32)
+            numbers = torch.arange(
+                first, self.n_steps + 1, dtype=torch.float32, device=self.weights.device
+            )
             return list(zip(steps, numbers.unbind(), strict=True))
         rows = []
         for n, row in enumerate(rates, start=first):

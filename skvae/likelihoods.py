@@ -409,7 +409,8 @@ class StudentT(_RealValues):
     def _draw_noise(
         self, module: Any, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator
     ) -> torch.Tensor:
-        df = self._df(module, torch.empty((), dtype=dtype)).to(generator.device)
+        like = torch.empty((), dtype=dtype, device=generator.device)
+        df = self._df(module, like).to(generator.device)
         # Bailey, Polar generation of random variates with the t-distribution (1994).
         first, second = _uniform(shape, dtype, generator), _uniform(shape, dtype, generator)
         first = (1 - first).double()

@@ -141,8 +141,8 @@ class Hidden(nn.Module):
         h = self.activation(self.norm(self.linear(x)))
         if noise is not None:
             kept = noise > float(ndtri(self.dropout))
-            share = torch.where(noise == math.inf, 1.0, 1 / (1 - self.dropout))
-            h = torch.where(kept, h * share, 0.0)
+            scaled = torch.where(noise == math.inf, h, h / (1 - self.dropout))
+            h = torch.where(kept, scaled, 0.0)
         return h if self.skip is None else h + self.skip(x)
 
 
@@ -378,7 +378,7 @@ class Own:
 def check_outputs(module: nn.Module, part: str, n_in: int, n_out: int) -> None:
     """Raise where a module doesn't make (2, n_out) of (2, n_in)."""
     try:
-        outputs = module(torch.zeros(2, n_in))
+        outputs = module(torch.zeros(2, n_in, dtype=torch.float32, device="cpu"))
     except Exception as error:
         raise ValueError(
             f"The {part} of the network failed on an input of shape (2, {n_in}): "

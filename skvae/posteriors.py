@@ -290,7 +290,7 @@ class Flow:
         return 2 * n_components + self.n_context
 
     def build(self, n_components: int) -> nn.Module:
-        """Make the maps, whose first weights are torch's."""
+        """Make the maps."""
         try:
             from zuko.flows.autoregressive import MaskedAutoregressiveTransform
         except ImportError as error:
@@ -313,6 +313,13 @@ class Flow:
                 for number in range(self.n_transforms)
             )
         return maps.to(device)
+
+    def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
+        """Draw the weights of the maps, on the CPU, from `generator`."""
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """Mean of z, (B, L), from raw encoder outputs (B, 2L + C): by fixed draws."""

@@ -30,8 +30,9 @@ from sklearn.utils import estimator_html_repr
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import VAETransformer, _arrays, _training
+from skvae import VAETransformer, _arrays, _training, likelihoods, metrics, posteriors, priors
 from skvae.likelihoods import Bernoulli, Gaussian
+from skvae.networks import MLP
 
 LIKELIHOODS = [
     Gaussian("per_feature"),
@@ -1094,6 +1095,56 @@ MODES = {
     "default_dtype": default_dtype_float64,
     "default_device": default_device_meta,
 }
+
+
+class Linear32(torch.nn.Linear):
+    """Draws its weights in float32, whatever the default."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out, dtype=torch.float32)
+
+
+PARTS = [
+    {"prior": priors.Mixture(3)},
+    {"prior": priors.Vamp(3)},
+    {"posterior": "full", "n_importance_samples": 2},
+    {"posterior": posteriors.Flow(hidden_layer_sizes=(4,), n_context=2)},
+    {"free_bits": 0.1, "beta_warmup": 0.5, "n_beta_cycles": 2},
+    {"network": MLP(residual=True, dropout=0.2, layer_norm=True)},
+    {"network": (Linear32, Linear32)},
+    {"likelihood": "laplace"},
+    {"likelihood": "student_t"},
+    {"likelihood": "continuous_bernoulli"},
+    {"likelihood": likelihoods.Bernoulli(resample=True)},
+    {"likelihood": likelihoods.DiscretizedLogistic(4)},
+]
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_the_mode_of_the_caller_changes_nothing_of_any_part(parts, mode):
+    X = np.random.default_rng(0).random((60, 3))
+    if isinstance(parts.get("likelihood"), likelihoods.DiscretizedLogistic):
+        X = np.floor(4 * X)
+
+    def everything():
+        vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, random_state=0, **parts)
+        vae.fit(X)
+        return [
+            *vae.history_.values(),
+            vae.transform(X),
+            vae.score_samples(X),
+            vae.sample(5, random_state=0),
+            vae.sample_posterior(X, 2, random_state=0),
+            metrics.log_likelihood(vae, X, n_samples=3, per_sample=True, random_state=0),
+        ]
+
+    outside, state = everything(), torch.random.get_rng_state()
+    with mode():
+        inside = everything()
+    for left, right in zip(inside, outside, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
