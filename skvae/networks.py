@@ -234,7 +234,8 @@ class MLP:
         draw_weights(module, generator)
         if isinstance(module, HiddenLayers) and self.residual:
             # Sums of layers are large, and a standard deviation is the exponential of one.
-            module.last.weight.mul_(0.1)
+            with torch.no_grad():
+                module.last.weight.mul_(0.1)
 
 
 def draw_weights(module: nn.Module, generator: torch.Generator) -> None:

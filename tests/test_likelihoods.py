@@ -149,7 +149,8 @@ def bernoulli(likelihood, s, raw):
 
 
 def continuous_bernoulli(likelihood, s, raw):
-    bounded = 1000 * torch.tanh(log_odds(s, raw) / 1000)
+    # Where they start from has a test of its own.
+    bounded = 1000 * torch.tanh((s.module.log_odds + raw) / 1000)
     return D.ContinuousBernoulli(logits=bounded, validate_args=False)
 
 
