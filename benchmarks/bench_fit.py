@@ -3,10 +3,11 @@
 Every contestant trains the same variational autoencoder on the same rows: ReLU encoder, diagonal
 Gaussian posterior, mirrored decoder, Gaussian likelihood of variance 1. The loss is therefore
 ½‖x − x̂‖² + KL(q(z|x) ‖ N(0, I)), summed over features and components, mean over rows. Batch size,
-epochs, shuffling, Adam, its rate and float32 on the CPU are the same too. Two rows are different:
-``MLPRegressor`` is a deterministic autoencoder of the same layers, which is less work, and
+epochs, shuffling, Adam, its rate and float32 on the CPU are the same too. Three rows are different:
+``MLPRegressor`` is a deterministic autoencoder of the same layers, which is less work.
 ``matrix products`` trains nothing. It is the limit: the products that back-propagation needs for a
-batch (forward, weight gradient and, but for the first layer, input gradient).
+batch (forward, weight gradient and, but for the first layer, input gradient). ``bare steps`` are
+what torch takes for these among the operations without which no step moves a weight.
 
 Rules:
 
@@ -278,6 +279,56 @@ def multiply_matrices(w, n_epochs):
             torch.mm(a, b, out=out)
 
 
+@torch.inference_mode()
+def take_bare_steps(w, n_epochs):
+    """The least that a step in torch consists of: the products on tensors as a step has them, a
+    gather of the batch, Adam's fused update, and for each layer one operation forwards and two
+    backwards. It draws no noise, and has neither variances nor a divergence nor a loss."""
+    shapes, B, middle = w.layers(), w.batch_size, w.n_components
+    sizes = [n for n_in, n_out in shapes for n in (n_in * n_out, n_out)]
+    weights, gradients, mean, square = (torch.full((sum(sizes),), 1e-3) for _ in range(4))
+    views = [list(flat.split(sizes)) for flat in (weights, gradients)]  # weights, then biases
+    for parts in views:
+        parts[::2] = [
+            part.view(n_out, -1) for part, (_, n_out) in zip(parts[::2], shapes, strict=True)
+        ]
+    X, step = torch.from_numpy(w.X), torch.ones(())
+    last, half = len(shapes) - 1, len(shapes) // 2 - 1
+    for _ in range(n_epochs):
+        for rows in torch.randperm(len(X)).split(B):
+            y = x = X[rows]
+            inputs, outputs = [], []
+            for i in range(len(shapes)):
+                inputs.append(x)
+                x = torch.addmm(views[0][2 * i + 1], x, views[0][2 * i].T)
+                outputs.append(x)
+                x = x[:, :middle] if i == half else torch.relu(x) if i < last else x
+            g = x - y
+            for i in reversed(range(len(shapes))):
+                if i == half:
+                    g = torch.cat([g, g], dim=1)
+                elif i < last:
+                    g = torch.ops.aten.threshold_backward(g, outputs[i], 0)
+                torch.mm(g.T, inputs[i], out=views[1][2 * i])
+                torch.sum(g, 0, out=views[1][2 * i + 1])
+                g = g @ views[0][2 * i] if i else None
+            torch._fused_adamw_(
+                [weights],
+                [gradients],
+                [mean],
+                [square],
+                [],
+                [step],
+                lr=LEARNING_RATE,
+                beta1=0.9,
+                beta2=0.999,
+                weight_decay=0.0,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
+
+
 CONTESTANTS: dict[str, Callable] = {
     "skvae": fit_skvae,
     "DataLoader loop": fit_dataloader_loop,
@@ -286,6 +337,7 @@ CONTESTANTS: dict[str, Callable] = {
     "pythae": fit_pythae,
     "PyOD": fit_pyod,
     "MLPRegressor": fit_mlp_regressor,
+    "bare steps": take_bare_steps,
     "matrix products": multiply_matrices,
 }
 NOTES = {name: " ".join(f.__doc__.split()) for name, f in CONTESTANTS.items() if f.__doc__}
