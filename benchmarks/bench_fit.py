@@ -7,7 +7,7 @@ epochs, shuffling, Adam, its rate and float32 on the CPU are the same too. Three
 ``MLPRegressor`` is a deterministic autoencoder of the same layers, which is less work.
 ``matrix products`` trains nothing. It is the limit: the products that back-propagation needs for a
 batch (forward, weight gradient and, but for the first layer, input gradient). ``bare steps`` are
-what torch takes for these among the operations without which no step moves a weight.
+about what torch takes for these among the operations without which no step moves a weight.
 
 Rules:
 
@@ -281,12 +281,13 @@ def multiply_matrices(w, n_epochs):
 
 @torch.inference_mode()
 def take_bare_steps(w, n_epochs):
-    """The least that a step in torch consists of: the products on tensors as a step has them, a
-    gather of the batch, Adam's fused update, and for each layer one operation forwards and two
-    backwards. It draws no noise, and has neither variances nor a divergence nor a loss."""
+    """About the least that a step in torch consists of: the products on tensors as a step has
+    them, a gather of the batch, Adam's fused update, and for each layer one operation forwards and
+    two backwards. It draws no noise, and has neither variances nor a divergence nor a loss."""
     shapes, B, middle = w.layers(), w.batch_size, w.n_components
     sizes = [n for n_in, n_out in shapes for n in (n_in * n_out, n_out)]
-    weights, gradients, mean, square = (torch.full((sum(sizes),), 1e-3) for _ in range(4))
+    weights, gradients, mean, square = (torch.zeros(sum(sizes)) for _ in range(4))
+    weights.uniform_(-0.05, 0.05)
     views = [list(flat.split(sizes)) for flat in (weights, gradients)]  # weights, then biases
     for parts in views:
         parts[::2] = [
@@ -296,7 +297,8 @@ def take_bare_steps(w, n_epochs):
     last, half = len(shapes) - 1, len(shapes) // 2 - 1
     for _ in range(n_epochs):
         for rows in torch.randperm(len(X)).split(B):
-            y = x = X[rows]
+            y = x = X.index_select(0, rows)
+            step += 1
             inputs, outputs = [], []
             for i in range(len(shapes)):
                 inputs.append(x)

@@ -1,10 +1,9 @@
 """Time and memory of inference with ``VAETransformer``, beside the bare network in torch.
 
-Time. ``transform`` against one call of the encoder alone, ``score_samples`` against the model
-alone, as one would write it: encoder, z = mean + std·eps, decoder, summed Gaussian log-density with
-its constants, KL divergence, mean over the same draws. The bare sides get standardised float32
-tensors and compute on torch's own threads; the score in each of a few batch sizes, of which the
-fastest counts.
+Time. ``transform`` against the encoder alone, ``score_samples`` against the model alone, as one
+would write it: encoder, z = mean + std·eps, decoder, summed Gaussian log-density and its constants,
+KL divergence, mean over the same draws. The bare sides get standardised float32 tensors and compute
+on torch's own threads, in each of a few batch sizes, of which the fastest counts.
 
 - One process. Each side runs once untimed, then once in each of ``--repeats`` rounds.
 - A ratio is taken within a round, as the machine may be slower in the next; its median and range
@@ -42,6 +41,8 @@ WORKLOADS = {
     "images": Workload(10_000, 784, (200, 200), 50, batch_size=256, epochs=(1, 1)),
 }
 BATCHES = {"table": (64, 128, 256), "images": (8, 16, 32, 64)}  # rows, each with all draws
+CALLS = {"transform": 10, "score_samples": 1}  # in a round, of which each takes long enough
+ENCODED = (512, 2048, 8192, 100_000)  # rows
 SCORED = {"table": 1, "images": 10}  # one row in so many
 METHODS = ("transform", "inverse_transform", "score_samples", "sample")
 MIB = 2**20
@@ -75,8 +76,8 @@ class Bare:
         return nn.Sequential(*layers)
 
     @torch.inference_mode()
-    def encode(self):
-        return self.encoder(self.y)
+    def encode(self, n_rows):
+        return torch.cat([self.encoder(y) for y in self.y.split(n_rows)])
 
     @torch.inference_mode()
     def score(self, n_rows):
@@ -94,15 +95,17 @@ class Bare:
         return torch.cat(elbo)
 
 
-def race(sides, repeats):
-    """Seconds and processor seconds of each side in each round."""
+def race(sides, repeats, n_calls):
+    """Seconds and processor seconds of a call of each side in each round."""
     times = {name: [] for name in sides}
     for i in range(-1, repeats):
         for name, run in sides.items():
             start, cpu = time.perf_counter(), time.process_time()
-            run()
+            for _ in range(n_calls):
+                run()
+            spent = time.perf_counter() - start, time.process_time() - cpu
             if i >= 0:
-                times[name].append([time.perf_counter() - start, time.process_time() - cpu])
+                times[name].append([seconds / n_calls for seconds in spent])
     return times
 
 
@@ -126,11 +129,12 @@ def race_all(title, repeats):
     expected = bare_scored.score(32).numpy() - np.log(vae.state_["scale"]).sum()
     np.testing.assert_allclose(vae.score_samples(scored), expected, rtol=1e-3)  # one model
     sides: dict[str, dict[str, Callable]] = {
-        "transform": {"skvae": lambda: vae.transform(w.X), "encoder": bare.encode},
+        "transform": {"skvae": lambda: vae.transform(w.X)}
+        | {f"batches of {n}": lambda n=n: bare.encode(n) for n in ENCODED},
         "score_samples": {"skvae": lambda: vae.score_samples(scored)}
         | {f"batches of {n}": lambda n=n: bare_scored.score(n) for n in BATCHES[title]},
     }
-    return {name: compare(race(runs, repeats)) for name, runs in sides.items()}
+    return {name: compare(race(runs, repeats, CALLS[name])) for name, runs in sides.items()}
 
 
 def measure_peak(method, n_rows):

@@ -456,7 +456,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "results/search.json"
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--repeats", type=int, help="rounds (default: 7 of step, 3 of search)")
+    parser.add_argument("--repeats", type=int, help="rounds (default: 5 of step, 3 of search)")
     parser.add_argument("--max-iter", type=int, help="epochs of the fits of search (default: 300)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
     parser.add_argument("--seed", type=int, default=0)
@@ -468,7 +468,7 @@ def main():
     path = args.json or (None if args.quick else default)
     report = machine.read(path or default) if path or args.markdown else {}
     if args.markdown:
-        for name in report.keys() & set(args.only):
+        for name in [name for name in PARTS if name in report and name in args.only]:
             print_part(name, report[name])
         return
     if args.threads:

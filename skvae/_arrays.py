@@ -223,10 +223,9 @@ def standardise(
     """
     varies = scale > 0
     with np.errstate(over="ignore"):
-        Y = X.astype(np.float64)
-        Y -= location
-        Y /= np.where(varies, scale, 1.0)
-        Y = Y.astype(dtype, copy=False)
+        Y = np.subtract(X, location, dtype=np.float64)
+        into = Y if dtype == np.float64 else np.empty(Y.shape, dtype)
+        Y = np.divide(Y, np.where(varies, scale, 1.0), out=into, casting="same_kind")
     if not varies.all():
         Y[:, ~varies] = 0.0
     if not within_reach(Y):

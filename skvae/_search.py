@@ -33,8 +33,8 @@ from skvae._vae import VAETransformer, check_outcome
 class VAEGridSearchCV(GridSearchCV):
     """`GridSearchCV` that trains all candidates and folds as stacks of models.
 
-    The same as scikit-learn's `GridSearchCV` in parameters, attributes and results, and many
-    times faster for models as small as those of a table: candidates and folds whose tensors
+    The same as scikit-learn's `GridSearchCV` in parameters, attributes and results, and two to
+    five times faster for models as small as those of a table: candidates and folds whose tensors
     have one shape are trained at once, with stacked weights, each with its own rows, noise,
     `beta`, `beta_warmup`, `learning_rate`, `weight_decay`, `max_iter`, patience and
     `random_state`. Models that differ in `n_components` share a stack; another value of
@@ -70,7 +70,8 @@ class VAEGridSearchCV(GridSearchCV):
         As in `GridSearchCV`.
 
     error_score : "raise" or numeric, default=np.nan
-        As in `GridSearchCV`: a candidate whose loss diverged has this score.
+        As in `GridSearchCV`: a candidate whose loss was not finite in its first
+        epoch has this score.
 
     return_train_score : bool, default=False
         As in `GridSearchCV`.
@@ -98,7 +99,8 @@ class VAEGridSearchCV(GridSearchCV):
     ``precision="float64"`` to 1e-6 at the end of a default fit.
 
     Folds train together as long as `working_memory` holds the rows of all of them, and else
-    one after the other.
+    one after the other. The weights of all models of these folds are in memory before they are
+    trained, and those of all models of the search until they are scored.
 
     Ctrl-C while stacks train ends the search; in a model that is fitted by itself, such as
     the refit, only that fit, which keeps what it has. A callback that asks to stop stops its
@@ -408,7 +410,8 @@ class _Handout:
             warnings.warn(
                 f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
                 f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
-                "themselves, which takes longer. If memory is short, set max_stack.",
+                "themselves, which takes longer. Where memory is short, set max_stack; in place "
+                "of a lambda in param_grid, use a function of a module.",
                 stacklevel=2,
             )
         for i, (params, _) in enumerate(product(self.candidates, self.splits)):

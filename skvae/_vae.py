@@ -220,6 +220,9 @@ class VAETransformer(
     With hidden layers, the encoder sees a value that is more than 20 standard deviations
     from the mean of its column as that far; the density sees it as it is.
 
+    Ctrl-C during `fit` ends training with a warning and keeps the weights of the last complete
+    epoch, also where rows are held out.
+
     A column that is constant in `fit` is no part of the density and is given back as it
     was. Computations are in `precision`; results have the dtype of the X of `fit`, and are the
     same bits for a row alone or among others.
@@ -495,7 +498,12 @@ class VAETransformer(
         if early == "auto":
             early = n_rows >= EARLY_STOPPING_ROWS
         n_held_out = int(self.validation_fraction * n_rows) if early else 0
-        n_held_out = min(n_held_out, n_rows - 1, n_at_once)
+        n_held_out = min(n_held_out, n_rows - 1)
+        if n_at_once < n_rows:  # a part, with the noise of its draws
+            n_draws = max(_training.N_VALIDATION_DRAWS, self.n_importance_samples)
+            n_features, n_components = architecture["n_features"], architecture["n_components"]
+            n_room = n_at_once * n_features // (n_features + 2 * n_draws * n_components)
+            n_held_out = min(n_held_out, max(1, n_room))
         if early and n_held_out < 1:
             raise ValueError(
                 f"The validation set is too small: {self.validation_fraction} of {n_rows} rows. "

@@ -216,13 +216,17 @@ class Full:
         variance = (2 * q.log_std).exp() + self._below(q).square().sum(-1)
         return q.mean, variance.sqrt()
 
+    def rsample(self, q: Normal, eps: torch.Tensor) -> torch.Tensor:
+        """Draws of z, (S, B, L), from standard normal noise (S, B, L) or (S, 1, L)."""
+        eps = eps.expand(*eps.shape[:-2], *q.mean.shape[-2:])
+        mixed = torch.einsum("...bij,...sbj->...sbi", self._below(q), eps)
+        return torch.addcmul(q.mean.unsqueeze(-3), q.log_std.unsqueeze(-3).exp(), eps) + mixed
+
     def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draws of z, (S, B, L), from standard normal noise, and their log q(z|x), (S, B)."""
         eps = eps.expand(*eps.shape[:-2], *q.mean.shape[-2:])
-        mixed = torch.einsum("...bij,...sbj->...sbi", self._below(q), eps)
-        mean, log_std = q.mean.unsqueeze(-3), q.log_std.unsqueeze(-3)
-        z = torch.addcmul(mean, log_std.exp(), eps) + mixed
-        return z, -(log_std + 0.5 * (eps.square() + LOG_2PI)).sum(-1)
+        log_std = q.log_std.unsqueeze(-3)
+        return self.rsample(q, eps), -(log_std + 0.5 * (eps.square() + LOG_2PI)).sum(-1)
 
     def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""

@@ -35,8 +35,8 @@ def in_units(job, X):
     return _arrays.standardise(X, job.state["location"], job.state["scale"])
 
 
-# 1000 rows of 10 columns: 40 kB in float32.
-SMALL = 0.01  # MiB: room for 262 rows, so that 65 are read at once
+# A row of 10 columns takes 40 bytes in float32, and 24 for its places.
+SMALL = 0.0159  # MiB: room for 260 rows, so that 65 are read at once
 
 
 @pytest.mark.parametrize("early_stopping", [True, False])
@@ -47,7 +47,8 @@ def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stop
         assert job.n_at_once == 65
         read, judged = _stack._read_in_parts(job, lambda epoch, share: None)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
-        n_held_out = 65 if early_stopping else 0  # a tenth would be 100: at most a part
+        # A tenth would be 100: as many as a part has room for, with 4 draws of 2 components.
+        n_held_out = 65 * 10 // (10 + 8 * 2) if early_stopping else 0
         assert job.plan.n_held_out == n_held_out
         held_out = {rows[tuple(row)] for row in judged.data.numpy()} if early_stopping else set()
         assert len(held_out) == n_held_out
@@ -67,7 +68,7 @@ def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stop
 def test_parts_are_of_many_blocks_from_everywhere(monkeypatch):
     monkeypatch.setattr(_stack, "READ_VALUES", 50)  # 5 rows
     X = table(4000)
-    with config_context(working_memory=0.05):  # room for 1310 rows, 327 at once
+    with config_context(working_memory=0.08):  # room for 1310 rows, 327 at once
         job = job_of(X, early_stopping=False)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         read, _ = _stack._read_in_parts(job, lambda epoch, share: None)
@@ -86,7 +87,7 @@ def test_held_out_rows_are_spread_evenly():
         _, judged = _stack._read_in_parts(job, lambda epoch, share: None)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         held_out = sorted(rows[tuple(row)] for row in judged.data.numpy())
-        stretch = 1000 / 65
+        stretch = 1000 / len(held_out)
         for i, row in enumerate(held_out):
             assert int(i * stretch) <= row < (i + 1) * stretch
 
@@ -117,7 +118,7 @@ def test_what_holds_the_rows_changes_no_bit(same_rows):
 
 def test_rows_that_fit_are_trained_on_as_ever():
     X = table(1000)
-    with config_context(working_memory=0.04):  # 1048 rows
+    with config_context(working_memory=0.064):  # 1048 rows
         few = VAETransformer(2, max_iter=3, random_state=0).fit(X)
     much = VAETransformer(2, max_iter=3, random_state=0).fit(X)
     for name, array in much.state_.items():
@@ -135,7 +136,7 @@ def test_a_model_read_in_parts_reaches_the_optimum():
         random_state=0,
         early_stopping=False,
     )
-    with config_context(working_memory=0.04):  # 262 rows at once
+    with config_context(working_memory=0.064):  # 262 rows at once
         score = vae.fit(X).score(X)
     best = PCA(2).fit(X).score(X)
     # Training on all rows at once is 5e-4 short of it after 150 epochs.
@@ -160,7 +161,7 @@ def test_verbose_tells_the_parts(capsys):
         vae = VAETransformer(2, batch_size=16, max_iter=2, random_state=0, verbose=2)
         vae.fit(table(1000))
     shown = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"Iteration 1, [5-8]% of the rows", shown[0])  # 65 of 935
+    assert re.fullmatch(r"Iteration 1, [5-8]% of the rows", shown[0])  # 65 of 975
     assert shown.count("Iteration 2, 100% of the rows") == 1
     assert sum(line.startswith("Iteration 1, loss = ") for line in shown) == 1
 
@@ -182,7 +183,10 @@ class Peak:
     def flush(self):
         pass
 
-vae = VAETransformer(2, hidden_layer_sizes=(), batch_size=8192, random_state=0, verbose=2)
+n_components = int(sys.argv[2])
+vae = VAETransformer(
+    n_components, hidden_layer_sizes=(), batch_size=8192, random_state=0, verbose=2
+)
 vae.set_params(max_iter=1).fit(np.random.default_rng(0).normal(size=(1000, 64)))
 X = np.load(sys.argv[1], mmap_mode="r")
 before, stdout = anonymous(), sys.stdout
@@ -195,18 +199,20 @@ print(peak.highest - before, len(X))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_a_file_larger_than_working_memory_is_never_copied(tmp_path):
+@pytest.mark.parametrize(("n_components", "most"), [(2, 60), (64, 80)])
+def test_a_file_larger_than_working_memory_is_never_copied(tmp_path, n_components, most):
     X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.uint8, (1_000_000, 64))
     X[:] = np.random.default_rng(0).integers(256, size=(1, 64), dtype=np.uint8)
     X[::3] += np.uint8(1)
     X.flush()
-    command = [sys.executable, "-c", FIT_A_FILE, str(tmp_path / "X.npy")]
+    command = [sys.executable, "-c", FIT_A_FILE, str(tmp_path / "X.npy"), str(n_components)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     grown, n_rows = map(float, printed.splitlines()[-1].split())
     assert n_rows == 1e6
     # 16 MiB for rows, a batch of 8192 rows and its gradients, blocks of 2**20 float64. A copy
-    # of the file would take 61 MiB more, one in float32 244.
-    assert grown < 60
+    # of the file would take 61 MiB more, one in float32 244; noise of 25,000 rows that are held
+    # out, which once were a part, 49 with 64 components.
+    assert grown < most
 
 
 def test_rows_that_are_read_again_are_clipped_to_their_support():
@@ -231,10 +237,23 @@ def test_a_part_has_a_batch_at_least():
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_room_is_counted_in_bytes(precision):
     X = table(1000)
-    with config_context(working_memory=0.04):  # 1048 rows of 10 float32, 524 of float64
+    # 1146 rows of 10 float32 and 24 bytes, 705 of float64.
+    with config_context(working_memory=0.07):
         assert (
-            job_of(X, precision=precision).n_at_once == {"float32": 1000, "float64": 131}[precision]
+            job_of(X, precision=precision).n_at_once == {"float32": 1000, "float64": 176}[precision]
         )
+
+
+@pytest.mark.parametrize("n_components", [1, 20])
+def test_rows_held_out_of_parts_fit_into_a_part_with_their_noise(n_components):
+    X = table(1000)
+    with config_context(working_memory=0.02):
+        job = job_of(X, n_components=n_components, validation_fraction=0.5, early_stopping=True)
+    n_held_out, n_features = job.plan.n_held_out, X.shape[1]
+    assert job.n_at_once < len(X)
+    # Four draws, and as much again while they are made.
+    n_values = n_held_out * (n_features + 8 * n_components)
+    assert n_values <= job.n_at_once * n_features < n_values + n_features + 8 * n_components
 
 
 def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():

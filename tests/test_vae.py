@@ -7,6 +7,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import tracemalloc
 import warnings
@@ -1694,3 +1696,13 @@ def test_rows_have_the_same_bits_in_any_place_in_either_precision(precision, hid
         np.testing.assert_array_equal(
             vae.inverse_transform(Z[places]), vae.inverse_transform(Z)[places]
         )
+
+
+def test_a_fit_imports_no_compiler():
+    # torch does so in some of its functions, which takes half a second.
+    code = (
+        "import sys, numpy, skvae; X = numpy.eye(60);"
+        "skvae.VAETransformer(2, max_iter=1).fit(X).score(X); print('sympy' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "False"

@@ -191,8 +191,23 @@ def test_scoring_and_refit_are_those_of_a_grid_search(wine, params):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_workers_score_what_was_trained_before(wine, n_jobs):
+def test_workers_find_the_same(wine, n_jobs):
     search_both(small(), {"beta": [0.5, 1, 4], "n_components": [1, 3]}, wine, n_jobs=n_jobs)
+
+
+def test_workers_score_what_was_trained_before(wine):
+    # Without a seed a worker that trained again would draw numbers of its own.
+    before, searches = np.random.get_state(), []
+    try:
+        for n_jobs in (1, 2):
+            np.random.seed(0)
+            search = VAEGridSearchCV(
+                small(random_state=None), {"beta": [0.5, 2]}, cv=FOLDS, refit=False, n_jobs=n_jobs
+            )
+            searches.append(search.fit(wine))
+    finally:
+        np.random.set_state(before)
+    assert_same_results(*searches)
 
 
 def test_a_fitted_search_is_used_as_any_other(wine):
