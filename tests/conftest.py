@@ -1,9 +1,14 @@
 """What several test files share: a small table, a quick estimator, the ELBO in numpy."""
 
+import signal
+
 import numpy as np
 import pytest
 
 from skvae import VAETransformer
+
+# A shell lets what runs in the background ignore Ctrl-C, of which some tests are.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
