@@ -142,7 +142,7 @@ class VAETransformer(
 
     validation_fraction : float, default=0.1
         Share of the rows held out for early stopping, in (0, 1). Of rows that are read in
-        parts, at most one part.
+        parts, at most as many as one part has room for, with the noise of their draws.
 
     n_iter_no_change : int, default=30
         Epochs without an improvement by `tol` after which early stopping ends training.

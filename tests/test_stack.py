@@ -183,10 +183,7 @@ class Peak:
     def flush(self):
         pass
 
-n_components = int(sys.argv[2])
-vae = VAETransformer(
-    n_components, hidden_layer_sizes=(), batch_size=8192, random_state=0, verbose=2
-)
+vae = VAETransformer(2, hidden_layer_sizes=(), batch_size=8192, random_state=0, verbose=2)
 vae.set_params(max_iter=1).fit(np.random.default_rng(0).normal(size=(1000, 64)))
 X = np.load(sys.argv[1], mmap_mode="r")
 before, stdout = anonymous(), sys.stdout
@@ -199,20 +196,18 @@ print(peak.highest - before, len(X))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("n_components", "most"), [(2, 60), (64, 80)])
-def test_a_file_larger_than_working_memory_is_never_copied(tmp_path, n_components, most):
+def test_a_file_larger_than_working_memory_is_never_copied(tmp_path):
     X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.uint8, (1_000_000, 64))
     X[:] = np.random.default_rng(0).integers(256, size=(1, 64), dtype=np.uint8)
     X[::3] += np.uint8(1)
     X.flush()
-    command = [sys.executable, "-c", FIT_A_FILE, str(tmp_path / "X.npy"), str(n_components)]
+    command = [sys.executable, "-c", FIT_A_FILE, str(tmp_path / "X.npy")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     grown, n_rows = map(float, printed.splitlines()[-1].split())
     assert n_rows == 1e6
     # 16 MiB for rows, a batch of 8192 rows and its gradients, blocks of 2**20 float64. A copy
-    # of the file would take 61 MiB more, one in float32 244; noise of 25,000 rows that are held
-    # out, which once were a part, 49 with 64 components.
-    assert grown < most
+    # of the file would take 61 MiB more, one in float32 244.
+    assert grown < 60
 
 
 def test_rows_that_are_read_again_are_clipped_to_their_support():
