@@ -138,10 +138,12 @@ def final_loss(workload, encode, decode):
 def fit_skvae(w, n_epochs):
     from skvae import VAETransformer
     from skvae.likelihoods import Gaussian
+    from skvae.networks import MLP
 
     vae = VAETransformer(
         n_components=w.n_components, likelihood=Gaussian(noise=1.0), hidden_layer_sizes=w.hidden,
-        activation="relu", batch_size=w.batch_size, max_iter=n_epochs, early_stopping=False,
+        network=MLP(linear=False), activation="relu", batch_size=w.batch_size, max_iter=n_epochs,
+        early_stopping=False,
         learning_rate=LEARNING_RATE, learning_rate_schedule="constant", random_state=w.seed,
         device="cpu",
     ).fit(w.X)

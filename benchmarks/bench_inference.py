@@ -49,8 +49,10 @@ MIB = 2**20
 
 
 def fitted(w, **params):
-    sizes = {"n_components": w.n_components, "hidden_layer_sizes": w.hidden}
-    vae = VAETransformer(max_iter=1, random_state=w.seed, device="cpu", **sizes | params)
+    params = (
+        machine.PLAIN | {"n_components": w.n_components, "hidden_layer_sizes": w.hidden} | params
+    )
+    vae = VAETransformer(max_iter=1, random_state=w.seed, device="cpu", **params)
     return vae.fit(w.X[:1000])  # what was learned doesn't matter
 
 

@@ -50,7 +50,6 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from skvae import VAEGridSearchCV, VAETransformer, _arrays, _stack
-from skvae.likelihoods import Gaussian
 
 CPU = torch.device("cpu")
 N_FOLDS = 5  # of `step` and `search`
@@ -136,7 +135,7 @@ def make_jobs(w, n_jobs):
         X, known = folds[m * N_FOLDS // n_jobs]
         vae = VAETransformer(
             n_components=w.n_components,
-            likelihood=Gaussian("per_feature"),
+            **machine.PLAIN,
             hidden_layer_sizes=w.hidden,
             batch_size=w.batch_size,
             learning_rate=LEARNING_RATE,
@@ -330,7 +329,7 @@ def time_search(sizes, args):
     params = dict(sizes.params)
     if args.max_iter:
         params["max_iter"] = args.max_iter
-    vae = VAETransformer(**params, random_state=args.seed, device="cpu")
+    vae = VAETransformer(**machine.PLAIN, **params, random_state=args.seed, device="cpu")
     searches = {
         "VAEGridSearchCV": VAEGridSearchCV(vae, sizes.grid, cv=N_FOLDS),
         "VAEGridSearchCV, n_jobs=2": VAEGridSearchCV(vae, sizes.grid, cv=N_FOLDS, n_jobs=2),
@@ -403,7 +402,7 @@ def compare(sizes, args):
     X, rows = table(sizes.n_rows, args.seed), {}
     for name, params in sizes.cases.items():
         print(f"agreement: {name}", file=sys.stderr)
-        vae = VAETransformer(**params, random_state=args.seed, device="cpu")
+        vae = VAETransformer(**machine.PLAIN, **params, random_state=args.seed, device="cpu")
         searches = (kind(vae, sizes.grid, cv=3, refit=False) for kind in KINDS)
         with mock.patch.object(_stack, "run", wraps=_stack.run) as run:
             ours = next(searches).fit(X).cv_results_

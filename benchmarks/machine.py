@@ -14,6 +14,15 @@ from typing import Any
 
 import torch
 
+from skvae.likelihoods import Gaussian
+from skvae.networks import MLP
+
+# One path of hidden layers and one noise of each column, as the bare networks beside it have.
+PLAIN = {
+    "network": MLP(linear=False),
+    "activation": "silu",
+    "likelihood": Gaussian("per_feature"),
+}
 PEERS = ("skorch", "pythae", "pyod")
 PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "joblib", *PEERS)
 

@@ -18,16 +18,17 @@ what they are: the encoder says N(0, 1) of them, whose KL divergence is 0, z is 
 meets decoder weights of 0, and every gradient among them is 0.
 """
 
+import hashlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from skvae import _vjp, networks
+from skvae import _factors, _vjp, networks
 from skvae._arrays import (
     Array,
     Columns,
@@ -39,7 +40,7 @@ from skvae._arrays import (
 )
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
-from skvae.posteriors import POSTERIORS, Diagonal, Flow, Normal
+from skvae.posteriors import POSTERIORS, Diagonal, Flow, Normal, unbend
 from skvae.priors import PRIORS, StandardNormal
 
 State = Mapping[str, Array]
@@ -372,6 +373,44 @@ class VAE(nn.Module):
 
         return outputs.to(x.dtype), pull
 
+    def at(self, shares: torch.Tensor) -> None:
+        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+        self.likelihood.at(self.observation, shares)
+
+    @property
+    def contains_factors(self) -> bool:
+        """Whether factor analysis is one of the models that this can become."""
+        both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
+        return both and self.has_kl and hasattr(self.likelihood, "begin")
+
+    def become_factors(self, rows: Iterable[torch.Tensor], n_components: Sequence[int]) -> None:
+        """Become factor analysis of each model's rows (B, D), of at most so many components."""
+        noise = self.likelihood.noise
+        kind = None if not isinstance(noise, str) else noise.replace("per_sample", "per_feature")
+        (n_models, n_features), wide = self.location.shape, self.n_components
+        n_raw = self.posterior.n_outputs(wide)
+        encode = np.zeros((n_models, n_raw, n_features))
+        spread = np.zeros((n_models, n_raw))
+        decode = np.zeros((n_models, self.likelihood.n_outputs(n_features), wide))
+        variance = np.zeros((n_models, n_features))
+        # Candidates of a search have the same rows, and get the same numbers to the last bit.
+        found: dict[Hashable, _factors.Factors] = {}
+        floors = self.observation.floor.squeeze(-1).tolist()
+        for m, (own, n, floor) in enumerate(zip(rows, n_components, floors, strict=True)):
+            y = own.cpu().double().numpy()  # not every device has float64
+            key = n, floor, hashlib.sha256(y.tobytes()).digest()
+            if key not in found:
+                found[key] = _factors.analyse(y, n, floor, kind)
+            factors = found[key]
+            n = len(factors.log_std)
+            decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
+            encode[m, :n], spread[m, wide : wide + n] = factors.projection, unbend(factors.log_std)
+        networks.become_linear(self.encoder, to_tensor(encode, "cpu"), to_tensor(spread, "cpu"))
+        networks.become_linear(
+            self.decoder, to_tensor(decode, "cpu"), torch.zeros(decode.shape[:2], device="cpu")
+        )
+        self.likelihood.begin(self.observation, to_tensor(variance, "cpu"))
+
     def keep(self, members: torch.Tensor) -> None:
         """Keep these models of a stack."""
         for module in self.modules():
@@ -434,6 +473,10 @@ def initial_state(
             model.network.initialise(model.encoder, g)
             model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)
+        if model.likelihood.share_held_back:
+            last = networks.last_layer(model.decoder)
+            if last is not None:  # all rows have one variance at first
+                last.weight[len(scale) :] = 0.0
         rows = None
         if model.prior.n_pseudo_inputs:
             rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))

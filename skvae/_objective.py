@@ -56,6 +56,10 @@ class Stack(Protocol):
         """
         ...
 
+    def at(self, shares: torch.Tensor, /) -> None:
+        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+        ...
+
 
 class Weights(NamedTuple):
     """What turns terms into a loss: numbers of each model, (M, 1)."""

@@ -32,6 +32,8 @@ MOST_STACKS = 8  # at once: their threads take Python's time in turn
 
 
 ACTIVITY_ROWS = 1000  # that are asked which components are active
+# Rows, and their values, of a factor analysis that a model is to beat.
+FACTOR_ROWS, FACTOR_VALUES = 2000, 1 << 23
 
 
 class Job(NamedTuple):
@@ -118,9 +120,14 @@ def run(
         # The seed itself has drawn the first weights.
         generators = [_arrays.generator(job.seed + 1, first.device) for job in jobs]
         if _in_parts(first):
-            read, judged = _read_in_parts(first, end_part)
+            read, judged, some = _read_in_parts(first, end_part)
         else:
-            read, judged = _read_once(jobs, generators)
+            read, judged, some = _read_once(jobs, generators)
+
+        def become_simple() -> None:
+            rows = (some.take(own.unsqueeze(0))[0] for own in some.index)
+            stack.become_factors(rows, [job.plan.n_components for job in jobs])
+
         records = _training.train(
             stack,
             read,
@@ -129,6 +136,7 @@ def run(
             generators,
             begin_epoch,
             lambda records: end_epoch(records, lambda: states(records)),
+            become_simple if stack.contains_factors else None,
         )
         trained = [
             Trained(record, state, _n_active(job, state))
@@ -168,8 +176,8 @@ def _support(job: Job) -> _arrays.Support:
 
 def _read_once(
     jobs: Sequence[Job], generators: Sequence[torch.Generator]
-) -> tuple[Read, _training.Rows]:
-    """The training rows of all jobs, each in its own units, and those held out."""
+) -> tuple[Read, _training.Rows, _training.Rows]:
+    """The training rows of all jobs, each in its own units, those held out, and some of them."""
     first = jobs[0]
     n_rows, n_features = first.data.shape
     sources: dict[Hashable, tuple[int, Job]] = {}
@@ -189,7 +197,12 @@ def _read_once(
     rows = _training.Rows(data, training + begin)
     if not first.plan.n_held_out:
         held_out = training[:, : _training.PROBE_ROWS]
-    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin)
+    some = _training.Rows(data, rows.index[:, : _n_factor_rows(n_features)])
+    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin), some
+
+
+def _n_factor_rows(n_features: int) -> int:
+    return min(FACTOR_ROWS, FACTOR_VALUES // n_features + 2)
 
 
 # Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
@@ -197,8 +210,10 @@ READ_VALUES = 1 << 16
 LEAST_BLOCKS = 64  # in a part
 
 
-def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Read, _training.Rows]:
-    """Training rows that are too many for memory, and those held out.
+def _read_in_parts(
+    job: Job, end_part: Callable[[int, float], None]
+) -> tuple[Read, _training.Rows, _training.Rows]:
+    """Training rows that are too many for memory, those held out, and some of them.
 
     An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
     holds at once, 64 or more, are a part, whose rows training shuffles. So a batch has rows
@@ -210,12 +225,20 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
     (n_rows, n_features), plan = job.data.shape, job.plan
     location, scale = job.state["location"], job.state["scale"]
     rng = np.random.default_rng(job.seed + 1)
-    n_judged = plan.n_held_out or min(_training.PROBE_ROWS, n_rows)
-    stretches = np.arange(n_judged + 1) * n_rows // n_judged
-    chosen = rng.integers(stretches[:-1], stretches[1:])
-    judged = torch.empty((n_judged, n_features), dtype=_dtype(job), device=job.device)
-    _arrays.fill_standardised(judged, job.data[chosen], location, scale, _support(job))
+
+    def choose(n: int) -> _arrays.Array:
+        stretches = np.arange(n + 1) * n_rows // n
+        return rng.integers(stretches[:-1], stretches[1:])
+
+    def take(chosen: _arrays.Array) -> _training.Rows:
+        rows = torch.empty((len(chosen), n_features), dtype=_dtype(job), device=job.device)
+        _arrays.fill_standardised(rows, job.data[chosen], location, scale, _support(job))
+        return _training.Rows(rows, torch.arange(len(chosen), device=job.device).unsqueeze(0))
+
+    chosen = choose(plan.n_held_out or min(_training.PROBE_ROWS, n_rows))
     kept_out = chosen if plan.n_held_out else chosen[:0]
+    judged = take(chosen)
+    some = take(np.setdiff1d(choose(min(_n_factor_rows(n_features), n_rows)), kept_out))
     n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))
     n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
@@ -241,7 +264,7 @@ def _read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Re
                 done += share
                 end_part(epoch, done)
 
-    return read, _training.Rows(judged, torch.arange(n_judged, device=job.device).unsqueeze(0))
+    return read, judged, some
 
 
 # --- many jobs ----------------------------------------------------------------------------

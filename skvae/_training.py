@@ -33,8 +33,10 @@ SCHEDULES = ("constant", "cosine")
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
-JUDGED_ROWS = 4096  # at once, of all members
-MANY_JUDGED_ROWS = 2**18  # the same on accelerators, where each launch costs
+# Rows that are judged at once, of all members, and their values; and so many times as many on
+# accelerators, where each launch costs.
+JUDGED_ROWS, JUDGED_VALUES = 2**12, 2**17
+ON_ACCELERATORS = 64
 # Share of the members that may have ended and still go along: on CUDA each change of a stack
 # captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
@@ -87,6 +89,7 @@ class Plan:
     # Standard normals besides those of z: of each draw; of each row, in validation, and beyond.
     n_noise: tuple[int, int, int] = (0, 0, 0)
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
+    n_held_back: int = 0  # epochs before all that is to be learned is being learned
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
 
@@ -310,8 +313,8 @@ class Best:
         if warming:
             return
         self.waited += 1
-        if loss < self.mark - plan.tol:
-            self.mark, self.waited = loss, 0
+        if loss < self.mark - plan.tol or epoch <= plan.n_held_back:
+            self.mark, self.waited = min(loss, self.mark), 0
 
 
 # --- noise --------------------------------------------------------------------------------
@@ -487,6 +490,7 @@ class Members:
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
         """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
+        self.stack.at(self.seen.new_tensor([epoch / plan.max_iter for plan in self.plans]))
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -529,7 +533,9 @@ class Members:
 
     def judge(self) -> torch.Tensor:
         """Mean numbers of the judged rows, (3, M), under the weights as they are."""
-        at_once = JUDGED_ROWS if self.seen.device.type == "cpu" else MANY_JUDGED_ROWS
+        at_once = min(JUDGED_ROWS, JUDGED_VALUES // self.judged.data.shape[-1])
+        if self.seen.device.type != "cpu":
+            at_once *= ON_ACCELERATORS
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
         size = max(1, at_once // len(self.plans))
         blocks = zip(
@@ -554,6 +560,8 @@ class Run:
         self.plan, self.record, self.best = plan, Record(member=member), Best(weights)
         # Complete epochs and the weights after them, together, whenever Ctrl-C comes.
         self.last = (0, self.best.weights)
+        # Those of a simple model that is to be beaten, and its loss.
+        self.simple = (math.inf, self.best.weights)
 
     def begin(self, loss: float) -> None:
         """Take the first weights as the best, if they are those of an earlier run."""
@@ -599,6 +607,8 @@ class Run:
             record.kept, record.weights = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
+            if record.outcome != "diverged" and self.simple[0] < self.best.key[1]:
+                record.kept, record.weights = 0, self.simple[1]
         return record
 
 
@@ -610,6 +620,7 @@ def train(
     generators: Sequence[torch.Generator],
     begin_epoch: Callable[[], None],
     end_epoch: Callable[[Sequence[Record]], bool],
+    become_simple: Callable[[], None] | None = None,
 ) -> list[Record]:
     """Minimise reconstruction + beta * KL for each model of a stack.
 
@@ -628,11 +639,15 @@ def train(
     begin_epoch, end_epoch : callables
         Told of every epoch. `end_epoch` gets the records of the models in training; where
         it returns True, they stop.
+    become_simple : callable or None, default=None
+        Makes the models simple ones, in place. Where rows are held out, and these judge none of a
+        model's epochs better, the simple model is kept.
 
     Returns
     -------
     list of Record
-        With ``kept == 0`` where no epoch left finite weights.
+        With ``kept == 0`` where no epoch left finite weights, or none was better than the simple
+        model.
 
     Raises
     ------
@@ -645,6 +660,13 @@ def train(
     if any(plan.continues for plan in plans):
         for run, loss in zip(runs, members.judge()[0].tolist(), strict=True):
             run.begin(loss)
+    elif become_simple is not None and plans[0].n_held_out:
+        start = members.adam.weights.clone()
+        become_simple()
+        simple = zip(members.judge()[0].tolist(), members.adam.weights.clone(), strict=True)
+        for run, (loss, weights) in zip(runs, simple, strict=True):
+            run.simple = (loss, weights)
+        members.adam.weights.copy_(start)
     live = list(runs)  # in training
     held = live  # in the stack
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)

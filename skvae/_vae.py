@@ -67,8 +67,8 @@ class VAETransformer(
 
     likelihood : str or value, default="gaussian"
         What the rows are, given z, of `skvae.likelihoods`: "gaussian" is `Gaussian()`, real
-        values with one learned noise variance a column; "laplace" and "student_t" the same for
-        columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
+        values with a noise variance of each row and column; "laplace" and "student_t" the same
+        for columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
         numbers in [0, 1]. `DiscretizedLogistic` is for levels of grey.
 
     prior : {"standard_normal"} or value, default="standard_normal"
@@ -91,7 +91,7 @@ class VAETransformer(
         ``()`` encoder and decoder are linear, and the model is probabilistic PCA [2]_
         (``Gaussian("shared")``) or factor analysis (``Gaussian("per_feature")``).
 
-    activation : {"elu", "gelu", "relu", "silu", "softplus", "tanh"}, default="silu"
+    activation : {"elu", "gelu", "relu", "silu", "softplus", "tanh"}, default="tanh"
         Activation of the hidden layers.
 
     beta : float, default=1.0
@@ -115,7 +115,7 @@ class VAETransformer(
         log p(x|z) + beta (log p(z) - log q(z|x)). The score stays the ELBO, which such a model
         may have less of: see `skvae.metrics.log_likelihood` for what it gained.
 
-    learning_rate : float, default=5e-3
+    learning_rate : float, default=3e-3
         Step size of Adam, the largest where it falls.
 
     learning_rate_schedule : {"cosine", "constant"}, default="cosine"
@@ -137,15 +137,17 @@ class VAETransformer(
 
     early_stopping : bool or "auto", default="auto"
         Whether to hold out rows, stop when the training objective (with the final beta) on
-        them stops falling, and keep the weights of the best epoch. "auto" does so from 50
-        rows on. Never before the warm-up has ended.
+        them stops falling, and keep the weights of the best epoch, or factor analysis of the
+        training rows where that is better. "auto" does so from 50 rows on. Never before the
+        warm-up has ended.
 
     validation_fraction : float, default=0.1
         Share of the rows held out for early stopping, in (0, 1). Of rows that are read in
         parts, at most as many as one part has room for, with the noise of their draws.
 
-    n_iter_no_change : int, default=30
-        Epochs without an improvement by `tol` after which early stopping ends training.
+    n_iter_no_change : int, default=50
+        Epochs without an improvement by `tol` after which early stopping ends training. Not
+        counted while the likelihood holds back the variances of rows.
 
     tol : float, default=1e-3
         Improvement of the held-out loss that counts, in nats per row.
@@ -188,7 +190,7 @@ class VAETransformer(
 
     noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the observation noise, in squared units of X; 0 for constant columns.
-        Only where the likelihood has one.
+        Only where the likelihood has one for all rows, as `Gaussian("per_feature")` does.
 
     state_ : dict of str to ndarray
         Weights and units of the model.
@@ -299,13 +301,13 @@ class VAETransformer(
         posterior="diagonal",
         network="mlp",
         hidden_layer_sizes=(128, 64),
-        activation="silu",
+        activation="tanh",
         beta=1.0,
         beta_warmup=0.0,
         n_beta_cycles=1,
         free_bits=0.0,
         n_importance_samples=1,
-        learning_rate=5e-3,
+        learning_rate=3e-3,
         learning_rate_schedule="cosine",
         weight_decay=0.0,
         max_grad_norm=None,
@@ -313,7 +315,7 @@ class VAETransformer(
         max_iter=300,
         early_stopping="auto",
         validation_fraction=0.1,
-        n_iter_no_change=30,
+        n_iter_no_change=50,
         tol=1e-3,
         n_score_draws=64,
         warm_start=False,
@@ -530,6 +532,7 @@ class VAETransformer(
             free_bits=float(self.free_bits),
             n_noise=_model.n_noise(architecture),
             patience=self.n_iter_no_change,
+            n_held_back=math.ceil(_part(self.likelihood).share_held_back * self.max_iter),
             tol=self.tol,
             constant=constant,
             continues=continues,

@@ -57,7 +57,12 @@ RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float
 # stayed collapsed, as the latent variables explain nothing at first; from 0.03, small tables
 # overfitted.
 INITIAL_VARIANCE = 0.3
-LOG_VARIANCE_BOUND = 30.0  # of a variance that the decoder gives, so that it stays finite
+# The logarithm of a row's own variance stays within this distance of its column's.
+DEVIATION_BOUND = 5.0
+# Share of the epochs in which "per_sample" noise is still that of the columns. A variance of a
+# row's own excuses what the mean has not learned yet, which then stays unlearned: rings and
+# moons collapsed.
+MEAN_FIRST = 0.3
 UNIT_TOLERANCE = 1e-6
 # Of learned degrees of freedom; the logarithm of what is above the least is at most the bound.
 LEAST_DF, DF_BOUND = 2.1, 8.0
@@ -76,6 +81,11 @@ class _Likelihood:
     is_mass: ClassVar[bool] = False
     # Standard normals that a row takes to be drawn anew in each epoch, for each feature.
     n_noise: ClassVar[int] = 0
+    # Share of the epochs before all that is to be learned is being learned.
+    share_held_back: float = 0.0
+
+    def at(self, module: Any, shares: torch.Tensor) -> None:
+        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
@@ -111,11 +121,16 @@ class _Likelihood:
 class _RealValues(_Likelihood):
     """Real values with a mean, and a variance of the observation noise."""
 
-    noise: Literal["per_feature", "shared", "per_sample"] | float
+    noise: Literal["per_sample", "per_feature", "shared"] | float
+
+    @property
+    def share_held_back(self) -> float:  # type: ignore[override]
+        """Share of the epochs before rows have variances of their own."""
+        return MEAN_FIRST if self.noise == "per_sample" else 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no noise."""
-        kinds = ("per_feature", "shared", "per_sample")
+        kinds = ("per_sample", "per_feature", "shared")
         if isinstance(self.noise, Real) and not isinstance(self.noise, bool):
             known = 0 < float(self.noise) < math.inf
         else:
@@ -151,10 +166,24 @@ class _RealValues(_Likelihood):
         """Make the module of what is learned besides the decoder: the noise variance."""
         module: Any = nn.Module()
         module.register_buffer("floor", torch.empty(1))
-        if self.noise in ("per_feature", "shared"):
-            n_learned = n_features if self.noise == "per_feature" else 1
+        if isinstance(self.noise, str):
+            n_learned = 1 if self.noise == "shared" else n_features
             module.raw_variance = nn.Parameter(torch.empty(n_learned))
+        if self.noise == "per_sample":
+            # 1 where the deviations of rows are learned, 0 where they are not yet.
+            module.register_buffer("released", torch.ones(1))
         return module
+
+    def at(self, module: Any, shares: torch.Tensor) -> None:
+        """Hold back the rows' own variances in the first epochs."""
+        if self.noise == "per_sample":
+            module.released.copy_((shares >= MEAN_FIRST).unsqueeze(-1))
+
+    def begin(self, module: Any, variance: torch.Tensor) -> None:
+        """Give each column a noise variance (M, D), as far as it is learned."""
+        if isinstance(self.noise, str):
+            learned = (variance - module.floor).log()
+            module.raw_variance.copy_(learned[..., : module.raw_variance.shape[-1]])
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
         """Start from a good part of the data's variance; a given noise changes its units."""
@@ -173,14 +202,16 @@ class _RealValues(_Likelihood):
                     "scale X, or let it be learned (noise='shared')."
                 )
         module.floor.fill_(floor**2)
-        if self.noise in ("per_feature", "shared"):
+        if isinstance(self.noise, str):
             nn.init.constant_(module.raw_variance, math.log(INITIAL_VARIANCE))
+        if self.noise == "per_sample":
+            nn.init.ones_(module.released)
 
     def variance(self, module: Any) -> torch.Tensor | None:
         """Noise variance in the model's units, (1,) or (D,); None where it is per sample."""
         if self.noise == "per_sample":
             return None
-        if self.noise in ("per_feature", "shared"):
+        if isinstance(self.noise, str):
             return module.floor + module.raw_variance.exp()
         return module.floor
 
@@ -189,9 +220,12 @@ class _RealValues(_Likelihood):
         if variance is not None:
             variance = variance.unsqueeze(-2)  # from rows to (..., rows, D)
         else:
-            raw, log_variance = raw.chunk(2, dim=-1)
-            bend = torch.tanh(log_variance / LOG_VARIANCE_BOUND)
-            variance = module.floor.unsqueeze(-2) + (LOG_VARIANCE_BOUND * bend).exp()
+            raw, deviation = raw.chunk(2, dim=-1)
+            # The same value, and a gradient where it is released.
+            deviation = deviation.detach().lerp(deviation, module.released.unsqueeze(-2))
+            bend = torch.tanh(deviation / DEVIATION_BOUND)
+            own = (module.raw_variance.unsqueeze(-2) + DEVIATION_BOUND * bend).exp()
+            variance = module.floor.unsqueeze(-2) + own
         return raw, variance
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
@@ -217,13 +251,13 @@ class Gaussian(_RealValues):
 
     Parameters
     ----------
-    noise : {"per_feature", "shared", "per_sample"} or float, default="per_feature"
+    noise : {"per_sample", "per_feature", "shared"} or float, default="per_sample"
         Variance of the observation noise:
 
+        - "per_sample": for each row and column its own, given by the decoder;
         - "per_feature": one learned variance for each column, as in factor analysis;
         - "shared": one learned variance for all columns, in squared units of X, as in
           probabilistic PCA;
-        - "per_sample": for each row and column its own, given by the decoder;
         - a positive number: this variance for all columns, in squared units of X, not
           learned. With 0.5 the loss is the squared error plus the KL divergence, up to a
           constant: ``||x - x_hat||**2 + KL``.
@@ -253,7 +287,7 @@ class Gaussian(_RealValues):
     Gaussian(noise=0.5)
     """
 
-    noise: Literal["per_feature", "shared", "per_sample"] | float = "per_feature"
+    noise: Literal["per_sample", "per_feature", "shared"] | float = "per_sample"
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
@@ -277,11 +311,12 @@ class Gaussian(_RealValues):
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_mean = pulled * g.unsqueeze(-1)
             if self.noise == "per_sample":
-                bend = torch.tanh(raw.chunk(2, dim=-1)[1] / LOG_VARIANCE_BOUND)
-                slope = (LOG_VARIANCE_BOUND * bend).exp() * (1 - bend.square())
-                g_variance = 0.5 * (square - weight) / variance * g.unsqueeze(-1)
-                return torch.cat([g_mean, g_variance * slope], dim=-1), []
-            if self.noise not in ("per_feature", "shared"):
+                bend = torch.tanh(raw.chunk(2, dim=-1)[1] / DEVIATION_BOUND)
+                own = (module.raw_variance.unsqueeze(-2) + DEVIATION_BOUND * bend).exp()
+                g_own = 0.5 * (square - weight) / variance * own * g.unsqueeze(-1)
+                g_deviation = g_own * (1 - bend.square()) * module.released.unsqueeze(-2)
+                return torch.cat([g_mean, g_deviation], dim=-1), [g_own.sum(-2)]
+            if not isinstance(self.noise, str):
                 return g_mean, []
             slope = 0.5 * module.raw_variance.exp()
             g = g.unsqueeze(-2)
@@ -308,7 +343,7 @@ class Laplace(_RealValues):
 
     Parameters
     ----------
-    noise : {"per_feature", "shared", "per_sample"} or float, default="per_feature"
+    noise : {"per_sample", "per_feature", "shared"} or float, default="per_sample"
         Variance of the observation noise, as in `Gaussian`.
 
     Raises
@@ -320,10 +355,10 @@ class Laplace(_RealValues):
     --------
     >>> from skvae.likelihoods import Laplace
     >>> Laplace()
-    Laplace(noise='per_feature')
+    Laplace(noise='per_sample')
     """
 
-    noise: Literal["per_feature", "shared", "per_sample"] | float = "per_feature"
+    noise: Literal["per_sample", "per_feature", "shared"] | float = "per_sample"
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
@@ -345,7 +380,7 @@ class StudentT(_RealValues):
 
     Parameters
     ----------
-    noise : {"per_feature", "shared", "per_sample"} or float, default="per_feature"
+    noise : {"per_sample", "per_feature", "shared"} or float, default="per_sample"
         Variance of the observation noise, as in `Gaussian`.
     df : float or None, default=None
         Degrees of freedom, above 2, so that the noise has a variance. None: learned for each
@@ -360,10 +395,10 @@ class StudentT(_RealValues):
     --------
     >>> from skvae.likelihoods import StudentT
     >>> StudentT(df=4)
-    StudentT(noise='per_feature', df=4)
+    StudentT(noise='per_sample', df=4)
     """
 
-    noise: Literal["per_feature", "shared", "per_sample"] | float = "per_feature"
+    noise: Literal["per_sample", "per_feature", "shared"] | float = "per_sample"
     df: float | None = None
 
     def __post_init__(self) -> None:

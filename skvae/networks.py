@@ -5,9 +5,10 @@ from n_in inputs to n_out outputs, and whose `initialise` draws its first values
 
 `MLP` is the multilayer perceptron,
 
-    h_0 = x,    h_i = activation(W_i h_{i-1} + b_i),    output = W h_last + b,
+    h_0 = x,    h_i = activation(W_i h_{i-1} + b_i),    output = W h_last + b + A x,
 
-which without hidden layers is the linear map of PCA and factor analysis. Weights start
+where A x is the linear map of PCA and factor analysis, which W h_last + b is by itself without
+hidden layers. A, which may be left out, starts at 0; all other weights start
 uniform with variance 2 / (n_in + n_out) (Glorot & Bengio, Understanding the difficulty of
 training deep feedforward neural networks, 2010, eq. 16), biases at 0. A hidden layer may add
 its input (He et al., Deep residual learning, 2016, arXiv:1512.03385), be normalised before its
@@ -72,16 +73,34 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
-        narrow = max(0, 16 - self.out_features)
-        odd = self.in_features % 2 if x.dtype == torch.float64 else 0
-        if not narrow and not odd:
-            return super().forward(x)
-        weight, bias = F.pad(self.weight, (0, odd, 0, narrow)), F.pad(self.bias, (0, narrow))
-        return F.linear(F.pad(x, (0, odd)), weight, bias)[..., : self.out_features]
+        return _multiply(x, self.weight, self.bias)
+
+
+def _multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x W' + b, for `Linear`."""
+    n_out, n_in = weight.shape
+    narrow = max(0, 16 - n_out)
+    odd = n_in % 2 if x.dtype == torch.float64 else 0
+    if not narrow and not odd:
+        return F.linear(x, weight, bias)
+    wide = F.pad(weight, (0, odd, 0, narrow))
+    shift = None if bias is None else F.pad(bias, (0, narrow))
+    return F.linear(F.pad(x, (0, odd)), wide, shift)[..., :n_out]
 
 
 class Layers(nn.Sequential):
-    """Linear layers and activations in turn, nothing else."""
+    """Linear layers and activations in turn, and a linear map beside them or not."""
+
+    def __init__(self, *layers: nn.Module, linear: nn.Parameter | None = None) -> None:
+        super().__init__(*layers)
+        self.linear = linear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., n_in) to (..., n_out)."""
+        h: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return h if self.linear is None else h + _multiply(x, self.linear)
 
     def vjp(self, x: torch.Tensor, *, to_input: bool) -> tuple[torch.Tensor, Pullback]:
         """Output (M, B, n_out) for x (M, B, n_in), and the pullback of its gradient.
@@ -89,6 +108,7 @@ class Layers(nn.Sequential):
         The weights are stacked: (M, n_out, n_in) and (M, n_out).
         """
         tape: list[tuple[torch.Tensor | Derivative, torch.Tensor, torch.Tensor]] = []
+        first, beside = x, self.linear
         for layer in self._modules.values():  # children() takes longer than a small layer
             before = x
             if isinstance(layer, nn.Linear):
@@ -98,18 +118,23 @@ class Layers(nn.Sequential):
             elif layer is not None:
                 x = layer.forward(x)
                 tape.append((DERIVATIVES[type(layer)], before, x))
+        if beside is not None:
+            x = torch.baddbmm(x, first, beside.mT)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             gradients: list[torch.Tensor] = []
+            outer, g_beside = g, [] if beside is None else [torch.bmm(g.mT, first)]
             for operation, before, after in reversed(tape):
                 if not isinstance(operation, torch.Tensor):
                     g = operation(g, before, after)
                     continue
                 gradients += [g.sum(-2), torch.bmm(g.mT, before)]
-                if before is tape[0][1] and not to_input:
-                    return None, gradients[::-1]
+                if before is first and not to_input:
+                    return None, g_beside + gradients[::-1]
                 g = torch.bmm(g, operation)
-            return g, gradients[::-1]
+            if beside is not None:
+                g = torch.baddbmm(g, outer, beside)
+            return g, g_beside + gradients[::-1]
 
         return x, pull
 
@@ -147,12 +172,14 @@ class Hidden(nn.Module):
 
 
 class HiddenLayers(nn.Module):
-    """Layers of `Hidden`, and a linear one at the end."""
+    """Layers of `Hidden`, a linear one at the end, and a linear map beside them or not."""
 
-    def __init__(self, hidden: Sequence[Hidden], last: Linear) -> None:
+    def __init__(
+        self, hidden: Sequence[Hidden], last: Linear, linear: nn.Parameter | None = None
+    ) -> None:
         super().__init__()
         self.hidden = nn.ModuleList(hidden)
-        self.last = last
+        self.last, self.linear = last, linear
         # Of the noise that each takes.
         self.widths = [layer.linear.out_features if layer.dropout else 0 for layer in hidden]
         self.n_noise = sum(self.widths)
@@ -160,9 +187,11 @@ class HiddenLayers(nn.Module):
     def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """(..., n_in) to (..., n_out), with noise (..., n_noise) in training."""
         own = self.widths if noise is None else noise.split(self.widths, dim=-1)
+        h = x
         for layer, part in zip(self.hidden, own, strict=True):
-            x = layer(x, None if noise is None else part)
-        return self.last(x)
+            h = layer(h, None if noise is None else part)
+        h = self.last(h)
+        return h if self.linear is None else h + _multiply(x, self.linear)
 
 
 @dataclass(frozen=True)
@@ -180,6 +209,9 @@ class MLP:
         Probability, in [0, 1), that a unit of a hidden layer is left out of a training step.
     layer_norm : bool, default=False
         Whether hidden layers are normalised before their activation.
+    linear : bool, default=True
+        Whether a linear map goes from the input to the output beside the hidden layers. The
+        model then contains factor analysis, and learns what is beyond it.
 
     Raises
     ------
@@ -189,7 +221,7 @@ class MLP:
     Examples
     --------
     >>> from skvae.networks import MLP
-    >>> MLP().encoder(4, 2, hidden_layer_sizes=(8,), activation="tanh")
+    >>> MLP(linear=False).encoder(4, 2, hidden_layer_sizes=(8,), activation="tanh")
     Layers(
       (0): Linear(in_features=4, out_features=8, bias=True)
       (1): Tanh()
@@ -200,10 +232,11 @@ class MLP:
     residual: bool = False
     dropout: float = 0.0
     layer_norm: bool = False
+    linear: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what is no such layer."""
-        for name in ("residual", "layer_norm"):
+        for name in ("residual", "layer_norm", "linear"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(
                     f"The {name} of an MLP must be True or False. Got {getattr(self, name)!r}."
@@ -220,22 +253,54 @@ class MLP:
         """Make the module from (B, n_in) to (B, n_out)."""
         pairs = list(pairwise([n_in, *hidden_layer_sizes]))
         last = Linear([n_in, *hidden_layer_sizes][-1], n_out)
-        if self != MLP() and pairs:
-            return HiddenLayers([Hidden(*pair, activation, self) for pair in pairs], last)
+        linear = None
+        if self.linear and pairs:  # without hidden layers all is linear
+            linear = nn.Parameter(torch.empty(n_out, n_in))
+        if pairs and (self.residual or self.dropout or self.layer_norm):
+            hidden = [Hidden(*pair, activation, self) for pair in pairs]
+            return HiddenLayers(hidden, last, linear)
         layers: list[nn.Module] = []
         for pair in pairs:
             layers += [Linear(*pair), ACTIVATIONS[activation][0]()]
-        return Layers(*layers, last)
+        return Layers(*layers, last, linear=linear)
 
     decoder = encoder
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Draw the weights of `module`, on the CPU, from `generator`."""
         draw_weights(module, generator)
+        if isinstance(module, Layers | HiddenLayers) and module.linear is not None:
+            nn.init.zeros_(module.linear)
         if isinstance(module, HiddenLayers) and self.residual:
             # Sums of layers are large, and a standard deviation is the exponential of one.
             with torch.no_grad():
                 module.last.weight.mul_(0.1)
+
+
+def last_layer(module: nn.Module) -> nn.Linear | None:
+    """The last layer of a network of fully connected ones; None of any other."""
+    if isinstance(module, HiddenLayers):
+        return module.last
+    return module[-1] if isinstance(module, Layers) else None  # type: ignore[return-value]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a network has linear maps among what it can be."""
+    if not isinstance(module, Layers | HiddenLayers):
+        return False
+    return module.linear is not None or (isinstance(module, Layers) and len(module) == 1)
+
+
+def become_linear(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Make a network, or a stack of them, the map x W' + b."""
+    assert isinstance(module, Layers | HiddenLayers)
+    last: Any = last_layer(module)
+    last.bias.copy_(bias)
+    if module.linear is None:
+        last.weight.copy_(weight)
+    else:
+        last.weight.zero_()
+        module.linear.copy_(weight)
 
 
 def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
@@ -320,7 +385,7 @@ class Conv:
         for before, after in pairwise([self.image_shape[0], *self.channels]):
             layers += [nn.Conv2d(before, after, 3, 2, 1), ACTIVATIONS[activation][0]()]
         n_flat = self.channels[-1] * math.prod(self._sizes()[-1])
-        dense = MLP().encoder(n_flat, n_out, hidden_layer_sizes, activation)
+        dense = MLP(linear=False).encoder(n_flat, n_out, hidden_layer_sizes, activation)
         return nn.Sequential(*layers, nn.Flatten(-3), *dense.children())
 
     def decoder(
@@ -335,7 +400,7 @@ class Conv:
             raise self._refuse(n_out)
         sizes = self._sizes()[::-1]
         first = self.channels[-1], *sizes[0]
-        dense = MLP().encoder(n_in, math.prod(first), hidden_layer_sizes, activation)
+        dense = MLP(linear=False).encoder(n_in, math.prod(first), hidden_layer_sizes, activation)
         layers = [*dense.children(), ACTIVATIONS[activation][0](), nn.Unflatten(-1, first)]
         channels = [*self.channels[::-1], self.image_shape[0] * n_per_pixel]
         steps = zip(pairwise(channels), pairwise(sizes), strict=True)

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from skvae._arrays import score_noise
+from skvae._arrays import Array, score_noise
 
 aten = torch.ops.aten
 
@@ -48,6 +49,11 @@ Pullback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def _bend(raw: torch.Tensor) -> torch.Tensor:
     return LOG_STD_BOUND * torch.tanh(raw / LOG_STD_BOUND)
+
+
+def unbend(log_std: Array) -> Array:
+    """The raw outputs that stand for these."""
+    return LOG_STD_BOUND * np.arctanh(log_std / LOG_STD_BOUND)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def quick():
 
 @pytest.fixture
 def numpy_elbo():
-    """ELBO of each row of a Gaussian model, nats, without the code of the package's score.
+    """ELBO of each row of a Gaussian model with one noise, without the code of the score.
 
     Only what a user sees is used: `encode`, `inverse_transform`, `noise_variance_` and the
     textbook's formula. The expectation over q(z|x) is exact for a linear decoder, which

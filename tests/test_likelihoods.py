@@ -118,7 +118,8 @@ def mean_variance(noise, s, raw):
         floor = max(0.01 * s.columns.std.min() / rms, 1e-4)
         return raw, floor**2 + s.module.raw_variance.exp()
     if noise == "per_sample":
-        return raw[..., :3], 0.01**2 + (30 * torch.tanh(raw[..., 3:] / 30)).exp()
+        deviation = 5 * torch.tanh(raw[..., 3:] / 5)
+        return raw[..., :3], 0.01**2 + (s.module.raw_variance + deviation).exp()
     return raw, torch.tensor(noise / rms**2, dtype=torch.float64)
 
 
@@ -455,9 +456,9 @@ def test_likelihood_is_a_value(case):
 
 
 def test_names_of_likelihoods_stand_for_values():
-    assert LIKELIHOODS["gaussian"] == Gaussian("per_feature")
-    assert LIKELIHOODS["laplace"] == Laplace("per_feature")
-    assert LIKELIHOODS["student_t"] == StudentT("per_feature", df=None)
+    assert LIKELIHOODS["gaussian"] == Gaussian("per_sample")
+    assert LIKELIHOODS["laplace"] == Laplace("per_sample")
+    assert LIKELIHOODS["student_t"] == StudentT("per_sample", df=None)
     assert LIKELIHOODS["bernoulli"] == Bernoulli(resample=False)
     assert LIKELIHOODS["continuous_bernoulli"] == ContinuousBernoulli()
 
@@ -569,6 +570,7 @@ def test_gaussian_shared_noise_has_the_floor_of_the_smallest_column_that_float32
 def test_gaussian_noise_per_sample_has_a_floor_of_a_hundredth_of_the_column():
     s = start(Gaussian("per_sample"), real_line().data)
     mean = torch.zeros(1, 3).double()
+    s.module.raw_variance.data.fill_(NOTHING)
     raw = torch.cat([mean, torch.full((1, 3), NOTHING).double()], dim=-1)
     highest = Gaussian("per_sample").log_prob(s.module, raw, mean).exp()
     density = 1 / (0.01 * math.sqrt(2 * math.pi))
@@ -582,6 +584,24 @@ def test_noise_that_is_given_is_the_variance_in_squared_units_of_x(family, varia
     assert noise_variance(variance, np.array(std), family=family) == pytest.approx(
         variance, rel=1e-14
     )
+
+
+@pytest.mark.parametrize("noise", [Gaussian, Laplace, StudentT])
+def test_variances_of_rows_are_learned_once_they_are_released(noise):
+    likelihood = noise("per_sample")
+    s = start(likelihood, real_line().data)
+    stack = stacked([s, s])
+    value, _ = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 3))
+    # Of ten epochs three are behind the first model, and two behind the second.
+    likelihood.at(stack.module, torch.tensor([0.3, 0.2]))
+    held, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 3))
+    torch.testing.assert_close(held, value, rtol=0, atol=0)
+    g_raw, (g_variance, *_) = pull(torch.ones(2, 6).double())
+    assert (g_raw[0] != 0).all()
+    assert (g_raw[1, :, :3] != 0).all()
+    assert (g_raw[1, :, 3:] == 0).all()
+    torch.testing.assert_close(g_variance[0], g_variance[1], rtol=0, atol=0)
+    assert (g_variance != 0).all()
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared"])
@@ -599,8 +619,7 @@ def test_gaussian_noise_at_its_floor_in_float32_still_has_the_gradient_of_autogr
     s = start(likelihood, real_line().data, learn=False)
     module, raw, x = s.module.float(), s.raw.float(), s.x.float()
     with torch.no_grad():  # exp(-20) is lost beside the floor
-        low = raw[:, 3:] if noise == "per_sample" else module.raw_variance
-        low.fill_(-20.0)
+        module.raw_variance.fill_(-20.0)
     learned = raw.requires_grad_() if noise == "per_sample" else module.raw_variance
     log_prob = likelihood.log_prob(module, raw, x).sum()
     (expected,) = torch.autograd.grad(log_prob, learned)
@@ -609,7 +628,7 @@ def test_gaussian_noise_at_its_floor_in_float32_still_has_the_gradient_of_autogr
         _, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(1, 3))
         of_raw, of_parameters = pull(torch.ones(1, 6))
     gradient = (of_raw if noise == "per_sample" else of_parameters[0])[0]
-    assert (gradient != 0).all()
+    assert (gradient[..., -3:] != 0).all()
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=0)
 
 
@@ -633,7 +652,7 @@ def test_gaussian_noise_of_one_half_is_the_squared_error_up_to_a_constant(noise)
 )
 def test_a_likelihood_of_real_values_refuses_what_is_no_noise(family, noise):
     message = (
-        f"The noise of a {family.__name__} must be one of ('per_feature', 'shared', 'per_sample') "
+        f"The noise of a {family.__name__} must be one of ('per_sample', 'per_feature', 'shared') "
         f"or a positive finite variance. Got {noise!r} instead."
     )
     with pytest.raises(ValueError, match=re.escape(message)):

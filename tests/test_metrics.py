@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import distributions as D
 
 from skvae import VAETransformer, metrics
+from skvae.likelihoods import Gaussian
 from skvae.posteriors import Flow
 from skvae.priors import Mixture, Vamp
 
@@ -33,7 +34,8 @@ def rows(n_rows=60):
 def fitted(**params):
     """A linear model in float64: its q is not the true posterior, as few epochs have been."""
     few = {"max_iter": 100, "learning_rate": 0.03}
-    params = {"n_components": 2, "hidden_layer_sizes": ()} | few | params
+    linear = {"hidden_layer_sizes": (), "likelihood": Gaussian("per_feature")}
+    params = {"n_components": 2} | linear | few | params
     return VAETransformer(
         **params, early_stopping=False, precision="float64", random_state=0, device="cpu"
     ).fit(rows())

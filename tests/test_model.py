@@ -18,7 +18,7 @@ from skvae.priors import Mixture, Vamp
 LIKELIHOODS = [
     "gaussian",
     Gaussian("shared"),
-    Gaussian("per_sample"),
+    Gaussian("per_feature"),
     Gaussian(0.5),
     "bernoulli",
 ]
@@ -84,9 +84,11 @@ def silu(x):
 def mlp(state, part, h):
     """The multilayer perceptron in numpy."""
     *inner, last = [name for name in state if name.startswith(part) and name.endswith("weight")]
+    first = h
     for name in inner:
         h = silu(h @ state[name].T + state[name.replace("weight", "bias")])
-    return h @ state[last].T + state[last.replace("weight", "bias")]
+    beside = first @ state[f"{part}.linear"].T if inner else 0
+    return h @ state[last].T + state[last.replace("weight", "bias")] + beside
 
 
 # --- state ------------------------------------------------------------------------------------
@@ -206,14 +208,15 @@ def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
         "encoder.4.weight": (4, 5),
         "decoder.0.weight": (5, 2),
         "decoder.2.weight": (6, 5),
-        "decoder.4.weight": (4, 6),
+        "decoder.4.weight": (8, 6),
     }
 
 
 def test_n_weights_counts_about_the_multiplications_of_a_row():
     _, state = made(hidden=(6, 5))
-    products = 4 * 6 + 6 * 5 + 5 * 4 + 2 * 5 + 5 * 6 + 6 * 4
-    others = 6 + 5 + 4 + 5 + 6 + 4 + 3 * 4 + 4 + 1 + 1  # biases, units, noise and two bounds
+    products = 4 * 6 + 6 * 5 + 5 * 4 + 4 * 4 + 2 * 5 + 5 * 6 + 6 * 8 + 2 * 8
+    # Biases, units, noise, two bounds, and whether variances are released.
+    others = 6 + 5 + 4 + 5 + 6 + 8 + 3 * 4 + 4 + 1 + 1 + 1
     assert _model.n_weights(state) == products + others
 
 
@@ -369,7 +372,7 @@ def test_terms_have_a_log_likelihood_a_draw_and_row_and_a_kl_a_row_and_component
 
 @pytest.mark.parametrize("noise_rows", [5, 1])
 def test_terms_equal_torch_distributions_over_the_columns_that_vary(noise_rows):
-    model, state = made()
+    model, state = made(Gaussian("per_feature"))
     y, eps = normals(5, 4), normals(3, noise_rows, 2, seed=1)
     with torch.no_grad():
         terms, by_draw = model(y, eps), model(y, eps, by_draw=True)
@@ -428,9 +431,11 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * max(1, b.abs().max().item()))
         # Of a constant column, nothing can be learned.
         reached = torch.ones_like(a, dtype=torch.bool)
-        if name == "encoder.0.weight":
+        if name in ("encoder.0.weight", "encoder.linear"):
             reached[..., 2] = False
-        elif a.shape[1:2] in [(4,), (8,)] and name.startswith(("decoder.4", "observation")):
+        elif a.shape[1:2] in [(4,), (8,)] and name.startswith(
+            ("decoder.4", "decoder.linear", "observation")
+        ):
             reached[:, 2::4] = False
         assert ((a != 0) == reached).all(), name
 

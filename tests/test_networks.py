@@ -12,7 +12,19 @@ from torch import nn
 
 from skvae import VAETransformer, _model
 from skvae._arrays import Columns
-from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own, check_outputs, vjp
+from skvae.likelihoods import Gaussian
+from skvae.networks import (
+    ACTIVATIONS,
+    MLP,
+    NETWORKS,
+    Conv,
+    Layers,
+    Own,
+    become_linear,
+    check_outputs,
+    is_linear,
+    vjp,
+)
 
 # Of each activation, its formula.
 FORMULAS = {
@@ -28,6 +40,7 @@ HIDDEN = [(), (5,), (6, 3)]
 # One line for each network: the value, and its inputs as an encoder.
 NETWORK_CASES = [
     pytest.param(MLP(), 4, id="MLP"),
+    pytest.param(MLP(linear=False), 4, id="plain"),
     pytest.param(MLP(residual=True), 4, id="residual"),
     pytest.param(MLP(layer_norm=True), 4, id="layer_norm"),
     pytest.param(MLP(residual=True, dropout=0.3, layer_norm=True), 4, id="all"),
@@ -36,7 +49,10 @@ NETWORK_CASES = [
 every_network = pytest.mark.parametrize(("network", "n_in"), NETWORK_CASES)
 every_mlp = pytest.mark.parametrize(
     "network",
-    [MLP(*options) for options in [(), (True,), (False, 0.3), (True, 0.3, True)]],
+    [
+        MLP(*options)
+        for options in [(), (False, 0, False, False), (True,), (False, 0.3), (True, 0.3, True)]
+    ],
     ids=repr,
 )
 every_activation = pytest.mark.parametrize("activation", list(ACTIVATIONS))
@@ -127,7 +143,7 @@ def test_network_pulls_gradients_back_as_autograd_does(network, n_in, hidden, ac
     torch.testing.assert_close(output, outputs.detach(), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(to_input, expected_to_input, rtol=1e-10, atol=1e-11)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-11)
-    assert nothing is None or network != MLP()
+    assert nothing is None or not isinstance(modules[0], Layers)
     torch.testing.assert_close(same, gradients, rtol=0, atol=0)
 
 
@@ -191,14 +207,19 @@ def test_network_is_a_value(network, n_in):
 
 @every_depth
 @every_activation
-def test_mlp_equals_its_formula(hidden, activation):
-    module, x = built(MLP(), hidden, activation), rows()
-    *inner, (weight, bias) = zip(*[iter(module.parameters())] * 2, strict=True)
+@pytest.mark.parametrize("linear", [False, True])
+def test_mlp_equals_its_formula(hidden, activation, linear):
+    module, x = built(MLP(linear=linear), hidden, activation), rows()
+    weights = dict(module.named_parameters())
+    beside = weights.pop("linear", torch.zeros(2, 4).double())
+    *inner, (weight, bias) = zip(*[iter(weights.values())] * 2, strict=True)
     assert [len(b) for _, b in inner] == list(hidden)
     h = x
     for w, b in inner:
         h = FORMULAS[activation](h @ w.T + b)
-    torch.testing.assert_close(module(x), h @ weight.T + bias, rtol=1e-12, atol=1e-12)
+    expected = h @ weight.T + bias + x @ beside.T
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    assert beside.any() == (linear and len(hidden) > 0)
 
 
 def test_mlp_without_hidden_layers_is_affine():
@@ -218,6 +239,7 @@ def test_mlp_starts_uniform_with_the_variance_of_glorot_and_biases_at_0():
         bound = math.sqrt(3 * variance)
         assert 0.999 * bound < layer.weight.abs().max().item() <= bound
         assert (layer.bias == 0).all()
+    assert (module.linear == 0).all()
 
 
 def test_names_of_networks_stand_for_values():
@@ -245,6 +267,8 @@ def test_mlp_with_residual_and_layer_norm_equals_its_formula(hidden, activation)
         h = FORMULAS[activation](a) + skip
     last = "last." if hidden else "0."
     expected = h @ weights[last + "weight"].T + weights[last + "bias"]
+    if hidden:
+        expected = expected + x @ weights["linear"].T
     torch.testing.assert_close(module(x), expected, rtol=1e-11, atol=1e-11)
 
 
@@ -253,10 +277,23 @@ def test_mlp_adds_an_input_of_equal_width_without_further_weights():
     assert all("skip" not in name for name, _ in module.named_parameters())
 
 
+@pytest.mark.parametrize("network", [MLP(), MLP(residual=True), MLP(layer_norm=True)], ids=repr)
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_a_network_can_become_any_linear_map(network, hidden):
+    module, x = built(network, hidden), rows()
+    assert is_linear(module)
+    assert is_linear(built(MLP(linear=False), hidden)) == (hidden == ())
+    weight, bias = torch.randn(2, 4).double(), torch.randn(2).double()
+    with torch.no_grad():
+        become_linear(module, weight, bias)
+    torch.testing.assert_close(module(x), x @ weight.T + bias, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_dropout_leaves_out_its_share_of_the_units_and_scales_the_others(dropout):
     n, width = 2000, 50
-    module = built(MLP(dropout=dropout), (width,), "softplus")  # no unit is 0 of itself
+    # No unit of softplus is 0 of itself.
+    module = built(MLP(dropout=dropout, linear=False), (width,), "softplus")
     module.last = nn.Identity()
     x = rows(1).expand(n, 4)
     with torch.no_grad():
@@ -519,7 +556,7 @@ class Pair(nn.Linear):
     ],
 )
 def test_own_modules_of_wrong_shapes_raise_before_training(quick, X, network, message):
-    vae = quick(network=network)
+    vae = quick(network=network, likelihood=Gaussian("per_feature"))
     with pytest.raises(ValueError, match=re.escape(message)):
         vae.fit(X)
     assert not hasattr(vae, "state_")

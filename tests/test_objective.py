@@ -9,6 +9,7 @@ from torch import distributions as D
 
 from skvae import _model, _objective
 from skvae._arrays import Columns, score_noise
+from skvae.likelihoods import Gaussian
 
 
 def normals(*shape, seed=0):
@@ -20,7 +21,7 @@ def describe(n_features, n_components, hidden=()):
     return {
         "n_features": n_features,
         "n_components": n_components,
-        "likelihood": "gaussian",
+        "likelihood": Gaussian("per_feature"),
         "network": "mlp",
         "hidden_layer_sizes": hidden,
         "activation": "tanh",
@@ -35,7 +36,7 @@ def linear_model(n_features, n_components, hidden=(), seed=0):
     model.double()
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
-            p.copy_(0.5 * normals(*p.shape, seed=seed + i))
+            p.copy_(0.4 * normals(*p.shape, seed=seed + i))
     return model
 
 

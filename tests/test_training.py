@@ -76,6 +76,7 @@ class Problem:
         self.after = []  # of each complete epoch: the weights of those in the stack, (M, P)
         self.records = []  # of each complete epoch: the records
         self.events = []
+        self.shares = []  # of the epochs that are over, at the beginning of each
 
     @staticmethod
     def generator(*numbers):
@@ -98,6 +99,9 @@ class Problem:
         self.members = [self.members[place] for place in members.tolist()]
         for p in self.learned:
             p.data = p.data[members]
+
+    def at(self, shares):
+        self.shares.append(shares.tolist())
 
     def vjp(self, y, eps, about, *, by_draw):
         training = self.is_training(eps)
@@ -168,7 +172,7 @@ class Problem:
             for table, numbers, seed in zip(rows, plans, seeds, strict=True)
         ]
         generators = [_arrays.generator(seed) for seed in seeds]
-        read, judged = _stack._read_once(jobs, generators)
+        read, judged, _ = _stack._read_once(jobs, generators)
         return _training.train(
             self,
             read if cut is None else lambda: cut(*read()),
@@ -462,7 +466,7 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
     progress = []
-    read, judged = _stack._read_in_parts(
+    read, judged, _ = _stack._read_in_parts(
         _stack.Job(data, 20, ANY, units, numbers, seed=0, device=CPU, precision="float32"),
         lambda *now: progress.append(now),
     )
@@ -491,7 +495,7 @@ def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(n_r
         job = _stack.Job(
             rows_of(n_rows).numpy(), 64, ANY, units, plan(n_held_out=50), seed, CPU, "float32"
         )
-        _, judged = _stack._read_in_parts(job, lambda epoch, share: None)
+        _, judged, _ = _stack._read_in_parts(job, lambda epoch, share: None)
         held_out = numbers_of(judged.take(judged.index)[0])
         assert len(set(held_out)) == 50
         # One from each of 50 stretches, whose length is equal but for a row.
@@ -1355,7 +1359,7 @@ def members_of(jobs):
     """The models of jobs, about to be trained."""
     stack = _model.stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
     generators = [_arrays.generator(job.seed) for job in jobs]
-    _, judged = _stack._read_once(jobs, generators)
+    _, judged, _ = _stack._read_once(jobs, generators)
     return _training.Members(stack, judged, [job.plan for job in jobs], generators)
 
 
@@ -1454,7 +1458,7 @@ def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
     architectures = [job.architecture for job in jobs]
     stack = _model.stack(architectures, [job.state for job in jobs], CPU)
     generators = [_arrays.generator(job.seed) for job in jobs]
-    read, judged = _stack._read_once(jobs, generators)
+    read, judged, _ = _stack._read_once(jobs, generators)
     plans = [job.plan for job in jobs]
     with torch.inference_mode():
         records = _training.train(

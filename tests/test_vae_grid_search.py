@@ -187,7 +187,8 @@ def second(results):
     ids=["train scores", "no refit", "refit callable", "callable", "multimetric", "many"],
 )  # fmt: skip
 def test_scoring_and_refit_are_those_of_a_grid_search(wine, params):
-    search_both(small(), {"beta": [0.5, 1, 4]}, wine, **params)
+    # Where none are held out, no two candidates become factor analysis, and are equal.
+    search_both(small(early_stopping=False), {"beta": [0.5, 1, 4]}, wine, **params)
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])

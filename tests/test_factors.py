@@ -1,0 +1,148 @@
+"""Factor analysis, where training begins and which it is to beat."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+from sklearn.decomposition import PCA, FactorAnalysis
+from sklearn.model_selection import GridSearchCV
+
+from skvae import VAEGridSearchCV, VAETransformer, _factors
+from skvae.likelihoods import Gaussian, Laplace, StudentT
+from skvae.networks import MLP, Conv
+
+TABLES = {f.__name__[5:]: f for f in (load_wine, load_diabetes, load_iris, load_breast_cancer)}
+FLOOR = 1e-4
+
+
+def standardised(table):
+    X = TABLES[table]().data
+    return (X - X.mean(axis=0)) / X.std(axis=0)
+
+
+def factors(X, n_components, noise="per_feature", floor=FLOOR):
+    """With all components."""
+    return _factors.maximise(X, n_components, floor, noise)
+
+
+def log_likelihood(X, loading, variance):
+    covariance = torch.from_numpy(loading @ loading.T + np.diag(variance))
+    normal = torch.distributions.MultivariateNormal(torch.zeros(len(variance)).double(), covariance)
+    return normal.log_prob(torch.from_numpy(X)).mean().item()
+
+
+@pytest.mark.filterwarnings("ignore:FactorAnalysis did not converge")
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("n_components", [1, 2, 4])
+def test_em_comes_as_far_as_factor_analysis_of_scikit_learn(table, n_components):
+    X = standardised(table)
+    loading, variance, *_ = factors(X, n_components, floor=1e-12)
+    reference = FactorAnalysis(n_components, svd_method="lapack", tol=1e-5, max_iter=3000).fit(X)
+    # 50 steps of EM, against some thousand.
+    assert log_likelihood(X, loading, variance) > reference.score(X) - 0.05
+
+
+@pytest.mark.parametrize("table", ["wine", "diabetes"])
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_with_shared_noise_it_is_pca(table, n_components):
+    X = standardised(table)
+    loading, variance, *_ = factors(X, n_components, "shared")
+    assert len(set(variance)) == 1
+    assert log_likelihood(X, loading, variance) == pytest.approx(
+        PCA(n_components).fit(X).score(X), abs=1e-3
+    )
+
+
+def test_the_posterior_is_that_of_the_normal_distribution():
+    X = standardised("wine")
+    loading, variance, projection, log_std = factors(X, 3)
+    joint = loading @ loading.T + np.diag(variance)
+    expected = loading.T @ np.linalg.inv(joint)
+    np.testing.assert_allclose(projection, expected, rtol=1e-9, atol=1e-12)
+    covariance = np.eye(3) - expected @ loading
+    np.testing.assert_allclose(covariance, np.diag(np.exp(2 * log_std)), rtol=1e-9, atol=1e-12)
+    assert (np.diff(log_std) > 0).all()  # the strongest first
+
+
+def test_components_that_are_not_worth_it_are_left_out():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(800, 2)) @ rng.normal(size=(2, 20)) + 0.5 * rng.normal(size=(800, 20))
+    found = _factors.analyse(X + 7, 6, FLOOR, "per_feature")
+    expected = factors(X - X.mean(axis=0), 2)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_is_left_of_columns_that_have_nothing_in_common():
+    X = np.random.default_rng(0).normal(size=(800, 20))
+    found = _factors.analyse(X, 6, FLOOR, "per_feature")
+    assert found.loading.shape == (20, 0)
+    np.testing.assert_allclose(found.variance, X.var(axis=0))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_candidates_that_become_factor_analysis_are_one(precision):
+    # Whatever is trained beside them, and with how many components: to the last bit.
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(300, 6))
+    vae = VAETransformer(learning_rate=1e-9, max_iter=1, random_state=0, precision=precision)
+    grid = {"beta": [0.5, 0.8, 1], "n_components": [1, 2, 3]}
+    search = VAEGridSearchCV(vae, grid, cv=3).fit(X)
+    scores = search.cv_results_["mean_test_score"].reshape(3, 3)
+    assert (scores == scores[0]).all()
+    assert scores[0, 0] < scores[0, 1]
+    reference = GridSearchCV(vae, grid, cv=3).fit(X)
+    np.testing.assert_array_equal(scores.ravel(), reference.cv_results_["mean_test_score"])
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns):
+    X = np.zeros((4, 5))
+    X[:, :columns] = np.random.default_rng(0).normal(size=(4, columns))
+    for noise in ("per_feature", "shared", None):
+        for part in factors(X, 8, noise):
+            assert np.isfinite(part).all()
+
+
+@pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
+@pytest.mark.parametrize("noise", ["per_sample", "per_feature", "shared", 0.5])
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+def test_a_fit_that_learns_nothing_is_factor_analysis(family, noise, posterior):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(300, 6))
+    vae = VAETransformer(
+        2,
+        likelihood=family(noise),
+        posterior=posterior,
+        learning_rate=1e-9,
+        max_iter=1,
+        random_state=0,
+    ).fit(X)
+    Z = vae.transform(X)
+    best = PCA(2).fit(X).score(X)
+    if family is Gaussian and noise != 0.5:
+        # 270 of the 300 rows were trained on.
+        assert best - 0.3 < vae.score(X) < best + 0.3
+    explained = PCA(2).fit_transform(X)
+    residual = explained - Z @ np.linalg.lstsq(Z, explained, rcond=None)[0]
+    assert residual.var() < 0.1 * explained.var()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"network": MLP(linear=False)},
+        {"network": Conv((1, 8, 8))},
+        {"likelihood": "bernoulli"},
+        {"early_stopping": False},
+    ],
+    ids=["no linear part", "convolutions", "no real values", "nothing held out"],
+)
+def test_nothing_is_kept_but_what_training_left_where_there_is_no_other(params):
+    X = (np.random.default_rng(0).normal(size=(100, 64)) > 0).astype(float)
+    start, end = (
+        VAETransformer(2, max_iter=1, learning_rate=rate, random_state=0, **params).fit(X)
+        for rate in (1e-9, 1e-2)
+    )
+    names = [name for name in start.state_ if name.endswith("weight")]
+    assert any((start.state_[name] != end.state_[name]).any() for name in names)
