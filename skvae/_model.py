@@ -40,7 +40,7 @@ from skvae._arrays import (
 )
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
-from skvae.posteriors import POSTERIORS, Diagonal, Flow, Normal, unbend
+from skvae.posteriors import POSTERIORS, Diagonal, Flow, Full, Normal, unbend
 from skvae.priors import PRIORS, StandardNormal
 
 State = Mapping[str, Array]
@@ -310,7 +310,7 @@ class VAE(nn.Module):
 
         The raw outputs of pseudo-inputs stand behind those of the rows.
         """
-        if isinstance(self.posterior, Diagonal) and isinstance(self.prior, StandardNormal):
+        if isinstance(self.posterior, Diagonal | Full) and isinstance(self.prior, StandardNormal):
             z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
             return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
         draw = _Draw(self.posterior, self.flow)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from skvae import _normal
 from skvae._arrays import Array, score_noise
 
 aten = torch.ops.aten
@@ -112,8 +113,7 @@ class Diagonal:
 
     def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
-        unit = (z.unsqueeze(-2) - q.mean) * (-q.log_std).exp()
-        return -0.5 * (unit.square() + LOG_2PI).sum(-1) - q.log_std.sum(-1)
+        return _normal.log_density(z, q.mean, q.log_std)
 
     def kl(self, q: Normal) -> torch.Tensor:
         """KL(q || N(0, I)) of each component in nats, (..., B, L)."""
@@ -160,9 +160,17 @@ class Diagonal:
         return z, kl, pull
 
 
-def _triangle(n_components: int) -> list[tuple[int, int]]:
-    """The places below a diagonal, row by row: the order of a factor's raw outputs."""
-    return [(i, j) for i in range(n_components) for j in range(i)]
+def _triangle(n_components: int, device: torch.device) -> torch.Tensor:
+    """The places below the diagonal of a flat square, row by row: of a factor's raw outputs."""
+    i, j = torch.tril_indices(n_components, n_components, -1, device=device)
+    return i * n_components + j
+
+
+def _square(lower: torch.Tensor, n_components: int) -> torch.Tensor:
+    """Entries below a diagonal, (..., K), in their square (..., L, L), 0 elsewhere."""
+    flat = lower.new_zeros(*lower.shape[:-1], n_components**2)
+    flat = flat.index_copy(-1, _triangle(n_components, lower.device), lower)
+    return flat.unflatten(-1, (n_components, n_components))
 
 
 @dataclass(frozen=True)
@@ -201,13 +209,7 @@ class Full:
         mean, log_std, lower = raw.split(
             [n_components, n_components, n_outputs - 2 * n_components], dim=-1
         )
-        # The place of each entry among the raw ones, of those on and above the diagonal a 0.
-        places = [[lower.shape[-1]] * n_components for _ in range(n_components)]
-        for number, (i, j) in enumerate(_triangle(n_components)):
-            places[i][j] = number
-        index = torch.tensor(places, device=raw.device)
-        below = nn.functional.pad(lower, (0, 1))[..., index]
-        return Normal(mean, _bend(log_std), below)
+        return Normal(mean, _bend(log_std), _square(lower, n_components))
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """Mean of z, (B, L), from raw encoder outputs (B, P)."""
@@ -237,14 +239,44 @@ class Full:
     def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
         factor = self._below(q) + torch.diag_embed(q.log_std.exp())
-        from_mean = (z.unsqueeze(-2) - q.mean).unsqueeze(-1)
-        unit = torch.linalg.solve_triangular(factor, from_mean, upper=False).squeeze(-1)
-        return -0.5 * (unit.square() + LOG_2PI).sum(-1) - q.log_std.sum(-1)
+        from_mean = (z.unsqueeze(-3) - q.mean.unsqueeze(-2)).mT  # (..., K, L, B)
+        unit = torch.linalg.solve_triangular(factor, from_mean, upper=False)
+        return (-0.5 * (unit.square() + LOG_2PI).sum(-2)).mT - q.log_std.sum(-1)
 
     def kl(self, q: Normal) -> torch.Tensor:
         """KL(q || N(0, I)) in nats, (..., B, 1): it is no sum over the components."""
         alone = 0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std
         return alone.sum(-1, keepdim=True) + 0.5 * self._below(q).square().sum((-2, -1))[..., None]
+
+    def vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
+        """As `Diagonal.vjp`, from raw (M, B, P), with one KL term (M, 1, B, 1)."""
+        n_components = eps.shape[-1]
+        lower = raw[..., 2 * n_components :]
+        alone, kl, pull_alone = Diagonal().vjp(raw[..., : 2 * n_components], eps, by_draw=by_draw)
+        rows = eps.transpose(1, 2)  # (M, B, S, L), as are the products
+        below = _square(lower, n_components)
+        mixed = (rows @ below.mT).transpose(1, 2)
+        z = alone + mixed
+        if by_draw:
+            kl = kl + 0.5 * (z.square() - alone.square()).sum(-1, keepdim=True)
+        else:
+            kl = kl.sum(-1, keepdim=True) + 0.5 * lower.square().sum(-1)[:, None, :, None]
+
+        def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> torch.Tensor:
+            if by_draw:
+                g_first = pull_alone(torch.addcmul(g_z, mixed, g_kl), g_kl)
+                g_z = torch.addcmul(g_z, z, g_kl)
+            else:
+                g_first = pull_alone(g_z, g_kl.expand(*g_kl.shape[:-1], n_components))
+            g_below = (g_z.transpose(1, 2).mT @ rows).flatten(-2)
+            g_lower = g_below.index_select(-1, _triangle(n_components, raw.device))
+            if not by_draw:
+                g_lower = torch.addcmul(g_lower, lower, g_kl.squeeze(1))
+            return torch.cat([g_first, g_lower], dim=-1)
+
+        return z, kl, pull
 
 
 @dataclass(frozen=True)

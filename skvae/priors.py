@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from skvae import _normal
+
 LOG_2PI = math.log(2 * math.pi)
 
 LOG_STD_BOUND = 6.0  # of a component of a mixture: from 0.002 to 400
@@ -145,8 +147,7 @@ class Mixture:
     ) -> torch.Tensor:
         """log p(z) in nats, (..., L) to (...)."""
         log_std = _log_std(module.raw_std)
-        unit = (z.unsqueeze(-2) - module.mean) * (-log_std).exp()
-        log_prob = -0.5 * (unit.square() + LOG_2PI).sum(-1) - log_std.sum(-1)
+        log_prob = _normal.log_density(z, module.mean, log_std)
         return torch.logsumexp(log_prob + module.log_weight.log_softmax(-1), -1)
 
 

@@ -309,16 +309,16 @@ def test_kl_lets_a_gradient_through_where_a_clamp_would_not(posterior, oracle, r
     assert raw.grad[0, 1].sign() == math.copysign(1, raw_log_std)  # towards the prior
 
 
-# --- Diagonal ---------------------------------------------------------------------------------
+# --- vjp --------------------------------------------------------------------------------------
 
 
+@every_normal
 @pytest.mark.parametrize("by_draw", [False, True])
 @pytest.mark.parametrize("n_draws", [1, 3])
 @pytest.mark.parametrize("n_models", [1, 3])
-def test_vjp_of_diagonal_equals_draws_and_kl_and_pulls_back_as_autograd_does(
-    n_models, n_draws, by_draw
+def test_vjp_equals_draws_and_kl_and_pulls_back_as_autograd_does(
+    posterior, oracle, n_models, n_draws, by_draw
 ):
-    posterior = Diagonal()
     raw = torch.stack([(1 + m) * raw_outputs(posterior).roll(m, 0) for m in range(n_models)])
     raw, eps = raw.requires_grad_(), normals(n_models, n_draws, 6, 3)
     qs = [posterior.parameters(rows) for rows in raw]
@@ -343,10 +343,11 @@ def test_vjp_of_diagonal_equals_draws_and_kl_and_pulls_back_as_autograd_does(
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
 
 
+@every_normal
 @pytest.mark.parametrize("by_draw", [False, True])
 @pytest.mark.parametrize("n_draws", [1, 3])
-def test_vjp_of_a_stack_gives_what_each_member_gives_alone(n_draws, by_draw):
-    posterior, n_kl = Diagonal(), (n_draws, 6, 1) if by_draw else (1, 6, 3)
+def test_vjp_of_a_stack_gives_what_each_member_gives_alone(posterior, oracle, n_draws, by_draw):
+    n_kl = (n_draws, 6, 1) if by_draw else (1, 6, 3 if posterior.factorises else 1)
     raw = 1.5 * normals(3, 6, posterior.n_outputs(3), seed=1)
     eps, g_z, g_kl = normals(3, n_draws, 6, 3), normals(3, n_draws, 6, 3, seed=2), normals(3, *n_kl)
     z, kl, pull = posterior.vjp(raw, eps, by_draw=by_draw)

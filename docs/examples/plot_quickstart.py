@@ -24,7 +24,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 import skvae
 from skvae import VAETransformer
-from skvae.likelihoods import Gaussian
 
 # %%
 # The data
@@ -48,9 +47,7 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=300, random_
 # computed with beta = 1. So the search prefers the smallest negative ELBO, and candidates
 # with different beta compare fairly.
 
-vae = VAETransformer(
-    likelihood=Gaussian(noise="per_sample"), max_iter=60, device="cpu", random_state=0
-)
+vae = VAETransformer(max_iter=60, device="cpu", random_state=0)
 search = GridSearchCV(
     Pipeline([("ink", VarianceThreshold(0.5)), ("vae", vae)]),
     {"vae__beta": [0.5, 1, 4], "vae__n_components": [2, 8, 16]},
