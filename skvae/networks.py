@@ -37,8 +37,8 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import nn
-from torch.nn import functional as F
 
+from skvae import _products
 from skvae._vjp import each, values
 from skvae._vjp import vjp as autograd_vjp
 
@@ -61,33 +61,14 @@ Pullback = Callable[[torch.Tensor], tuple[torch.Tensor | None, list[torch.Tensor
 
 
 class Linear(nn.Linear):
-    """Fully connected layer whose forward rounds a row the same at every place in a batch.
-
-    Products with fewer than 9 outputs and an odd number of inputs don't (seen in MKL: the
-    last bit depends on the row's place), so that narrow layers compute 16 outputs. In
-    float64 an odd number of inputs is enough, and gets a neighbour of zeros.
-    """
+    """Fully connected layer whose forward rounds a row the same at every place in a batch."""
 
     def reset_parameters(self) -> None:
         """Leave the values to `initialise` or a state: drawing others takes longer."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
-        return _multiply(x, self.weight, self.bias)
-
-
-def _multiply(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """x W' + b, for `Linear`."""
-    n_out, n_in = weight.shape
-    narrow = max(0, 16 - n_out)
-    odd = n_in % 2 if x.dtype == torch.float64 else 0
-    if not narrow and not odd:
-        return F.linear(x, weight, bias)
-    wide = F.pad(weight, (0, odd, 0, narrow))
-    shift = None if bias is None else F.pad(bias, (0, narrow))
-    return F.linear(F.pad(x, (0, odd)), wide, shift)[..., :n_out]
+        return _products.linear(x, self.weight, self.bias)
 
 
 class Layers(nn.Sequential):
@@ -100,7 +81,7 @@ class Layers(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
         h: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-        return h if self.linear is None else h + _multiply(x, self.linear)
+        return h if self.linear is None else h + _products.linear(x, self.linear)
 
     def vjp(self, x: torch.Tensor, *, to_input: bool) -> tuple[torch.Tensor, Pullback]:
         """Output (M, B, n_out) for x (M, B, n_in), and the pullback of its gradient.
@@ -191,7 +172,7 @@ class HiddenLayers(nn.Module):
         for layer, part in zip(self.hidden, own, strict=True):
             h = layer(h, None if noise is None else part)
         h = self.last(h)
-        return h if self.linear is None else h + _multiply(x, self.linear)
+        return h if self.linear is None else h + _products.linear(x, self.linear)
 
 
 @dataclass(frozen=True)

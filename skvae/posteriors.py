@@ -13,6 +13,7 @@ the sum of a divergence of each component where T is diagonal (appendix B). `Flo
 z through further invertible maps f, with log q(f(z)) = log q(z) - log |det df/dz|.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skvae import _normal
+from skvae import _normal, _products
 from skvae._arrays import Array, score_noise
 
 aten = torch.ops.aten
@@ -279,6 +280,11 @@ class Full:
         return z, kl, pull
 
 
+def _masked(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """A layer of zuko's networks."""
+    return _products.linear(x, layer.mask * layer.weight, layer.bias)
+
+
 @dataclass(frozen=True)
 class Flow:
     """A normal distribution sent through inverse autoregressive maps, by way of zuko.
@@ -335,6 +341,7 @@ class Flow:
         """Make the maps."""
         try:
             from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+            from zuko.nn import MaskedLinear
         except ImportError as error:
             raise ImportError(
                 "The Flow posterior needs the package zuko, which is not installed: "
@@ -354,6 +361,10 @@ class Flow:
                 )
                 for number in range(self.n_transforms)
             )
+        for layer in maps.modules():
+            if isinstance(layer, MaskedLinear):
+                # Its own rounds a row by its place. Unlike a method, this can be copied.
+                layer.forward = functools.partial(_masked, layer)
         return maps.to(device)
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:

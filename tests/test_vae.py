@@ -223,13 +223,21 @@ def test_methods_give_the_same_numbers_at_every_call(X, quick, likelihood, outpu
 
 @any_output
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("hidden_layer_sizes", [(), (32, 16)])
-def test_a_row_has_the_same_numbers_alone_and_in_any_batch(
-    X, quick, output, dtype, hidden_layer_sizes
-):
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"hidden_layer_sizes": ()},
+        {"hidden_layer_sizes": (32, 16)},
+        {"prior": priors.Mixture(3)},
+        {"prior": priors.Vamp(20), "posterior": "full"},
+        {"posterior": posteriors.Flow(hidden_layer_sizes=(8,)), "n_components": 3},
+    ],
+    ids=["linear", "network", "mixture", "vamp-full", "flow"],
+)
+def test_a_row_has_the_same_numbers_alone_and_in_any_batch(X, quick, output, dtype, params):
     rng = np.random.default_rng(0)
     many = rng.normal(size=(2100, 4)).astype(dtype)  # more than one block of 2048
-    vae = quick(hidden_layer_sizes=hidden_layer_sizes, n_score_draws=300).fit(X.astype(dtype))
+    vae = quick(**params, n_score_draws=300).fit(X.astype(dtype))
     expected = output(vae, many)
     order = rng.permutation(len(many))
     np.testing.assert_array_equal(output(vae, many[order]), expected[order])

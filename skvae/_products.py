@@ -1,0 +1,21 @@
+"""Products of matrices whose rows round the same wherever they stand.
+
+Products with fewer than 9 outputs and an odd number of inputs don't (seen in MKL: the last bit
+depends on the row's place), so that narrow ones compute 16 outputs. In float64 an odd number of
+inputs is enough, and gets a neighbour of zeros.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W' + b, (..., n_out), of rows x (..., n_in)."""
+    n_out, n_in = weight.shape
+    narrow = max(0, 16 - n_out)
+    odd = n_in % 2 if x.dtype == torch.float64 else 0
+    if not narrow and not odd:
+        return F.linear(x, weight, bias)
+    wide = F.pad(weight, (0, odd, 0, narrow))
+    shift = None if bias is None else F.pad(bias, (0, narrow))
+    return F.linear(F.pad(x, (0, odd)), wide, shift)[..., :n_out]
