@@ -3,11 +3,11 @@
 ``elbo``
     784-200-200-50 with tanh, N(0, I), 100 epochs: the ELBO.
 ``mlp``
-    The best that fully connected layers and N(0, I) gave in ten minutes of two CPU cores.
+    The best that fully connected layers and N(0, I) gave in 20 minutes of a CPU core.
 ``vamp``
-    A VampPrior and importance samples, in an hour.
+    A VampPrior and importance samples, in an hour of a CPU core.
 ``conv``
-    Convolutions, in an hour.
+    Convolutions, in an hour of a CPU core.
 
 Rules: 60,000 images train, whose grey values are probabilities, drawn afresh in each epoch
 (``Bernoulli(resample=True)``); the 10,000 test images are binarised once, by seed 0. The ELBO
@@ -31,6 +31,8 @@ import torch
 
 from skvae import VAETransformer, metrics
 from skvae.likelihoods import Bernoulli
+from skvae.networks import MLP, Conv
+from skvae.priors import Vamp
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -41,16 +43,64 @@ COMMON = {
     "random_state": SEED,
     "verbose": 1,
 }
+PLAIN = MLP(linear=False)
+WIDE = {"hidden_layer_sizes": (512, 512), "activation": "silu", "batch_size": 256}
 # Each a list of fits, of which the later ones go on from where the earlier ones ended.
 MODELS = {
     "elbo": [
         {
+            "network": PLAIN,
             "n_components": 50,
             "hidden_layer_sizes": (200, 200),
             "activation": "tanh",
             "batch_size": 100,
             "learning_rate": 2e-3,
             "max_iter": 100,
+        }
+    ],
+    "mlp": [
+        WIDE
+        | {
+            "n_components": 40,
+            "posterior": "full",
+            "beta_warmup": 0.2,
+            "learning_rate": 2e-3,
+            "max_iter": 70,
+        },
+        {
+            "n_importance_samples": 5,
+            "beta_warmup": 0.0,
+            "learning_rate": 5e-4,
+            "max_iter": 11,
+        },
+    ],
+    "vamp": [
+        WIDE
+        | {
+            "n_components": 40,
+            "prior": Vamp(256),
+            "beta_warmup": 0.2,
+            "learning_rate": 2e-3,
+            "max_iter": 100,
+        },
+        {
+            "n_importance_samples": 5,
+            "beta_warmup": 0.0,
+            "learning_rate": 5e-4,
+            "max_iter": 30,
+        },
+    ],
+    "conv": [
+        {
+            "network": Conv((1, 28, 28), channels=(16, 32)),
+            "n_components": 40,
+            "hidden_layer_sizes": (256,),
+            "activation": "silu",
+            "batch_size": 256,
+            "posterior": "full",
+            "beta_warmup": 0.2,
+            "learning_rate": 2e-3,
+            "max_iter": 60,
         }
     ],
 }
@@ -71,12 +121,12 @@ def load():
 
 
 def train(stages, X):
-    """The fitted model, and its seconds."""
+    """The fitted model, its seconds, and those of all processors together."""
     vae = VAETransformer(**COMMON)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for number, stage in enumerate(stages):
         vae.set_params(**stage, warm_start=number > 0).fit(X)
-    return vae, time.perf_counter() - start
+    return vae, time.perf_counter() - start, time.process_time() - cpu
 
 
 def judge(vae, X, n_samples):
@@ -110,11 +160,21 @@ def print_results(report):
                 f"{result['n_samples']:,}",
                 f"{result['active_units']}",
                 machine.number(result["seconds"] / 60, 2),
+                machine.number(result["cpu_seconds"] / 60, 2),
                 machine.number(result["judging_seconds"] / 60, 2),
             ]
         )
         print(f"\n{name}: {machine.summarise(report[name]['run'])}")
-    header = ["model", "ELBO", "-log p(x)", "samples", "active", "minutes", "and to judge"]
+    header = [
+        "model",
+        "ELBO",
+        "-log p(x)",
+        "samples",
+        "active",
+        "minutes",
+        "of CPU",
+        "and to judge",
+    ]
     print("\n" + machine.table(header, rows))
 
 
@@ -139,10 +199,10 @@ def main():
             run = machine.describe()
             print(f"{name}:", file=sys.stderr)
             COMMON["device"] = args.device
-            vae, seconds = train(MODELS[name], X)
+            vae, seconds, cpu_seconds = train(MODELS[name], X)
             stages = [{key: str(value) for key, value in stage.items()} for stage in MODELS[name]]
             result = judge(vae, test.astype(np.float32), args.samples)
-            result |= {"seconds": seconds, "stages": stages}
+            result |= {"seconds": seconds, "cpu_seconds": cpu_seconds, "stages": stages}
             report[name] = {"run": run, "result": result}
             machine.write(args.json, report)
     print_results(report)
