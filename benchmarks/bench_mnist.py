@@ -65,13 +65,13 @@ MODELS = {
             "posterior": "full",
             "beta_warmup": 0.2,
             "learning_rate": 2e-3,
-            "max_iter": 70,
+            "max_iter": 65,
         },
         {
             "n_importance_samples": 5,
             "beta_warmup": 0.0,
             "learning_rate": 5e-4,
-            "max_iter": 11,
+            "max_iter": 10,
         },
     ],
     "vamp": [

@@ -16,9 +16,10 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 
-from skvae import VAETransformer
+from skvae import VAETransformer, metrics
 from skvae.likelihoods import Gaussian
-from skvae.posteriors import LOG_STD_BOUND
+from skvae.posteriors import LOG_STD_BOUND, Flow
+from skvae.priors import Mixture, Vamp
 
 TABLES = {"wine": load_wine, "diabetes": load_diabetes, "breast_cancer": load_breast_cancer}
 # Some columns of breast_cancer are almost functions of others: small noise, long training.
@@ -115,7 +116,7 @@ def untrained(n_components, noise, X):
     ).fit(X)
 
 
-def trained(table, n_components, noise, X):
+def trained(table, n_components, noise, X, **parts):
     return VAETransformer(
         n_components,
         likelihood=Gaussian(noise),
@@ -124,6 +125,7 @@ def trained(table, n_components, noise, X):
         **TRAINING[table],
         early_stopping=False,
         random_state=0,
+        **parts,
     ).fit(X)
 
 
@@ -180,3 +182,25 @@ def test_training_with_noise_per_feature_finds_factor_analysis(table, n_componen
         table, n_components, "per_feature", X
     ).score(X)
     assert -0.03 <= gap <= 0.1
+
+
+@functools.cache
+def elbo_of(**parts):
+    X = load("wine")
+    return metrics.elbo(trained("wine", 2, "per_feature", X, **parts), X, 100, random_state=0)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"posterior": "full"},
+        {"prior": Mixture(3)},
+        {"prior": Vamp(20)},
+        {"prior": Mixture(3), "posterior": "full"},
+        {"prior": Vamp(20), "posterior": "full"},
+        {"posterior": Flow(hidden_layer_sizes=(16,), n_context=4)},
+    ],
+    ids=str,
+)
+def test_parts_that_contain_the_plain_ones_are_not_worse_than_these(parts):
+    assert elbo_of(**parts) > elbo_of() - 0.1
