@@ -109,13 +109,13 @@ class VAEGridSearchCV(GridSearchCV):
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.datasets import load_diabetes
     >>> from skvae import VAEGridSearchCV, VAETransformer
-    >>> X = load_iris().data
+    >>> X = load_diabetes().data
     >>> vae = VAETransformer(hidden_layer_sizes=(8,), max_iter=50, random_state=0)
-    >>> search = VAEGridSearchCV(vae, {"beta": [0.5, 1, 4], "n_components": [1, 2]}, cv=3)
+    >>> search = VAEGridSearchCV(vae, {"beta": [1, 4], "n_components": [1, 4]}, cv=3)
     >>> search.fit(X).best_params_
-    {'beta': 1, 'n_components': 2}
+    {'beta': 1, 'n_components': 4}
     """
 
     __module__ = "skvae"
