@@ -3,7 +3,7 @@
 ``elbo``
     784-200-200-50 with tanh, N(0, I), 100 epochs: the ELBO.
 ``mlp``
-    The best that fully connected layers and N(0, I) gave in 20 minutes of a CPU core.
+    The best that fully connected layers and N(0, I) gave in about 20 minutes of a CPU core.
 ``vamp``
     A VampPrior and importance samples, in an hour of a CPU core.
 ``conv``

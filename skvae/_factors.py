@@ -45,9 +45,15 @@ def analyse(y: Array, n_components: int, floor: float, noise: str | None) -> Fac
     stay.
     """
     y = y - y.mean(axis=0)
-    strength = np.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
-    worth = len(y) * (strength - np.log1p(strength)) > y.shape[1] * math.log(len(y))
-    return maximise(y, int(worth.sum()), floor, noise)
+    n_varying = int(y.any(axis=0).sum())
+    n_components = min(n_components, n_varying, len(y) - 1)
+    with np.errstate(all="ignore"):  # what is not finite is no better than anything
+        try:
+            strength = np.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
+            worth = len(y) * (strength - np.log1p(strength)) > n_varying * math.log(len(y))
+            return maximise(y, int(worth.sum()), floor, noise)
+        except np.linalg.LinAlgError:  # of few dimensions, far above a noise that was given
+            return maximise(y, 0, floor, noise)
 
 
 def maximise(y: Array, n_components: int, floor: float, noise: str | None) -> Factors:

@@ -125,7 +125,8 @@ def run(
             read, judged, some = _read_once(jobs, generators)
 
         def become_simple() -> None:
-            rows = (some.take(own.unsqueeze(0))[0] for own in some.index)
+            own = some()
+            rows = (own.take(places.unsqueeze(0))[0] for places in own.index)
             stack.become_factors(rows, [job.plan.n_components for job in jobs])
 
         records = _training.train(
@@ -176,7 +177,7 @@ def _support(job: Job) -> _arrays.Support:
 
 def _read_once(
     jobs: Sequence[Job], generators: Sequence[torch.Generator]
-) -> tuple[Read, _training.Rows, _training.Rows]:
+) -> tuple[Read, _training.Rows, Callable[[], _training.Rows]]:
     """The training rows of all jobs, each in its own units, those held out, and some of them."""
     first = jobs[0]
     n_rows, n_features = first.data.shape
@@ -198,7 +199,7 @@ def _read_once(
     if not first.plan.n_held_out:
         held_out = training[:, : _training.PROBE_ROWS]
     some = _training.Rows(data, rows.index[:, : _n_factor_rows(n_features)])
-    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin), some
+    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin), lambda: some
 
 
 def _n_factor_rows(n_features: int) -> int:
@@ -212,7 +213,7 @@ LEAST_BLOCKS = 64  # in a part
 
 def _read_in_parts(
     job: Job, end_part: Callable[[int, float], None]
-) -> tuple[Read, _training.Rows, _training.Rows]:
+) -> tuple[Read, _training.Rows, Callable[[], _training.Rows]]:
     """Training rows that are too many for memory, those held out, and some of them.
 
     An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
@@ -238,7 +239,7 @@ def _read_in_parts(
     chosen = choose(plan.n_held_out or min(_training.PROBE_ROWS, n_rows))
     kept_out = chosen if plan.n_held_out else chosen[:0]
     judged = take(chosen)
-    some = take(np.setdiff1d(choose(min(_n_factor_rows(n_features), n_rows)), kept_out))
+    others = np.setdiff1d(choose(min(_n_factor_rows(n_features), n_rows)), kept_out)
     n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))
     n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
@@ -264,7 +265,7 @@ def _read_in_parts(
                 done += share
                 end_part(epoch, done)
 
-    return read, judged, some
+    return read, judged, lambda: take(others)
 
 
 # --- many jobs ----------------------------------------------------------------------------

@@ -125,7 +125,9 @@ class Record:
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
     member: int = field(default=0, compare=False)  # which of the models
     n_iter: int = 0  # complete epochs
-    kept: int = 0  # the epoch whose weights were kept, counted from 1; 0: the first weights
+    # The epoch whose weights were kept, counted from 1; 0: the first weights, or a simple model's.
+    kept: int = 0
+    is_simple: bool = False
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
     # Parameters, end to end.
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
@@ -490,7 +492,8 @@ class Members:
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
         """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
-        self.stack.at(self.seen.new_tensor([epoch / plan.max_iter for plan in self.plans]))
+        shares = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
+        self.stack.at(self.seen.new_tensor(shares))
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -533,9 +536,8 @@ class Members:
 
     def judge(self) -> torch.Tensor:
         """Mean numbers of the judged rows, (3, M), under the weights as they are."""
-        at_once = min(JUDGED_ROWS, JUDGED_VALUES // self.judged.data.shape[-1])
-        if self.seen.device.type != "cpu":
-            at_once *= ON_ACCELERATORS
+        times = 1 if self.seen.device.type == "cpu" else ON_ACCELERATORS
+        at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
         size = max(1, at_once // len(self.plans))
         blocks = zip(
@@ -607,8 +609,8 @@ class Run:
             record.kept, record.weights = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
-            if record.outcome != "diverged" and self.simple[0] < self.best.key[1]:
-                record.kept, record.weights = 0, self.simple[1]
+            if self.simple[0] < self.best.key[1]:
+                record.kept, record.weights, record.is_simple = 0, self.simple[1], True
         return record
 
 
@@ -646,8 +648,8 @@ def train(
     Returns
     -------
     list of Record
-        With ``kept == 0`` where no epoch left finite weights, or none was better than the simple
-        model.
+        With ``kept == 0`` where no epoch left finite weights; with ``is_simple``, too, where none
+        was better than the simple model.
 
     Raises
     ------

@@ -137,9 +137,10 @@ class VAETransformer(
 
     early_stopping : bool or "auto", default="auto"
         Whether to hold out rows, stop when the training objective (with the final beta) on
-        them stops falling, and keep the weights of the best epoch, or factor analysis of the
-        training rows where that is better. "auto" does so from 50 rows on. Never before the
-        warm-up has ended.
+        them stops falling, and keep the weights of the best epoch. Where the model contains
+        factor analysis (real values, a linear map in both networks, N(0, I) and no flow), that
+        of up to 2000 training rows is kept if no epoch is better. "auto" does so from 50 rows
+        on. Never before the warm-up has ended.
 
     validation_fraction : float, default=0.1
         Share of the rows held out for early stopping, in (0, 1). Of rows that are read in
@@ -186,7 +187,8 @@ class VAETransformer(
     history_ : dict of str to ndarray of shape (n_iter_,)
         Numbers of every epoch, in nats per row: `loss` (what was minimised),
         `reconstruction` = -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and
-        `beta`; with early stopping, `validation_loss` and so on for the held-out rows.
+        `beta`; with early stopping, `validation_loss` and so on for the held-out rows. Where
+        factor analysis was kept, no epoch's `validation_loss` was as low as its own.
 
     noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the observation noise, in squared units of X; 0 for constant columns.
@@ -532,7 +534,9 @@ class VAETransformer(
             free_bits=float(self.free_bits),
             n_noise=_model.n_noise(architecture),
             patience=self.n_iter_no_change,
-            n_held_back=math.ceil(_part(self.likelihood).share_held_back * self.max_iter),
+            n_held_back=0
+            if continues
+            else math.ceil(_part(self.likelihood).share_held_back * self.max_iter),
             tol=self.tol,
             constant=constant,
             continues=continues,
@@ -927,10 +931,15 @@ def check_outcome(trained, plan):
         rate = plan.rate_at(epoch - 1)
         where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
-        if record.kept == 0:
+        if record.kept == 0 and not record.is_simple:
             raise ValueError(where + remedy)
+        kept = (
+            "Factor analysis was"
+            if record.is_simple
+            else f"The weights of epoch {record.kept} were"
+        )
         warnings.warn(
-            f"{where}The weights of epoch {record.kept} were kept. {remedy}",
+            f"{where}{kept} kept. {remedy}",
             ConvergenceWarning,
             stacklevel=4,
         )

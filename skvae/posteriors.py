@@ -54,8 +54,8 @@ def _bend(raw: torch.Tensor) -> torch.Tensor:
 
 
 def unbend(log_std: Array) -> Array:
-    """The raw outputs that stand for these."""
-    return LOG_STD_BOUND * np.arctanh(log_std / LOG_STD_BOUND)
+    """The raw outputs that stand for these, or for the nearest that there are."""
+    return LOG_STD_BOUND * np.arctanh(np.clip(log_std / LOG_STD_BOUND, -0.999, 0.999))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Factor analysis, where training begins and which it is to beat."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from sklearn import config_context
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.model_selection import GridSearchCV
 
-from skvae import VAEGridSearchCV, VAETransformer, _factors
+from skvae import VAEGridSearchCV, VAETransformer, _factors, _training
 from skvae.likelihoods import Gaussian, Laplace, StudentT
 from skvae.networks import MLP, Conv
 
@@ -146,3 +149,49 @@ def test_nothing_is_kept_but_what_training_left_where_there_is_no_other(params):
     )
     names = [name for name in start.state_ if name.endswith("weight")]
     assert any((start.state_[name] != end.state_[name]).any() for name in names)
+
+
+@pytest.mark.parametrize("working_memory", [0.03, 1000])
+def test_rows_that_are_held_out_are_no_part_of_it(monkeypatch, working_memory):
+    X, seen, judged = np.random.default_rng(0).normal(size=(1000, 10)), [], []
+    analyse, train = _factors.analyse, _training.train
+
+    def watch_analysis(y, *args):
+        seen.extend(map(tuple, y))
+        return analyse(y, *args)
+
+    def watch_training(stack, read, rows, *args):
+        judged.extend(map(tuple, rows.take(rows.index)[0].double().numpy()))
+        return train(stack, read, rows, *args)
+
+    monkeypatch.setattr(_factors, "analyse", watch_analysis)
+    monkeypatch.setattr(_training, "train", watch_training)
+    with config_context(working_memory=working_memory):
+        VAETransformer(2, max_iter=1, random_state=0).fit(X)
+    assert len(seen) > 800
+    assert len(judged) > 10
+    assert not set(seen) & set(judged)
+
+
+@pytest.mark.parametrize(
+    ("scale", "noise"),
+    [(1.0, 1e-14), *((10.0**i, noise) for i in (3, 5, 6, 7) for noise in (0.5, 1))],
+)
+@pytest.mark.parametrize("n_copies", [1, 3])
+def test_rows_of_few_dimensions_far_above_their_noise_can_be_fitted(scale, noise, n_copies):
+    rng = np.random.default_rng(0)
+    X = np.tile(rng.normal(size=(200, 2)) @ rng.normal(size=(2, 6)), n_copies) * scale
+    vae = VAETransformer(8, likelihood=Gaussian(noise), max_iter=2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert np.isfinite(vae.fit(X).score(X))
+
+
+def test_variances_of_rows_are_learned_in_every_epoch_of_a_warm_start():
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(300, 1))
+    X = np.hstack([Z, np.exp(Z) * rng.normal(size=(300, 1))])
+    vae = VAETransformer(1, max_iter=1, early_stopping=False, warm_start=True, random_state=0)
+    for _ in range(3):
+        vae.fit(X)
+    assert (vae.state_["decoder.linear"][2:] != 0).all()

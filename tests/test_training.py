@@ -162,7 +162,7 @@ class Problem:
 
     # --- the run ---
 
-    def train_all(self, rows, plans, seeds, end_epoch=None, cut=None):
+    def train_all(self, rows, plans, seeds, end_epoch=None, cut=None, become_simple=None):
         """Train all members, each on its rows; `cut` makes parts of the training rows."""
         precision = "float64" if self.learned[0].dtype == torch.float64 else "float32"
         units = {"location": np.zeros(2), "scale": np.ones(2)}  # of their own
@@ -181,11 +181,12 @@ class Problem:
             generators,
             self.begin_epoch,
             end_epoch or self.end_epoch,
+            become_simple,
         )
 
-    def train(self, rows, numbers, seed=0, end_epoch=None, cut=None):
+    def train(self, rows, numbers, seed=0, **params):
         """Train the only member."""
-        (record,) = self.train_all([rows], [numbers], [seed], end_epoch, cut)
+        (record,) = self.train_all([rows], [numbers], [seed], **params)
         return record
 
 
@@ -1518,3 +1519,83 @@ def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, p
         for name, values in b.record.history.items():
             tolerance = TOLERANCES[precision]
             assert a.record.history[name] == pytest.approx(values, rel=tolerance, abs=tolerance)
+
+
+# --- a simple model that is to be beaten --------------------------------------------------------
+
+# Of the first judgement, which is that of the simple model, and of each epoch's, in float64.
+EPOCHS = {1: 5.0, 2: 3.0, 3: 4.0}
+
+
+def simple_record(loss_of_simple, spoiled=None, interrupt=None, **numbers):
+    """The record of three epochs, and the weights of the simple model."""
+
+    def judge(epoch, member):
+        return torch.tensor(EPOCHS.get(epoch, loss_of_simple)), 0.0
+
+    def spoil(epoch, member, log_likelihood, kl):
+        if epoch == spoiled:
+            log_likelihood.fill_(math.nan)
+
+    def become_simple():
+        for p in problem.learned:
+            p.fill_(7.0)
+
+    problem = Problem(judge=judge, spoil=spoil, interrupt=interrupt)
+    numbers = {"n_held_out": 4, "max_iter": 3} | numbers
+    record = problem.train(rows_of(12), plan(**numbers), become_simple=become_simple)
+    return record, problem
+
+
+@pytest.mark.parametrize(("loss", "kept"), [(2.9, 0), (3.0, 2), (3.1, 2), (math.nan, 2)])
+def test_a_simple_model_is_kept_where_held_out_rows_judge_no_epoch_better(loss, kept):
+    record, problem = simple_record(loss)
+    assert (record.kept, record.is_simple, record.n_iter) == (kept, kept == 0, 3)
+    if kept == 0:
+        assert (record.weights == 7).all()
+    else:
+        torch.testing.assert_close(record.weights, problem.after[kept - 1][0], rtol=0, atol=0)
+
+
+def test_training_beside_a_simple_model_is_that_without():
+    _, problem = simple_record(2.9)
+    alone = Problem()
+    alone.train(rows_of(12), plan(n_held_out=4, max_iter=3))
+    for with_simple, without in zip(problem.after, alone.after, strict=True):
+        torch.testing.assert_close(with_simple, without, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("spoiled", "loss", "kept"), [(1, 9.0, 0), (2, 4.9, 0), (2, 5.1, 1)])
+def test_a_simple_model_is_there_when_training_diverges(spoiled, loss, kept):
+    record, _ = simple_record(loss, spoiled=spoiled)
+    assert record.outcome == "diverged"
+    assert (record.kept, record.is_simple) == (kept, kept == 0)
+
+
+def test_ctrl_c_keeps_the_last_epoch_and_not_the_simple_model():
+    record, _ = simple_record(-9.0, interrupt=(3, "begin"))
+    assert (record.outcome, record.kept, record.is_simple) == ("interrupted", 2, False)
+
+
+@pytest.mark.parametrize("numbers", [{"n_held_out": 0}, {"continues": True}], ids=str)
+def test_no_simple_model_is_judged_where_nothing_is_held_out_or_training_goes_on(numbers):
+    record, _ = simple_record(-9.0, **numbers)
+    assert not record.is_simple
+    assert not (record.weights == 7).any()
+
+
+def test_patience_begins_when_nothing_is_held_back_any_more():
+    losses = [5.0, *[6.0] * 9]
+    for n_held_back, n_iter in [(0, 3), (4, 6)]:
+        problem = Problem(judge=lambda epoch, member: (torch.tensor(losses[epoch - 1]), 0.0))
+        numbers = plan(n_held_out=4, max_iter=10, patience=2, n_held_back=n_held_back)
+        assert problem.train(rows_of(12), numbers).n_iter == n_iter
+
+
+@pytest.mark.parametrize(
+    ("continues", "shares"), [(False, [0, 0.25, 0.5, 0.75]), (True, [1.0] * 4)]
+)
+def test_the_stack_is_told_of_the_share_of_the_epochs_behind_it(continues, shares):
+    problem = Problem()
+    problem.train(rows_of(12), plan(max_iter=4, continues=continues))
+    assert problem.shares == [[share] for share in shares]
