@@ -609,7 +609,9 @@ class Run:
             record.kept, record.weights = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
-            if self.simple[0] < self.best.key[1]:
+            # Where not even the first epoch left finite weights, nothing stands in for them.
+            trained = record.outcome != "diverged" or self.best.epoch
+            if trained and self.simple[0] < self.best.key[1]:
                 record.kept, record.weights, record.is_simple = 0, self.simple[1], True
         return record
 
