@@ -518,6 +518,7 @@ class VAETransformer(
         if batch_size == "auto":
             # About 16 steps an epoch, in batches of 32 to 256 rows.
             batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
+        share_held_back = 0.0 if continues else _part(self.likelihood).share_held_back
         return _training.Plan(
             n_components=self.n_components,
             n_held_out=n_held_out,
@@ -534,9 +535,7 @@ class VAETransformer(
             free_bits=float(self.free_bits),
             n_noise=_model.n_noise(architecture),
             patience=self.n_iter_no_change,
-            n_held_back=0
-            if continues
-            else math.ceil(_part(self.likelihood).share_held_back * self.max_iter),
+            n_held_back=math.ceil(share_held_back * self.max_iter),
             tol=self.tol,
             constant=constant,
             continues=continues,

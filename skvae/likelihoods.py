@@ -48,8 +48,7 @@ from torch.nn import functional as F
 
 from skvae import _vjp
 from skvae._arrays import Array, Columns, cell, to_tensor
-
-LOG_2PI = math.log(2 * math.pi)
+from skvae._normal import LOG_2PI
 
 NOISE_FLOOR = 0.01  # of a column's standard deviation
 RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float32 resolves
@@ -60,8 +59,8 @@ INITIAL_VARIANCE = 0.3
 # The logarithm of a row's own variance stays within this distance of its column's.
 DEVIATION_BOUND = 5.0
 # Share of the epochs in which "per_sample" noise is still that of the columns. A variance of a
-# row's own excuses what the mean has not learned yet, which then stays unlearned: rings and
-# moons collapsed.
+# row's own excuses what the mean has not learned yet, which then stays unlearned: a ring and
+# the S curve collapsed.
 MEAN_FIRST = 0.3
 UNIT_TOLERANCE = 1e-6
 # Of learned degrees of freedom; the logarithm of what is above the least is at most the bound.

@@ -25,10 +25,9 @@ from torch import nn
 
 from skvae import _normal, _products
 from skvae._arrays import Array, score_noise
+from skvae._normal import LOG_2PI
 
 aten = torch.ops.aten
-
-LOG_2PI = math.log(2 * math.pi)
 
 # log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
 # gradient never vanishes as a clamp's does.

@@ -25,8 +25,7 @@ import torch
 from torch import nn
 
 from skvae import _normal
-
-LOG_2PI = math.log(2 * math.pi)
+from skvae._normal import LOG_2PI
 
 LOG_STD_BOUND = 6.0  # of a component of a mixture: from 0.002 to 400
 
