@@ -25,6 +25,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import machine
 import numpy as np
 import torch
@@ -121,12 +122,17 @@ def load():
 
 
 def train(stages, X):
-    """The fitted model, its seconds, and those of all processors together."""
+    """The fitted model, where it was fitted, its seconds, and those of all processors together."""
     vae = VAETransformer(**COMMON)
     start, cpu = time.perf_counter(), time.process_time()
     for number, stage in enumerate(stages):
         vae.set_params(**stage, warm_start=number > 0).fit(X)
-    return vae, time.perf_counter() - start, time.process_time() - cpu
+    return {
+        "vae": vae,
+        "run": machine.describe(),
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+    }
 
 
 def judge(vae, X, n_samples):
@@ -187,6 +193,9 @@ def main():
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=default, help=f"(default: {default.name})")
+    parser.add_argument(
+        "--models", type=Path, help="a folder that keeps fitted models; those there are only judged"
+    )
     parser.add_argument("--markdown", action="store_true", help="only print what --json has")
     args = parser.parse_args()
     if args.threads:
@@ -196,14 +205,19 @@ def main():
         X, grey = load()
         test = (np.random.default_rng(SEED).random(grey.shape) < grey)[: args.rows]
         for name in args.only:
-            run = machine.describe()
             print(f"{name}:", file=sys.stderr)
             COMMON["device"] = args.device
-            vae, seconds, cpu_seconds = train(MODELS[name], X)
+            file = args.models and args.models / f"{name}.joblib"
+            if file and file.exists():
+                fitted = joblib.load(file)
+            else:
+                fitted = train(MODELS[name], X)
+                if file:
+                    joblib.dump(fitted, file)
+            vae, run = fitted.pop("vae"), fitted.pop("run")
             stages = [{key: str(value) for key, value in stage.items()} for stage in MODELS[name]]
             result = judge(vae, test.astype(np.float32), args.samples)
-            result |= {"seconds": seconds, "cpu_seconds": cpu_seconds, "stages": stages}
-            report[name] = {"run": run, "result": result}
+            report[name] = {"run": run, "result": result | fitted | {"stages": stages}}
             machine.write(args.json, report)
     print_results(report)
 
