@@ -82,7 +82,7 @@ MODELS = {
             "prior": Vamp(256),
             "beta_warmup": 0.2,
             "learning_rate": 2e-3,
-            "max_iter": 100,
+            "max_iter": 120,
         },
         {
             "n_importance_samples": 5,

@@ -146,7 +146,7 @@ def paired(own, other):
 
 # --- density --------------------------------------------------------------------------------
 
-FOR_LIKELIHOOD = {"n_importance_samples": 16, "prior": Mixture(8), "random_state": SEED}
+FOR_LIKELIHOOD = {"n_importance_samples": 32, "prior": Mixture(8), "random_state": SEED}
 GRID = {
     "beta": [0.5, 1.0],
     "n_components": [2, 4, 16],

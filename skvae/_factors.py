@@ -19,11 +19,10 @@ D log(n) / 2 nats (Schwarz, Estimating the dimension of a model, 1978), are left
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-Array = np.ndarray[Any, Any]
+import torch
 
 N_STEPS = 50
 START = 0.1  # size of the first loadings
@@ -32,56 +31,56 @@ START = 0.1  # size of the first loadings
 class Factors(NamedTuple):
     """Factor analysis, turned so that the posterior's components are independent."""
 
-    loading: Array  # W (D, L), the strongest component first
-    variance: Array  # v (D,)
-    projection: Array  # A (L, D)
-    log_std: Array  # of the posterior (L,)
+    loading: torch.Tensor  # W (D, L), the strongest component first
+    variance: torch.Tensor  # v (D,)
+    projection: torch.Tensor  # A (L, D)
+    log_std: torch.Tensor  # of the posterior (L,)
 
 
-def analyse(y: Array, n_components: int, floor: float, noise: str | None) -> Factors:
+def analyse(y: torch.Tensor, n_components: int, floor: float, noise: str | None) -> Factors:
     """Factor analysis of rows y (B, D), with at most so many components: those worth it.
 
     `noise` is "per_feature", "shared", or None for the variance `floor`, above which the others
-    stay.
+    stay. Rows are float64 on the CPU: not every device has that.
     """
-    y = y - y.mean(axis=0)
-    n_varying = int(y.any(axis=0).sum())
+    y = y - y.mean(0)
+    n_varying = int(y.any(0).sum())
     n_components = min(n_components, n_varying, len(y) - 1)
-    with np.errstate(all="ignore"):  # what is not finite is no better than anything
-        try:
-            strength = np.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
-            worth = len(y) * (strength - np.log1p(strength)) > n_varying * math.log(len(y))
-            return maximise(y, int(worth.sum()), floor, noise)
-        except np.linalg.LinAlgError:  # of few dimensions, far above a noise that was given
-            return maximise(y, 0, floor, noise)
+    try:
+        strength = torch.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
+        worth = len(y) * (strength - strength.log1p()) > n_varying * math.log(len(y))
+        return maximise(y, int(worth.sum()), floor, noise)
+    except torch.linalg.LinAlgError:  # of few dimensions, far above a noise that was given
+        return maximise(y, 0, floor, noise)
 
 
-def maximise(y: Array, n_components: int, floor: float, noise: str | None) -> Factors:
+def maximise(y: torch.Tensor, n_components: int, floor: float, noise: str | None) -> Factors:
     """As `analyse`, with exactly so many components, of rows of mean 0."""
     n_rows, n_features = y.shape
-    square = np.square(y).mean(axis=0)
+    square = y.square().mean(0)
     varies = square > 0
 
-    def variance_of(residual: Array) -> Array:
+    def variance_of(residual: torch.Tensor) -> torch.Tensor:
         if noise is None:
-            return np.full(n_features, floor)
+            return torch.full_like(square, floor)
         if noise == "shared":
-            residual = np.full(n_features, residual[varies].sum() / max(1, varies.sum()))
+            residual = (residual[varies].sum() / max(1, int(varies.sum()))).expand_as(square)
         # A little above: what is learned is the logarithm of the difference.
-        return np.maximum(residual, 1.01 * floor)
+        return residual.clamp(min=1.01 * floor)
 
     # Rows of components: the first ones are the same whatever n_components.
     start = np.random.default_rng(0).standard_normal((n_components, n_features))
-    loading, variance = START * start.T, variance_of(square / 2)
+    loading, variance = START * torch.from_numpy(start).T, variance_of(square / 2)
+    identity = torch.eye(n_components, dtype=y.dtype, device=y.device)
     for _ in range(N_STEPS):
-        weighted = loading / variance[:, None]
-        covariance = np.linalg.inv(np.eye(n_components) + loading.T @ weighted)
+        weighted = loading / variance.unsqueeze(1)
+        covariance = torch.linalg.inv(identity + loading.T @ weighted)
         mean = y @ (weighted @ covariance)
         cross, moment = y.T @ mean / n_rows, covariance + mean.T @ mean / n_rows
-        loading = np.linalg.solve(moment, cross.T).T
-        variance = variance_of(square - (loading * cross).sum(axis=1))
-        loading = loading @ np.linalg.cholesky(moment)
-    strength, turn = np.linalg.eigh(loading.T @ (loading / variance[:, None]))
-    strength, loading = np.maximum(strength, 0)[::-1].copy(), loading @ turn[:, ::-1]
-    projection = (loading / variance[:, None]).T / (1 + strength)[:, None]
-    return Factors(loading, variance, projection, -0.5 * np.log1p(strength))
+        loading = torch.linalg.solve(moment, cross.T).T
+        variance = variance_of(square - (loading * cross).sum(1))
+        loading = loading @ torch.linalg.cholesky(moment)
+    strength, turn = torch.linalg.eigh(loading.T @ (loading / variance.unsqueeze(1)))
+    strength, loading = strength.clamp(min=0).flip(0), loading @ turn.flip(1)
+    projection = (loading / variance.unsqueeze(1)).T / (1 + strength).unsqueeze(1)
+    return Factors(loading, variance, projection, -0.5 * strength.log1p())

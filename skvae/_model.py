@@ -22,6 +22,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,10 +39,11 @@ from skvae._arrays import (
     to_array,
     to_tensor,
 )
+from skvae._normal import LOG_2PI
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
 from skvae.posteriors import POSTERIORS, Diagonal, Flow, Full, Normal, unbend
-from skvae.priors import PRIORS, StandardNormal
+from skvae.priors import PRIORS, Mixture, StandardNormal
 
 State = Mapping[str, Array]
 
@@ -313,6 +315,10 @@ class VAE(nn.Module):
         if isinstance(self.posterior, Diagonal | Full) and isinstance(self.prior, StandardNormal):
             z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
             return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
+        if isinstance(self.posterior, Diagonal) or (
+            isinstance(self.posterior, Full) and isinstance(self.prior, Mixture)
+        ):
+            return self._mixture_vjp(raw, eps, n_rows)
         draw = _Draw(self.posterior, self.flow)
         names = [name for name, _ in draw.named_parameters()]
         kept = [name for name, _ in draw.named_buffers()]
@@ -349,6 +355,27 @@ class VAE(nn.Module):
             return g_raw, others[: len(mixture)], others[len(mixture) :]
 
         return z, kl, pull_all
+
+    def _mixture_vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """`_latent_vjp` of a prior that is a mixture of normals of independent components."""
+        # log q(z|x) - log N(z; 0, I), of which the latter makes room for log p(z).
+        z, from_standard, pull_own = self.posterior.vjp(raw[:, :n_rows], eps, by_draw=True)
+        q, pull_pseudo = Diagonal().parameters_vjp(raw[:, n_rows:])
+        log_p, pull_prior = self.prior.vjp(self.mixture, z.flatten(1, 2), q)
+        standard = -0.5 * (z.square() + LOG_2PI).sum(-1, keepdim=True)
+        kl = from_standard + standard - log_p.view_as(standard)
+
+        def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> Any:
+            g_point, mixture, g_q = pull_prior(-g_kl.flatten(1))
+            g_z = g_z + g_point.view_as(z) - z * g_kl
+            g_raw = pull_own(g_z, g_kl)
+            if g_q is not None:
+                g_raw = torch.cat([g_raw, pull_pseudo(*g_q)], dim=1)
+            return g_raw, mixture, []
+
+        return z, kl, pull
 
     def _network_vjp(
         self,
@@ -389,27 +416,25 @@ class VAE(nn.Module):
         kind = None if not isinstance(noise, str) else noise.replace("per_sample", "per_feature")
         (n_models, n_features), wide = self.location.shape, self.n_components
         n_raw = self.posterior.n_outputs(wide)
-        encode = np.zeros((n_models, n_raw, n_features))
-        spread = np.zeros((n_models, n_raw))
-        decode = np.zeros((n_models, self.likelihood.n_outputs(n_features), wide))
-        variance = np.zeros((n_models, n_features))
+        new = partial(torch.zeros, dtype=self.varies.dtype, device="cpu")
+        encode, spread = new(n_models, n_raw, n_features), new(n_models, n_raw)
+        decode = new(n_models, self.likelihood.n_outputs(n_features), wide)
+        variance = new(n_models, n_features, dtype=torch.float64)
         # Candidates of a search have the same rows, and get the same numbers to the last bit.
         found: dict[Hashable, _factors.Factors] = {}
         floors = self.observation.floor.squeeze(-1).tolist()
         for m, (own, n, floor) in enumerate(zip(rows, n_components, floors, strict=True)):
-            y = own.cpu().double().numpy()  # not every device has float64
-            key = n, floor, hashlib.sha256(y.tobytes()).digest()
+            y = own.cpu().double()
+            key = n, floor, hashlib.sha256(y.numpy().tobytes()).digest()
             if key not in found:
                 found[key] = _factors.analyse(y, n, floor, kind)
             factors = found[key]
             n = len(factors.log_std)
             decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
             encode[m, :n], spread[m, wide : wide + n] = factors.projection, unbend(factors.log_std)
-        networks.become_linear(self.encoder, to_tensor(encode, "cpu"), to_tensor(spread, "cpu"))
-        networks.become_linear(
-            self.decoder, to_tensor(decode, "cpu"), torch.zeros(decode.shape[:2], device="cpu")
-        )
-        self.likelihood.begin(self.observation, to_tensor(variance, "cpu"))
+        networks.become_linear(self.encoder, encode, spread)
+        networks.become_linear(self.decoder, decode, new(*decode.shape[:2]))
+        self.likelihood.begin(self.observation, variance)
 
     def keep(self, members: torch.Tensor) -> None:
         """Keep these models of a stack."""

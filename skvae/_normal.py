@@ -7,6 +7,7 @@ matrices, where differences z - m of all pairs would be as many tensors of K x L
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -29,3 +30,39 @@ def log_density(z: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> t
     numbers = torch.cat([-0.5 * precision, scaled], dim=-1)
     points = torch.cat([point.square(), point], dim=-1)
     return _products.linear(points, numbers, constant).to(z.dtype)
+
+
+# Gradient of log p(z) (M, N) -> of z, log-weights, means and log stds.
+Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def mixture_vjp(
+    z: torch.Tensor, log_weight: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor
+) -> tuple[torch.Tensor, Pullback]:
+    """log p(z) in nats, (M, N), of M mixtures of normals, and the pullback of its gradient.
+
+    Of points z (M, N, L), for log-weights (M, K), and means and log stds (M, K, L).
+    """
+    exact = z.dtype if z.device.type == "mps" else torch.float64
+    point, mean, log_std = z.to(exact), mean.to(exact), log_std.to(exact)
+    square, precision = point.square(), (-2 * log_std).exp()
+    scaled = precision * mean
+    constant = log_weight - (0.5 * (scaled * mean + LOG_2PI) + log_std).sum(-1)
+    of_each = torch.baddbmm(constant.unsqueeze(1), point, scaled.mT)
+    of_each = torch.baddbmm(of_each, square, precision.mT, alpha=-0.5)
+    log_p = torch.logsumexp(of_each, -1)
+
+    def pull(
+        g: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        # The share of each normal in each point, times the point's gradient.
+        share = (of_each - log_p.unsqueeze(-1)).exp() * g.unsqueeze(-1)
+        g_z = torch.bmm(share, scaled) - point * torch.bmm(share, precision)
+        total = share.sum(1).unsqueeze(-1)
+        first, second = torch.bmm(share.mT, point), torch.bmm(share.mT, square)
+        g_mean = precision * (first - total * mean)
+        spread = second - 2 * mean * first + mean.square() * total
+        g_log_std = precision * spread - total
+        return tuple(part.to(z.dtype) for part in (g_z, total.squeeze(-1), g_mean, g_log_std))
+
+    return log_p.to(z.dtype), pull

@@ -179,9 +179,9 @@ class _RealValues(_Likelihood):
             module.released.copy_((shares >= MEAN_FIRST).unsqueeze(-1))
 
     def begin(self, module: Any, variance: torch.Tensor) -> None:
-        """Give each column a noise variance (M, D), as far as it is learned."""
+        """Give each column a noise variance (M, D), on the CPU, as far as it is learned."""
         if isinstance(self.noise, str):
-            learned = (variance - module.floor).log()
+            learned = (variance - module.floor.cpu()).log()  # not every device has float64
             module.raw_variance.copy_(learned[..., : module.raw_variance.shape[-1]])
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:

@@ -19,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from skvae import _normal, _products
-from skvae._arrays import Array, score_noise
+from skvae._arrays import score_noise
 from skvae._normal import LOG_2PI
 
 aten = torch.ops.aten
@@ -52,9 +51,9 @@ def _bend(raw: torch.Tensor) -> torch.Tensor:
     return LOG_STD_BOUND * torch.tanh(raw / LOG_STD_BOUND)
 
 
-def unbend(log_std: Array) -> Array:
+def unbend(log_std: torch.Tensor) -> torch.Tensor:
     """The raw outputs that stand for these, or for the nearest that there are."""
-    return LOG_STD_BOUND * np.arctanh(np.clip(log_std / LOG_STD_BOUND, -0.999, 0.999))
+    return LOG_STD_BOUND * torch.atanh((log_std / LOG_STD_BOUND).clamp(-0.999, 0.999))
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,16 @@ class Diagonal:
         """Read raw encoder outputs (..., B, 2L)."""
         mean, log_std = raw.chunk(2, dim=-1)
         return Normal(mean, _bend(log_std))
+
+    def parameters_vjp(self, raw: torch.Tensor) -> tuple[Normal, Any]:
+        """`parameters`, and the pullback of the gradients of mean and log std to raw."""
+        mean, raw_log_std = raw.chunk(2, dim=-1)
+        bend = torch.tanh(raw_log_std / LOG_STD_BOUND)
+
+        def pull(g_mean: torch.Tensor, g_log_std: torch.Tensor) -> torch.Tensor:
+            return torch.cat([g_mean, g_log_std * (1 - bend.square())], dim=-1)
+
+        return Normal(mean, LOG_STD_BOUND * bend), pull
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """Mean of z, (B, L), from raw encoder outputs (B, 2L)."""

@@ -32,6 +32,10 @@ LOG_STD_BOUND = 6.0  # of a component of a mixture: from 0.002 to 400
 # Log-densities (..., K) of latent rows (..., L) under the posteriors of the pseudo-inputs.
 Densities = Callable[[torch.Tensor], torch.Tensor]
 
+# Gradient of log p(z) (M, N) -> of z, of what the prior learns, and of the pseudo-inputs' mean
+# and log std or None.
+Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor], Any]]
+
 
 def _check_n(prior: str, n: int) -> None:
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
@@ -149,6 +153,19 @@ class Mixture:
         log_prob = _normal.log_density(z, module.mean, log_std)
         return torch.logsumexp(log_prob + module.log_weight.log_softmax(-1), -1)
 
+    def vjp(self, module: Any, z: torch.Tensor, q: Any = None) -> tuple[torch.Tensor, Pullback]:
+        """log p(z) (M, N) of M priors, of z (M, N, L), and the pullback of its gradient."""
+        bend = torch.tanh(module.raw_std / LOG_STD_BOUND)
+        log_weight = module.log_weight.log_softmax(-1)
+        log_p, pull = _normal.mixture_vjp(z, log_weight, module.mean, LOG_STD_BOUND * bend)
+
+        def pull_all(g: torch.Tensor) -> Any:
+            g_z, g_log_weight, g_mean, g_log_std = pull(g)
+            g_log_weight = g_log_weight - log_weight.exp() * g_log_weight.sum(-1, keepdim=True)
+            return g_z, [g_log_weight, g_mean, g_log_std * (1 - bend.square())], None
+
+        return log_p, pull_all
+
 
 def _raw(log_std: float) -> float:
     """The raw value that `_log_std` makes this of."""
@@ -233,6 +250,20 @@ class Vamp:
         """log p(z) in nats, (..., L) to (...)."""
         assert densities is not None
         return torch.logsumexp(densities(z), -1) - math.log(self.n)
+
+    def vjp(self, module: Any, z: torch.Tensor, q: Any) -> tuple[torch.Tensor, Pullback]:
+        """log p(z) (M, N) of M priors, of z (M, N, L), and the pullback of its gradient.
+
+        Of pseudo-inputs whose posteriors q have independent components, (M, K, L).
+        """
+        equal = z.new_full((len(z), self.n), -math.log(self.n))
+        log_p, pull = _normal.mixture_vjp(z, equal, q.mean, q.log_std)
+
+        def pull_all(g: torch.Tensor) -> Any:
+            g_z, _, g_mean, g_log_std = pull(g)
+            return g_z, [], (g_mean, g_log_std)
+
+        return log_p, pull_all
 
 
 Prior = StandardNormal | Mixture | Vamp

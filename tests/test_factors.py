@@ -25,7 +25,8 @@ def standardised(table):
 
 def factors(X, n_components, noise="per_feature", floor=FLOOR):
     """With all components."""
-    return _factors.maximise(X, n_components, floor, noise)
+    found = _factors.maximise(torch.from_numpy(X), n_components, floor, noise)
+    return [part.numpy() for part in found]
 
 
 def log_likelihood(X, loading, variance):
@@ -70,7 +71,7 @@ def test_the_posterior_is_that_of_the_normal_distribution():
 def test_components_that_are_not_worth_it_are_left_out():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(800, 2)) @ rng.normal(size=(2, 20)) + 0.5 * rng.normal(size=(800, 20))
-    found = _factors.analyse(X + 7, 6, FLOOR, "per_feature")
+    found = _factors.analyse(torch.from_numpy(X + 7), 6, FLOOR, "per_feature")
     expected = factors(X - X.mean(axis=0), 2)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
@@ -78,7 +79,7 @@ def test_components_that_are_not_worth_it_are_left_out():
 
 def test_nothing_is_left_of_columns_that_have_nothing_in_common():
     X = np.random.default_rng(0).normal(size=(800, 20))
-    found = _factors.analyse(X, 6, FLOOR, "per_feature")
+    found = _factors.analyse(torch.from_numpy(X), 6, FLOOR, "per_feature")
     assert found.loading.shape == (20, 0)
     np.testing.assert_allclose(found.variance, X.var(axis=0))
 
@@ -157,7 +158,7 @@ def test_rows_that_are_held_out_are_no_part_of_it(monkeypatch, working_memory):
     analyse, train = _factors.analyse, _training.train
 
     def watch_analysis(y, *args):
-        seen.extend(map(tuple, y))
+        seen.extend(map(tuple, y.numpy()))
         return analyse(y, *args)
 
     def watch_training(stack, read, rows, *args):

@@ -47,3 +47,26 @@ def test_a_point_has_the_same_density_wherever_it_stands(n_distributions, n_comp
     whole = _normal.log_density(z, mean.float(), log_std.float())
     moved = _normal.log_density(z[order], mean.float(), log_std.float())
     assert torch.equal(moved, whole[order])
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize(("n_distributions", "n_components"), [(1, 1), (5, 3), (40, 2)])
+def test_vjp_of_mixtures_is_that_of_autograd(n_models, n_distributions, n_components):
+    shape = n_models, n_distributions, n_components
+    inputs = [
+        2 * normals(n_models, 7, n_components),
+        normals(*shape[:2], seed=1),
+        normals(*shape, seed=2),
+        0.5 * normals(*shape, seed=3),
+    ]
+    z, log_weight, mean, log_std = (tensor.requires_grad_() for tensor in inputs)
+    of_each = D.Normal(mean.unsqueeze(1), log_std.exp().unsqueeze(1)).log_prob(z.unsqueeze(2))
+    expected = torch.logsumexp(of_each.sum(-1) + log_weight.unsqueeze(1), -1)
+    g = normals(n_models, 7, seed=4)
+    gradients = torch.autograd.grad(expected, inputs, g)
+    with torch.inference_mode():
+        log_p, pull = _normal.mixture_vjp(*(tensor.detach().clone() for tensor in inputs))
+        pulled = pull(g)
+    torch.testing.assert_close(log_p, expected.detach(), rtol=1e-12, atol=1e-12)
+    for a, b in zip(pulled, gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
