@@ -8,7 +8,7 @@ Two parts:
     best is chosen by its held-out score itself, which flatters it. Differences of rows are
     paired. Beside it, how far ``score`` is from `skvae.metrics.elbo` on the last fold.
 ``density``
-    A search over beta, n_components and noise of models that are trained for the likelihood (16
+    A search over beta, n_components and noise of models that are trained for the likelihood (32
     importance samples, a mixture of 8 normals as prior), against the best GaussianMixture over
     its number of components and kinds of covariance. Both are chosen by cross-validated
     log-likelihood on the training part of one split, and judged by it on the rest; that of skvae
@@ -256,10 +256,11 @@ def main():
     report = machine.read(args.json)
     for part in args.only:
         if not args.markdown:
-            report[part] = {"run": machine.describe(), "tables": {}}
+            tables = report.get(part, {}).get("tables", {})  # those not asked for stay
+            report[part] = {"run": machine.describe(), "tables": tables}
             for name in args.tables:
                 print(f"{part}: {name}", file=sys.stderr)
-                report[part]["tables"][name] = PARTS[part](TABLES[name]())
+                tables[name] = PARTS[part](TABLES[name]())
                 machine.write(args.json, report)
         if part in report:
             print_part(part, report[part])

@@ -50,6 +50,8 @@ from skvae import _vjp
 from skvae._arrays import Array, Columns, cell, to_tensor
 from skvae._normal import LOG_2PI
 
+aten = torch.ops.aten
+
 NOISE_FLOOR = 0.01  # of a column's standard deviation
 RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float32 resolves
 # Learned noise starts at this share of the variance. From 1, two moons and the Swiss roll
@@ -214,18 +216,20 @@ class _RealValues(_Likelihood):
             return module.floor + module.raw_variance.exp()
         return module.floor
 
+    def _own(self, module: Any, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What of the variance is learned, where rows have their own, and tanh of the deviation."""
+        bend = torch.tanh(deviation / DEVIATION_BOUND)
+        log_own = torch.add(module.raw_variance.unsqueeze(-2), bend, alpha=DEVIATION_BOUND)
+        return log_own.exp(), bend
+
     def _mean_variance(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance = self.variance(module)
         if variance is not None:
-            variance = variance.unsqueeze(-2)  # from rows to (..., rows, D)
-        else:
-            raw, deviation = raw.chunk(2, dim=-1)
-            # The same value, and a gradient where it is released.
-            deviation = deviation.detach().lerp(deviation, module.released.unsqueeze(-2))
-            bend = torch.tanh(deviation / DEVIATION_BOUND)
-            own = (module.raw_variance.unsqueeze(-2) + DEVIATION_BOUND * bend).exp()
-            variance = module.floor.unsqueeze(-2) + own
-        return raw, variance
+            return raw, variance.unsqueeze(-2)  # from rows to (..., rows, D)
+        mean, deviation = raw.chunk(2, dim=-1)
+        # The same value, and a gradient where it is released.
+        deviation = deviation.detach().lerp(deviation, module.released.unsqueeze(-2))
+        return mean, module.floor.unsqueeze(-2) + self._own(module, deviation)[0]
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
@@ -300,20 +304,25 @@ class Gaussian(_RealValues):
 
         The value alone also without a leading M, and for S draws: (S, n, D) and (D,).
         """
-        mean, variance = self._mean_variance(module, raw)
-        weight = weight.unsqueeze(-2)
+        variance = self.variance(module)
+        if variance is None:
+            mean, deviation = raw.chunk(2, dim=-1)
+            own, bend = self._own(module, deviation)
+            variance = module.floor.unsqueeze(-2) + own
+        else:
+            mean, variance = raw, variance.unsqueeze(-2)
+        column, weight = weight.unsqueeze(-1), weight.unsqueeze(-2)
         residual = x - mean
         pulled = residual * (weight / variance)
         square = pulled * residual
-        total = square.sum(-1) + ((variance.log() + LOG_2PI) * weight).sum(-1)
+        total = square.sum(-1) + (variance.log() @ column).squeeze(-1) + LOG_2PI * weight.sum(-1)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_mean = pulled * g.unsqueeze(-1)
             if self.noise == "per_sample":
-                bend = torch.tanh(raw.chunk(2, dim=-1)[1] / DEVIATION_BOUND)
-                own = (module.raw_variance.unsqueeze(-2) + DEVIATION_BOUND * bend).exp()
-                g_own = 0.5 * (square - weight) / variance * own * g.unsqueeze(-1)
-                g_deviation = g_own * (1 - bend.square()) * module.released.unsqueeze(-2)
+                g_own = (square - weight) * own / variance * (0.5 * g.unsqueeze(-1))
+                released = g_own * module.released.unsqueeze(-2)
+                g_deviation = aten.tanh_backward.default(released, bend)
                 return torch.cat([g_mean, g_deviation], dim=-1), [g_own.sum(-2)]
             if not isinstance(self.noise, str):
                 return g_mean, []
