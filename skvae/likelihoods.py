@@ -311,11 +311,12 @@ class Gaussian(_RealValues):
             variance = module.floor.unsqueeze(-2) + own
         else:
             mean, variance = raw, variance.unsqueeze(-2)
-        column, weight = weight.unsqueeze(-1), weight.unsqueeze(-2)
+        weight = weight.unsqueeze(-2)
         residual = x - mean
         pulled = residual * (weight / variance)
         square = pulled * residual
-        total = square.sum(-1) + (variance.log() @ column).squeeze(-1) + LOG_2PI * weight.sum(-1)
+        constant = LOG_2PI * weight.sum(-1)
+        total = square.sum(-1) + (variance.log() * weight).sum(-1) + constant
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_mean = pulled * g.unsqueeze(-1)
