@@ -50,7 +50,8 @@ def analyse(y: torch.Tensor, n_components: int, floor: float, noise: str | None)
         strength = torch.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
         worth = len(y) * (strength - strength.log1p()) > n_varying * math.log(len(y))
         return maximise(y, int(worth.sum()), floor, noise)
-    except torch.linalg.LinAlgError:  # of few dimensions, far above a noise that was given
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # Of few dimensions, far above a noise that was given.
         return maximise(y, 0, floor, noise)
 
 

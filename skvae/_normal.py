@@ -63,6 +63,7 @@ def mixture_vjp(
         g_mean = precision * (first - total * mean)
         spread = second - 2 * mean * first + mean.square() * total
         g_log_std = precision * spread - total
-        return tuple(part.to(z.dtype) for part in (g_z, total.squeeze(-1), g_mean, g_log_std))
+        g_log_weight = total.squeeze(-1)
+        return g_z.to(z), g_log_weight.to(z), g_mean.to(z), g_log_std.to(z)
 
     return log_p.to(z.dtype), pull

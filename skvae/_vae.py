@@ -27,18 +27,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skvae import _arrays, _frames, _model, _objective, _stack, _training
+from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
-
-try:
-    from sklearn.callback import CallbackSupportMixin
-except ImportError:  # scikit-learn < 1.9 has no callbacks
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """No callbacks."""
-
 
 # With early_stopping="auto", fewer rows than this are all trained on.
 EARLY_STOPPING_ROWS = 50
@@ -380,7 +373,7 @@ class VAETransformer(
             The estimator is then as it was before the call.
         """
         job, fitted = self._prepare(X)
-        callbacks = _Callbacks(self, X, y)
+        callbacks = Callbacks(self, X, y)
 
         def end_epoch(records, states):
             if self.verbose:
@@ -962,35 +955,3 @@ def check_outcome(trained, plan):
             "have nothing in common.",
             stacklevel=4,
         )
-
-
-class _Callbacks:
-    """scikit-learn's callbacks around a fit and its epochs; does nothing before 1.9.
-
-    A callback that scores needs y: the target of an autoencoder is X.
-    """
-
-    def __init__(self, estimator, X, y):
-        self.data = {"estimator": estimator, "X": X, "y": X if y is None else y}
-        # A callback gets a copy of the estimator, where an earlier fit may have left names.
-        self.stale = {"feature_names_in_": None} if hasattr(estimator, "feature_names_in_") else {}
-        self.task = None
-        if hasattr(estimator, "_init_callback_context"):
-            self.task = estimator._init_callback_context(max_subtasks=estimator.max_iter)
-            self.task.call_on_fit_task_begin(**self.data)
-
-    def begin_epoch(self):
-        if self.task is not None:
-            self.epoch = self.task.subcontext(task_name="epoch")
-            self.epoch.call_on_fit_task_begin(**self.data)
-
-    def end_epoch(self, fitted):
-        """True if a callback asks to stop; `fitted` makes the attributes if one needs them."""
-        return self.task is not None and self.epoch.call_on_fit_task_end(
-            **self.data, reconstruction_attributes=lambda: {**self.stale, **fitted()}
-        )
-
-    def end(self, attributes):
-        if self.task is not None:
-            attributes = {**self.stale, **attributes}
-            self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)
