@@ -27,6 +27,10 @@ class Likelihood:
     def at(self, module: Any, shares: torch.Tensor) -> None:
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
 
+    def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        """What the encoder sees of rows x."""
+        return x
+
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         raise NotImplementedError

@@ -191,17 +191,25 @@ class VAE(nn.Module):
             kl = [self.posterior.kl(q).unsqueeze(0)]
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
-    def bounded(self, y: torch.Tensor) -> torch.Tensor:
+    def see(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D) or (M, B, D)."""
-        return torch.clamp(y, -self.limit, self.limit)  # type: ignore[arg-type]
+        return self._bounded(self.likelihood.seen(self.observation, y))
+
+    def _bounded(self, seen: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(seen, -self.limit, self.limit)  # type: ignore[arg-type]
 
     def encode_posterior(self, y: torch.Tensor) -> Normal:
         """Parameters of q(z|x) of rows y (B, D)."""
-        return self.posterior.parameters(self.encoder(self.bounded(y)))
+        return self.posterior.parameters(self.encoder(self.see(y)))
+
+    def _encode_pseudo_inputs(self) -> Normal:
+        # These are what an encoder sees, whatever of.
+        seen = self._bounded(self.mixture.pseudo_inputs)
+        return self.posterior.parameters(self.encoder(seen))
 
     def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
         """Mean of q(z|x), (B, L), of rows y (B, D)."""
-        return self.posterior.mean(self.flow, self.encoder(self.bounded(y)))
+        return self.posterior.mean(self.flow, self.encoder(self.see(y)))
 
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
@@ -215,7 +223,7 @@ class VAE(nn.Module):
         """log p(z) in nats, (...), of latent rows (..., L)."""
         if not self.prior.n_pseudo_inputs:
             return self.prior.log_prob(self.mixture, z)
-        q = self.encode_posterior(self.mixture.pseudo_inputs)
+        q = self._encode_pseudo_inputs()
         return self.prior.log_prob(
             self.mixture, z, lambda z: self.posterior.log_density(self.flow, q, z)
         )
@@ -224,7 +232,7 @@ class VAE(nn.Module):
         """Draws from p(z), (B, L), by noise (B, prior.n_noise(L))."""
         if not self.prior.n_pseudo_inputs:
             return self.prior.rsample(self.mixture, eps)
-        q = self.encode_posterior(self.mixture.pseudo_inputs)
+        q = self._encode_pseudo_inputs()
 
         def draw(chosen: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
             own = Normal(*(None if values is None else values[chosen] for values in q))  # type: ignore[arg-type]
@@ -274,10 +282,10 @@ class VAE(nn.Module):
                 y = self.likelihood.redraw(y, about[..., : self.n_redrawn])
             if about.shape[-1] > self.n_redrawn:
                 drop_encoder = about[..., self.n_redrawn :]
-        n_pseudo, seen = self.prior.n_pseudo_inputs, self.bounded(y)
+        n_pseudo, seen = self.prior.n_pseudo_inputs, self.see(y)
         if n_pseudo:
             pseudo_inputs = self.mixture.pseudo_inputs
-            seen = torch.cat([seen, self.bounded(pseudo_inputs)], dim=1)
+            seen = torch.cat([seen, self._bounded(pseudo_inputs)], dim=1)
             if drop_encoder is not None:  # all units of these are there
                 drop_encoder = nn.functional.pad(drop_encoder, (0, 0, 0, n_pseudo), value=math.inf)
         raw, pull_encoder = self._network_vjp(
@@ -505,6 +513,7 @@ def initial_state(
         rows = None
         if model.prior.n_pseudo_inputs:
             rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
+            rows = model.likelihood.seen(model.observation, rows)
         model.prior.initialise(model.mixture, rows, g)
         if isinstance(model.posterior, Flow):
             model.posterior.initialise(model.flow, g)

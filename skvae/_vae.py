@@ -62,7 +62,8 @@ class VAETransformer(
         What the rows are, given z, of `skvae.likelihoods`: "gaussian" is `Gaussian()`, real
         values with a noise variance of each row and column; "laplace" and "student_t" the same
         for columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
-        numbers in [0, 1]. `DiscretizedLogistic` is for levels of grey.
+        numbers in [0, 1]; "poisson" and "negative_binomial" counts. `ZeroInflated` is for counts
+        with many zeros, `DiscretizedLogistic` for levels of grey.
 
     prior : {"standard_normal"} or value, default="standard_normal"
         What z is before a row is seen, of `skvae.priors`: "standard_normal" is N(0, I);

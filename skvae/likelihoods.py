@@ -9,6 +9,7 @@ log-Jacobian of its units.
 `skvae.networks`; likelihoods without one have it by autograd.
 """
 
+from skvae._counts import NegativeBinomial, Poisson, ZeroInflated
 from skvae._levels import DiscretizedLogistic
 from skvae._reals import Gaussian, Laplace, StudentT
 from skvae._unit_interval import Bernoulli, ContinuousBernoulli
@@ -19,10 +20,23 @@ __all__ = [
     "DiscretizedLogistic",
     "Gaussian",
     "Laplace",
+    "NegativeBinomial",
+    "Poisson",
     "StudentT",
+    "ZeroInflated",
 ]
 
-Likelihood = Gaussian | Laplace | StudentT | Bernoulli | ContinuousBernoulli | DiscretizedLogistic
+Likelihood = (
+    Gaussian
+    | Laplace
+    | StudentT
+    | Bernoulli
+    | ContinuousBernoulli
+    | DiscretizedLogistic
+    | Poisson
+    | NegativeBinomial
+    | ZeroInflated
+)
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "gaussian": Gaussian(),
@@ -30,4 +44,6 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "student_t": StudentT(),
     "bernoulli": Bernoulli(),
     "continuous_bernoulli": ContinuousBernoulli(),
+    "poisson": Poisson(),
+    "negative_binomial": NegativeBinomial(),
 }

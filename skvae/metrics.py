@@ -305,7 +305,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
 
     def read(model, rows):
         y = vae._block(model, data, rows)
-        return [_arrays.to_array(model.encoder(model.bounded(y)))]
+        return [_arrays.to_array(model.encoder(model.see(y)))]
 
     vae._map_rows(read, raw)
     rng, total = np.random.default_rng(seed), 0.0

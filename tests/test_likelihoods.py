@@ -4,15 +4,18 @@ import copy
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import distributions as D
 from torch.nn import functional as F
 
+from skvae import VAETransformer
 from skvae._arrays import Columns, describe_columns, standardise
 from skvae.likelihoods import (
     LIKELIHOODS,
@@ -21,7 +24,10 @@ from skvae.likelihoods import (
     DiscretizedLogistic,
     Gaussian,
     Laplace,
+    NegativeBinomial,
+    Poisson,
     StudentT,
+    ZeroInflated,
 )
 
 KINDS = ["per_feature", "shared", "per_sample", 0.5]
@@ -63,6 +69,13 @@ def whole_numbers(levels):
         return Support(X.round().clip(0, levels - 1), values, 0 * values + 1)
 
     return support
+
+
+def counts():
+    rng = np.random.default_rng(0)
+    data = rng.poisson([0.5, 1.5, 4] * rng.gamma(2.0, 0.5, (50, 3))).astype(float)
+    values = torch.arange(20_001).double()  # beyond, the heaviest tail has 1e-11
+    return Support(data, values, 0 * values + 1)
 
 
 class Start(NamedTuple):
@@ -192,6 +205,50 @@ def discretized_logistic(likelihood, s, raw):
     return Levels(levels, location, log_scale.clamp(min=0.2 / (levels - 1)))
 
 
+def rate(s, raw):
+    return torch.tensor(s.columns.mean) * (20 * torch.tanh(raw / 20)).exp()
+
+
+def poisson(likelihood, s, raw):
+    return D.Poisson(rate(s, raw), validate_args=False)
+
+
+def negative_binomial(likelihood, s, raw):
+    dispersion = (10 * torch.tanh(s.module.raw_dispersion / 10)).exp()
+    odds = rate(s, raw) / dispersion
+    return D.NegativeBinomial(dispersion, logits=odds.log(), validate_args=False)
+
+
+class WithZeros(NamedTuple):
+    """A distribution of counts, or else 0."""
+
+    counts: D.Distribution
+    share: torch.Tensor
+
+    def log_prob(self, x):
+        return (
+            torch.where(x == 0, self.share, 0)
+            .add((1 - self.share) * self.counts.log_prob(x).exp())
+            .log()
+        )
+
+    @property
+    def mean(self):
+        return (1 - self.share) * self.counts.mean
+
+    @property
+    def variance(self):
+        square = self.counts.variance + self.counts.mean.square()
+        return (1 - self.share) * square - self.mean.square()
+
+
+def zero_inflated(likelihood, s, raw):
+    inner = poisson if likelihood.likelihood == Poisson() else negative_binomial
+    own = s._replace(columns=Columns(s.columns.mean / 0.9, s.columns.std))
+    share = (raw[..., 3:] + math.log(0.1 / 0.9)).sigmoid()
+    return WithZeros(inner(likelihood.likelihood, own, raw[..., :3]), share)
+
+
 class Case(NamedTuple):
     likelihood: object
     support: Callable[[], Support]
@@ -219,9 +276,14 @@ CASES = [
     Case(DiscretizedLogistic(2), whole_numbers(2), discretized_logistic),
     Case(DiscretizedLogistic(5), whole_numbers(5), discretized_logistic),
     Case(DiscretizedLogistic(256), whole_numbers(256), discretized_logistic),
+    Case(Poisson(), counts, poisson),
+    Case(NegativeBinomial(), counts, negative_binomial, 1e-8),
+    Case(ZeroInflated(Poisson()), counts, zero_inflated),
+    Case(ZeroInflated(NegativeBinomial()), counts, zero_inflated, 1e-8),
 ]
 
-SUPPORTED = bernoulli, discretized_logistic, continuous_bernoulli
+COUNTS = poisson, negative_binomial, zero_inflated
+SUPPORTED = bernoulli, discretized_logistic, continuous_bernoulli, *COUNTS
 every_likelihood = pytest.mark.parametrize("case", CASES, ids=lambda case: repr(case.likelihood))
 every_noise = pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
 
@@ -386,7 +448,7 @@ def test_total_without_a_stack_is_the_weighted_log_prob_of_every_draw(case, shap
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case.of in (normal, laplace, student_t, bernoulli)],
+    [case for case in CASES if case.of in (normal, laplace, student_t, bernoulli, *COUNTS)],
     ids=lambda case: repr(case.likelihood),
 )
 def test_outputs_of_0_stand_for_the_mean_of_each_column(case):
@@ -461,6 +523,8 @@ def test_names_of_likelihoods_stand_for_values():
     assert LIKELIHOODS["student_t"] == StudentT("per_sample", df=None)
     assert LIKELIHOODS["bernoulli"] == Bernoulli(resample=False)
     assert LIKELIHOODS["continuous_bernoulli"] == ContinuousBernoulli()
+    assert LIKELIHOODS["poisson"] == Poisson()
+    assert LIKELIHOODS["negative_binomial"] == NegativeBinomial()
 
 
 # One line for each value that a likelihood refuses: the value, and what it expects.
@@ -472,6 +536,11 @@ OUTSIDE = [
     ),
     *((DiscretizedLogistic(4), value, "whole numbers from 0 to 3") for value in (-1.0, 4.0, 0.5)),
     (DiscretizedLogistic(), 256.0, "whole numbers from 0 to 255"),
+    *(
+        (likelihood, value, "counts, whole numbers from 0 on")
+        for likelihood in (Poisson(), NegativeBinomial(), ZeroInflated(NegativeBinomial()))
+        for value in (-1.0, 0.5, 1e6 + 0.5, -1.1e-6)
+    ),
 ]
 
 
@@ -862,6 +931,55 @@ def test_levels_and_yes_or_no_have_a_score_without_units(quick):
         if case.likelihood.is_mass:
             X = case.support().data
             assert (quick(likelihood=case.likelihood).fit(X).score_samples(X) < 0).all()
+
+
+@pytest.mark.parametrize("likelihood", [Poisson(), NegativeBinomial(), ZeroInflated(Poisson())])
+def test_counts_of_any_size_have_the_same_log_probability_in_float32(likelihood):
+    # A million counts: logarithms add up to 1e7, of which float32 would know 1 nat.
+    X = np.random.default_rng(0).poisson([1e6, 1e3, 10], (50, 3)).astype(float)
+    s = start(likelihood, X)
+    raw = 1e-3 * s.raw  # near the counts
+    s.module.float()  # all that it knows of what it learned
+    exact = start(likelihood, X).module
+    exact.load_state_dict(s.module.state_dict())
+    expected = likelihood.log_prob(exact, raw.float().double(), s.x)
+    log_prob = likelihood.log_prob(s.module.float(), raw.float(), s.x.float())
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_encoder_sees_logarithms_of_counts():
+    X = counts().data
+    s = start(Poisson(), X)
+    expected = np.log1p(X[:6]) - np.log1p(X.mean(axis=0))
+    np.testing.assert_allclose(Poisson().seen(s.module, s.x).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "draw", "log_prob"),
+    [
+        ("poisson", lambda rng, n: rng.poisson(3.0, n), stats.poisson(3.0).logpmf),
+        (
+            "negative_binomial",
+            lambda rng, n: rng.negative_binomial(2.0, 0.25, n),
+            stats.nbinom(2.0, 0.25).logpmf,
+        ),
+        (
+            ZeroInflated(Poisson()),
+            lambda rng, n: rng.poisson(3.0, n) * (rng.random(n) < 0.6),
+            lambda x: np.log(0.4 * (x == 0) + 0.6 * stats.poisson(3.0).pmf(x)),
+        ),
+    ],
+    ids=["poisson", "negative_binomial", "zero_inflated"],
+)
+def test_independent_counts_get_the_log_probability_that_they_have(likelihood, draw, log_prob):
+    rng = np.random.default_rng(0)
+    X, new = (draw(rng, (2000, 3)) for _ in range(2))
+    vae = VAETransformer(1, likelihood=likelihood, hidden_layer_sizes=(8,), random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All 1 components are inactive")
+        difference = vae.fit(X).score_samples(new) - log_prob(new).sum(axis=1)
+    # A few learned numbers cost a few nats on 2000 rows together.
+    assert abs(difference.mean()) < 0.01
 
 
 def test_a_continuous_bernoulli_starts_from_the_mean_of_each_column():

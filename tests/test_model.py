@@ -636,7 +636,7 @@ def terms_of(model, y, eps, about, by_draw):
     if model.n_redrawn:
         y = (torch.special.ndtr(about[:, : model.n_redrawn]) < y).double()
     drop = about[:, model.n_redrawn :]
-    seen = model.bounded(y)
+    seen = model.see(y)
     raw = model.encoder(seen, drop) if drop.shape[1] else model.encoder(seen)
     q = model.posterior.parameters(raw)
     z, log_q = model.posterior.draw(model.flow, q, eps[..., :2])

@@ -23,7 +23,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 from skvae import VAEGridSearchCV, VAETransformer, _stack
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP
 from skvae.priors import Mixture, Vamp
 
@@ -131,6 +131,12 @@ def test_yes_no_columns_that_are_constant_in_some_folds(wine):
     X = (wine > wine.mean(axis=0)).astype(float)
     X[:, 0] = np.arange(178) == 0  # constant in two of three training folds, but not in all
     search_both(small(likelihood="bernoulli"), {"n_components": [1, 3]}, X, cv=KFold(3))
+
+
+@pytest.mark.parametrize("likelihood", [NegativeBinomial(), ZeroInflated(Poisson())])
+def test_counts(wine, likelihood):
+    X = np.random.default_rng(0).poisson(np.exp((wine - wine.mean(0)) / wine.std(0)))
+    search_both(small(likelihood=likelihood), {"n_components": [1, 3]}, X, cv=KFold(3))
 
 
 def test_columns_of_other_scales_under_one_noise_bound_the_encoder_at_each_folds_own(wine):
