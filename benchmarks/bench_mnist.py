@@ -101,8 +101,14 @@ MODELS = {
             "posterior": "full",
             "beta_warmup": 0.2,
             "learning_rate": 2e-3,
-            "max_iter": 60,
-        }
+            "max_iter": 80,
+        },
+        {
+            "n_importance_samples": 5,
+            "beta_warmup": 0.0,
+            "learning_rate": 5e-4,
+            "max_iter": 10,
+        },
     ],
 }
 

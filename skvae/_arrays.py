@@ -332,15 +332,14 @@ def map_rows(
     def stop() -> None:
         deque(starts, maxlen=0)  # nobody finds another block
 
-    n_threads = min(n_threads, -(-n_samples // n_rows))
-    if n_threads <= 1:
-        work()
-    else:
-        with ThreadPoolExecutor(n_threads) as executor:
-            try:
-                wait_for([executor.submit(work) for _ in range(n_threads)])
-            finally:  # Ctrl-C, too, before all have begun or while they work
-                stop()
+    n_others = min(n_threads, -(-n_samples // n_rows)) - 1
+    with ThreadPoolExecutor(max(1, n_others)) as executor:  # which starts none before it is asked
+        try:
+            futures = [executor.submit(work) for _ in range(n_others)]
+            work()
+            wait_for(futures)
+        finally:  # Ctrl-C, too, before all have begun or while they work
+            stop()
     if errors:  # of the first rows, whichever thread was faster: all before them were begun
         raise errors[min(errors)]
 
