@@ -111,19 +111,28 @@ def _openmp() -> ThreadpoolController:
 
 @contextlib.contextmanager
 def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
-    """Compute the same whatever grad, inference or autocast mode the caller is in.
+    """Compute the same whatever grad, inference, autocast or numpy error mode the caller is in.
 
     No gradient is left to autograd (see `skvae.networks`), so nothing is recorded: that
     saves a sixth of a small training step.
 
     The limit to one thread holds for the calling thread alone and ends with the block.
     """
-    torch.get_num_threads()  # a new thread takes torch's number at its first question
-    limited = _openmp().limit(limits=1) if one_thread else contextlib.nullcontext()
+    n_threads = torch.get_num_threads()  # which a new thread asks for first
     # What is captured or replayed on a device must be said on it.
     on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), limited, on:
-        yield
+    errors = np.errstate(all="warn", under="ignore")  # numpy's own
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), errors, on:
+        limited = None
+        try:
+            if one_thread:
+                limited = _openmp().limit(limits=1)
+            yield
+        finally:
+            if limited is not None:
+                limited.restore_original_limits()
+            elif one_thread:  # Ctrl-C has come before it was known what was limited
+                _openmp().limit(limits=n_threads)
 
 
 # --- arrays and tensors -------------------------------------------------------------------

@@ -26,13 +26,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import Array, Columns, cell, to_tensor
+from skvae._arrays import FARTHEST, Array, Columns, cell, to_tensor
 from skvae._likelihood import TOLERANCE, Likelihood, Pullback, draw_uniform
 
 LOG_RATE_BOUND = 20.0  # of the distance from a column's mean: a factor of 5e8
 LEAST_MEAN = 1e-3  # of a column, to start from
-LOG_DISPERSION_BOUND = 10.0
-FIRST_DISPERSIONS = 0.1, 100.0
+LEAST_SPREAD = 1e-4  # of logarithms that the encoder sees: float32 has 7 digits
+LOG_DISPERSION_BOUND = 15.0  # beyond 3e6, it is a Poisson distribution
+FIRST_DISPERSIONS = 0.1, 1e5
 FIRST_ZEROS = 0.1  # share of the zeros of another origin at first
 
 
@@ -41,7 +42,12 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Counts(Likelihood):
-    """Whole numbers whose mean the decoder gives as a factor of each column's."""
+    """Whole numbers whose mean the decoder gives as a factor of each column's.
+
+    The encoder sees log(1 + x), and the decoder gives the logarithm of the factor, both in about
+    the standard deviation of log(1 + x): std / (1 + mean) by the slope at the mean, or 1 where
+    tails make it more. Counts of a million that vary by a thousandth so train as any column does.
+    """
 
     is_mass: ClassVar[bool] = True
 
@@ -51,12 +57,12 @@ class _Counts(Likelihood):
         X itself where nothing moved.
         """
         whole = np.round(X)
-        if X.min() >= 0 and (whole == X).all():
+        if X.min() >= 0 and X.max() <= FARTHEST and (whole == X).all():
             return X
-        outside = (whole < 0) | (np.abs(X - whole) > TOLERANCE)
+        outside = (whole < 0) | (np.abs(X - whole) > TOLERANCE) | (whole > FARTHEST)
         if outside.any():
             raise ValueError(
-                f"{self!r} expects counts, whole numbers from 0 on. Got "
+                f"{self!r} expects counts, whole numbers from 0 to {FARTHEST:.0e}. Got "
                 f"{cell(X, outside, names)[0]}. Round X, or use likelihood='gaussian' for real "
                 "values."
             )
@@ -75,22 +81,32 @@ class _Counts(Likelihood):
         """Make the module of what is kept besides the decoder: where to start from."""
         module: Any = nn.Module()
         module.register_buffer("log_mean", torch.empty(n_features))
+        module.register_buffer("centre", torch.empty(n_features))  # of what the encoder sees
+        module.register_buffer("spread", torch.empty(n_features))
         return module
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
         """Start from the mean of each column."""
-        module.log_mean.copy_(to_tensor(np.log(np.maximum(columns.mean, LEAST_MEAN)), "cpu"))
+        mean = np.maximum(columns.mean, LEAST_MEAN)
+        module.log_mean.copy_(to_tensor(np.log(mean), "cpu"))
+        # A constant column is 0 in the model's units, and seen as that.
+        centre = np.where(columns.std > 0, np.log1p(mean), 0.0)
+        module.centre.copy_(to_tensor(centre, "cpu"))
+        spread = np.clip(columns.std / (1 + mean), LEAST_SPREAD, 1.0)
+        module.spread.copy_(to_tensor(spread, "cpu"))
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of x: logarithms, from those of the means."""
-        return torch.log1p(x) - torch.log1p(module.log_mean.exp()).unsqueeze(-2)
+        """What the encoder sees of x, (..., D): logarithms, standardised."""
+        return (torch.log1p(x) - module.centre.unsqueeze(-2)) / module.spread.unsqueeze(-2)
 
     def variance(self, module: Any) -> None:
         """None: the mean decides the variance."""
 
+    def _bend(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(_exact(raw) * (module.spread / LOG_RATE_BOUND).unsqueeze(-2))
+
     def _log_rate(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        bend = LOG_RATE_BOUND * torch.tanh(_exact(raw) / LOG_RATE_BOUND)
-        return module.log_mean.unsqueeze(-2) + bend
+        return module.log_mean.unsqueeze(-2) + LOG_RATE_BOUND * self._bend(module, raw)
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
@@ -98,15 +114,17 @@ class _Counts(Likelihood):
 
 
 def _draw_poisson(rate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.poisson(rate.to(generator.device), generator=generator).to(rate.device)
+    rate = rate.clamp(max=FARTHEST)
+    drawn = torch.poisson(rate.to(generator.device), generator=generator)
+    return drawn.clamp(max=FARTHEST).to(rate.device)
 
 
 @dataclass(frozen=True)
 class Poisson(_Counts):
     """Counts of events that don't know of each other: as much variance as mean.
 
-    A value that is no whole number, by more than rounding, or negative is a ValueError that
-    names it. The score is a log-probability.
+    A value that is no whole number, by more than rounding, negative or above 1e10 is a ValueError
+    that names it. The score is a log-probability.
 
     Examples
     --------
@@ -129,9 +147,9 @@ class Poisson(_Counts):
         """`total` and its pullback, of M models."""
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            bend = torch.tanh(raw / LOG_RATE_BOUND)
-            slope = (1 - bend.square()) * weight.unsqueeze(-2) * g.unsqueeze(-1)
-            return (x - self.mean(module, raw)) * slope, []
+            slope = (1 - self._bend(module, raw).square()) * module.spread.unsqueeze(-2)
+            g_raw = (x - self._log_rate(module, raw).exp()) * slope
+            return g_raw.to(raw.dtype) * weight.unsqueeze(-2) * g.unsqueeze(-1), []
 
         return self.total(module, raw, x, weight), pull
 
@@ -145,8 +163,8 @@ class NegativeBinomial(_Counts):
     """Counts with more variance than a Poisson distribution has, such as those of genes.
 
     The variance is m + m**2 / r of a mean m, with a dispersion r that is learned for each column.
-    A value that is no whole number, by more than rounding, or negative is a ValueError that
-    names it. The score is a log-probability.
+    A value that is no whole number, by more than rounding, negative or above 1e10 is a ValueError
+    that names it. The score is a log-probability.
 
     Examples
     --------

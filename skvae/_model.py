@@ -323,9 +323,11 @@ class VAE(nn.Module):
         if isinstance(self.posterior, Diagonal | Full) and isinstance(self.prior, StandardNormal):
             z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
             return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
-        if isinstance(self.posterior, Diagonal) or (
+        # Written out in float64, which not every device has.
+        written = isinstance(self.posterior, Diagonal) or (
             isinstance(self.posterior, Full) and isinstance(self.prior, Mixture)
-        ):
+        )
+        if written and raw.device.type != "mps":
             return self._mixture_vjp(raw, eps, n_rows)
         draw = _Draw(self.posterior, self.flow)
         names = [name for name, _ in draw.named_parameters()]
@@ -499,13 +501,13 @@ def initial_state(
         model.location.copy_(to_tensor(location, "cpu"))
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
-        spread = np.divide(columns.std, scale, out=np.zeros_like(scale), where=scale > 0)
-        linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
-        model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread.max()))
         if hasattr(model.network, "initialise"):
             model.network.initialise(model.encoder, g)
             model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)
+        linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
+        spread = _spread_seen(model, columns)
+        model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread))
         if model.likelihood.share_held_back:
             last = networks.last_layer(model.decoder)
             if last is not None:  # all rows have one variance at first
@@ -526,6 +528,15 @@ def initial_state(
             if not isinstance(module, networks.Layers):
                 networks.check_outputs(module, part, n_in, n_out)
     return {name: to_array(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _spread_seen(model: VAE, columns: Columns) -> float:
+    """The largest distance of mean and mean + std of a column, as the encoder sees them."""
+    location, scale = to_array(model.location), to_array(model.scale)
+    rows = np.stack([columns.mean, columns.mean + columns.std])
+    rows = np.divide(rows - location, scale, out=np.zeros_like(rows), where=scale > 0)
+    seen = model.likelihood.seen(model.observation, torch.from_numpy(rows))
+    return float((seen[1] - seen[0]).abs().max())
 
 
 def cast(state: State, dtype: Any) -> State:

@@ -43,8 +43,7 @@ def mixture_vjp(
 
     Of points z (M, N, L), for log-weights (M, K), and means and log stds (M, K, L).
     """
-    exact = z.dtype if z.device.type == "mps" else torch.float64
-    point, mean, log_std = z.to(exact), mean.to(exact), log_std.to(exact)
+    point, mean, log_std = z.double(), mean.double(), log_std.double()
     square, precision = point.square(), (-2 * log_std).exp()
     scaled = precision * mean
     constant = log_weight - (0.5 * (scaled * mean + LOG_2PI) + log_std).sum(-1)

@@ -452,6 +452,33 @@ def test_map_rows_ends_soon_after_ctrl_c(moment):
     assert threading.active_count() == before
 
 
+def test_the_number_of_threads_is_put_back_wherever_ctrl_c_comes(monkeypatch):
+    openmp = _arrays._openmp()
+
+    class Interrupted:
+        def limit(self, limits):
+            limited = openmp.limit(limits=limits)
+            if limits == 1:
+                raise KeyboardInterrupt
+            return limited
+
+    with openmp.limit(limits=3):
+        torch.get_num_threads()
+        monkeypatch.setattr(_arrays, "_openmp", Interrupted)
+        with pytest.raises(KeyboardInterrupt), _arrays.computing(CPU, one_thread=True):
+            pass
+        assert torch.get_num_threads() == 3
+
+
+def test_blocks_are_computed_in_one_error_mode_of_numpy_whichever_thread_takes_them():
+    def function(rows):
+        np.array([1e-300]).astype(np.float32)  # underflows
+        return numbers(rows)
+
+    with np.errstate(all="raise"):
+        filled(function, 1000, 16, 2)
+
+
 # --- noise of the score -----------------------------------------------------------------------
 
 NOISE_SIZES = [(1, 1), (4, 1), (64, 2), (65, 2), (64, 16), (64, 17), (101, 5), (3, 40), (1000, 7)]

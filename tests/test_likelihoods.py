@@ -206,7 +206,9 @@ def discretized_logistic(likelihood, s, raw):
 
 
 def rate(s, raw):
-    return torch.tensor(s.columns.mean) * (20 * torch.tanh(raw / 20)).exp()
+    mean, std = map(torch.tensor, s.columns)
+    spread = (std / (1 + mean)).clamp(max=1)
+    return mean * (20 * torch.tanh(raw * spread / 20)).exp()
 
 
 def poisson(likelihood, s, raw):
@@ -214,7 +216,7 @@ def poisson(likelihood, s, raw):
 
 
 def negative_binomial(likelihood, s, raw):
-    dispersion = (10 * torch.tanh(s.module.raw_dispersion / 10)).exp()
+    dispersion = (15 * torch.tanh(s.module.raw_dispersion / 15)).exp()
     odds = rate(s, raw) / dispersion
     return D.NegativeBinomial(dispersion, logits=odds.log(), validate_args=False)
 
@@ -244,7 +246,9 @@ class WithZeros(NamedTuple):
 
 def zero_inflated(likelihood, s, raw):
     inner = poisson if likelihood.likelihood == Poisson() else negative_binomial
-    own = s._replace(columns=Columns(s.columns.mean / 0.9, s.columns.std))
+    mean = s.columns.mean / 0.9
+    std = np.sqrt(np.maximum(s.columns.std**2 / 0.9 - 0.1 * mean**2, 0))
+    own = s._replace(columns=Columns(mean, std))
     share = (raw[..., 3:] + math.log(0.1 / 0.9)).sigmoid()
     return WithZeros(inner(likelihood.likelihood, own, raw[..., :3]), share)
 
@@ -537,9 +541,9 @@ OUTSIDE = [
     *((DiscretizedLogistic(4), value, "whole numbers from 0 to 3") for value in (-1.0, 4.0, 0.5)),
     (DiscretizedLogistic(), 256.0, "whole numbers from 0 to 255"),
     *(
-        (likelihood, value, "counts, whole numbers from 0 on")
+        (likelihood, value, "counts, whole numbers from 0 to 1e+10")
         for likelihood in (Poisson(), NegativeBinomial(), ZeroInflated(NegativeBinomial()))
-        for value in (-1.0, 0.5, 1e6 + 0.5, -1.1e-6)
+        for value in (-1.0, 0.5, 1e6 + 0.5, -1.1e-6, 1.1e10)
     ),
 ]
 
@@ -938,20 +942,45 @@ def test_counts_of_any_size_have_the_same_log_probability_in_float32(likelihood)
     # A million counts: logarithms add up to 1e7, of which float32 would know 1 nat.
     X = np.random.default_rng(0).poisson([1e6, 1e3, 10], (50, 3)).astype(float)
     s = start(likelihood, X)
-    raw = 1e-3 * s.raw  # near the counts
     s.module.float()  # all that it knows of what it learned
     exact = start(likelihood, X).module
     exact.load_state_dict(s.module.state_dict())
-    expected = likelihood.log_prob(exact, raw.float().double(), s.x)
-    log_prob = likelihood.log_prob(s.module.float(), raw.float(), s.x.float())
+    expected = likelihood.log_prob(exact, s.raw.float().double(), s.x)
+    log_prob = likelihood.log_prob(s.module.float(), s.raw.float(), s.x.float())
     torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_encoder_sees_logarithms_of_counts():
-    X = counts().data
+@pytest.mark.parametrize("mean", [0.01, 1.0, 1e3, 1e6])
+def test_the_encoder_sees_logarithms_of_counts_about_as_wide_as_any_other_column(mean):
+    X = np.random.default_rng(0).poisson(mean, (2000, 3)).astype(float)
     s = start(Poisson(), X)
-    expected = np.log1p(X[:6]) - np.log1p(X.mean(axis=0))
-    np.testing.assert_allclose(Poisson().seen(s.module, s.x).numpy(), expected, rtol=1e-12)
+    x = torch.from_numpy(X)
+    seen = Poisson().seen(s.module, x).numpy()
+    expected = np.log1p(X) - np.log1p(X.mean(axis=0))
+    np.testing.assert_allclose(seen / seen[:1], expected / expected[:1], rtol=1e-9, atol=1e-9)
+    assert 0.5 < seen.std(axis=0).min() < seen.std(axis=0).max() < 2
+
+
+def test_the_encoder_sees_nothing_of_a_constant_column_of_counts():
+    X = np.random.default_rng(0).poisson(5.0, (60, 3)).astype(float)
+    wide = np.insert(X, 1, 1e5, axis=1)
+    vae, wider = (
+        VAETransformer(2, likelihood="poisson", max_iter=1, random_state=0).fit(Z)
+        for Z in (X, wide)
+    )
+    seen = wider.to_module().see(torch.zeros(1, 4))
+    assert seen[0, 1] == 0
+    assert (seen[0, [0, 2, 3]] != 0).all()
+    assert vae.state_["bound"] == wider.state_["bound"] == 20
+
+
+def test_the_negative_binomial_of_high_poisson_counts_is_about_theirs():
+    rng = np.random.default_rng(0)
+    X, new = rng.poisson(1e5, (2000, 3)), rng.poisson(1e5, (2000, 3))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All 1 components are inactive")
+        vae = VAETransformer(1, likelihood="negative_binomial", random_state=0).fit(X)
+    assert vae.score(new) > stats.poisson(1e5).logpmf(new).sum(axis=1).mean() - 0.1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import distributions as D
 
 from skvae import _model
 from skvae._arrays import describe_columns, standardise
-from skvae.likelihoods import Bernoulli, Gaussian
+from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP
 from skvae.priors import Mixture, Vamp
 
@@ -603,9 +603,11 @@ def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
 
 # --- other parts, and noise of rows and units ---------------------------------------------------
 
+COUNTS = Poisson(), ZeroInflated(NegativeBinomial())
 PARTS = [
     {"posterior": "full"},
     {"prior": Mixture(3)},
+    {"prior": Mixture(3), "posterior": "full"},
     {"prior": Vamp(5)},
     {"prior": Vamp(5), "posterior": "full"},
     {"network": MLP(residual=True, layer_norm=True)},
@@ -613,6 +615,9 @@ PARTS = [
     {"network": MLP(dropout=0.4), "prior": Vamp(5)},
     {"likelihood": Bernoulli(resample=True)},
     {"likelihood": Bernoulli(resample=True), "network": MLP(residual=True, dropout=0.4)},
+    {"likelihood": COUNTS[0]},
+    {"likelihood": COUNTS[0], "prior": Vamp(5)},
+    {"likelihood": COUNTS[1], "prior": Mixture(3)},
 ]
 
 
@@ -661,6 +666,8 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
     y = normals(n_models, 7, 4)
     if redrawn:
         y = y.sigmoid()
+    if architecture["likelihood"] in COUNTS:
+        y = y.exp().round()
     eps = normals(n_models, n_draws, 7, 2 + of_draw, seed=1)
     about = normals(n_models, 7, redrawn + of_row, seed=5)
     terms = [
@@ -691,6 +698,8 @@ def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
     y, eps = normals(7, 4), normals(3, 7, 2, seed=1)
     if redrawn:
         y = (y > 0).double()  # zeros and ones stay what they are
+    if architecture["likelihood"] in COUNTS:
+        y = y.exp().round()
     about = normals(1, 7, redrawn)
     with torch.inference_mode():
         terms = stacked([architecture], states).vjp(y[None], eps[None], about, by_draw=False)[0]
