@@ -418,7 +418,8 @@ class VAE(nn.Module):
     def contains_factors(self) -> bool:
         """Whether factor analysis is one of the models that this can become."""
         both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
-        return both and self.has_kl and hasattr(self.likelihood, "begin")
+        normal = self.posterior.has_kl and hasattr(self.prior, "become_standard")
+        return both and normal and hasattr(self.likelihood, "begin")
 
     def become_factors(self, rows: Iterable[torch.Tensor], n_components: Sequence[int]) -> None:
         """Become factor analysis of each model's rows (B, D), of at most so many components."""
@@ -445,6 +446,7 @@ class VAE(nn.Module):
         networks.become_linear(self.encoder, encode, spread)
         networks.become_linear(self.decoder, decode, new(*decode.shape[:2]))
         self.likelihood.begin(self.observation, variance)
+        self.prior.become_standard(self.mixture)
 
     def keep(self, members: torch.Tensor) -> None:
         """Keep these models of a stack."""

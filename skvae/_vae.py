@@ -132,7 +132,7 @@ class VAETransformer(
     early_stopping : bool or "auto", default="auto"
         Whether to hold out rows, stop when the training objective (with the final beta) on
         them stops falling, and keep the weights of the best epoch. Where the model contains
-        factor analysis (real values, a linear map in both networks, N(0, I) and no flow), that
+        factor analysis (real values, a linear map in both networks, no `Vamp` and no flow), that
         of up to 2000 training rows is kept if no epoch is better. "auto" does so from 50 rows
         on. Never before the warm-up has ended.
 

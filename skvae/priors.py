@@ -69,6 +69,9 @@ class StandardNormal:
     ) -> None:
         """Nothing is learned."""
 
+    def become_standard(self, module: Any) -> None:
+        """Be N(0, I): it is."""
+
     def rsample(
         self, module: Any, eps: torch.Tensor, draw: Callable[..., torch.Tensor] | None = None
     ) -> torch.Tensor:
@@ -136,6 +139,11 @@ class Mixture:
         nn.init.zeros_(module.log_weight)
         nn.init.normal_(module.mean, std=math.sqrt(0.5), generator=generator)
         nn.init.constant_(module.raw_std, _raw(math.log(math.sqrt(0.5))))
+
+    def become_standard(self, module: Any) -> None:
+        """Be N(0, I), which one normal of mean 0 is, or all of them."""
+        for parameter in (module.log_weight, module.mean, module.raw_std):
+            parameter.zero_()
 
     def rsample(
         self, module: Any, eps: torch.Tensor, draw: Callable[..., torch.Tensor] | None = None

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from skvae import VAEGridSearchCV, VAETransformer, _factors, _training
 from skvae.likelihoods import Gaussian, Laplace, StudentT
 from skvae.networks import MLP, Conv
+from skvae.priors import Mixture, Vamp
 
 TABLES = {f.__name__[5:]: f for f in (load_wine, load_diabetes, load_iris, load_breast_cancer)}
 FLOOR = 1e-4
@@ -111,13 +112,15 @@ def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns):
 @pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
 @pytest.mark.parametrize("noise", ["per_sample", "per_feature", "shared", 0.5])
 @pytest.mark.parametrize("posterior", ["diagonal", "full"])
-def test_a_fit_that_learns_nothing_is_factor_analysis(family, noise, posterior):
+@pytest.mark.parametrize("prior", ["standard_normal", Mixture(3)])
+def test_a_fit_that_learns_nothing_is_factor_analysis(family, noise, posterior, prior):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(300, 6))
     vae = VAETransformer(
         2,
         likelihood=family(noise),
         posterior=posterior,
+        prior=prior,
         learning_rate=1e-9,
         max_iter=1,
         random_state=0,
@@ -139,8 +142,9 @@ def test_a_fit_that_learns_nothing_is_factor_analysis(family, noise, posterior):
         {"network": Conv((1, 8, 8))},
         {"likelihood": "bernoulli"},
         {"early_stopping": False},
+        {"prior": Vamp(3)},
     ],
-    ids=["no linear part", "convolutions", "no real values", "nothing held out"],
+    ids=["no linear part", "convolutions", "no real values", "nothing held out", "pseudo-inputs"],
 )
 def test_nothing_is_kept_but_what_training_left_where_there_is_no_other(params):
     X = (np.random.default_rng(0).normal(size=(100, 64)) > 0).astype(float)
