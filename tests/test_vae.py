@@ -1583,7 +1583,7 @@ def test_a_validation_set_without_rows_is_refused(X, quick, n_rows, fraction):
         {"n_components": 0},
         {"n_components": 2.0},
         {"n_components": None},
-        {"likelihood": "poisson"},
+        {"likelihood": "binomial"},
         {"likelihood": Gaussian},
         {"network": "cnn"},
         {"activation": "sine"},
