@@ -17,7 +17,6 @@ log(1 + x). Sums of logarithms as long as the counts are high would lose the dig
 difference in float32, so they are taken in float64 wherever a device has it.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ LEAST_MEAN = 1e-3  # of a column, to start from
 LEAST_SPREAD = 1e-4  # of logarithms that the encoder sees: float32 has 7 digits
 LOG_DISPERSION_BOUND = 15.0  # beyond 3e6, it is a Poisson distribution
 FIRST_DISPERSIONS = 0.1, 1e5
-FIRST_ZEROS = 0.1  # share of the zeros of another origin at first
+FIRST_ZEROS = 1e-9, 0.1  # share of the zeros of another origin at first
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -249,36 +248,45 @@ class ZeroInflated(_Counts):
         return 2 * n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what the counts learn besides the decoder."""
-        return self.likelihood.build(n_features)
+        """Make the module of what the counts learn, and of where the zeros start from."""
+        module = self.likelihood.build(n_features)
+        module.register_buffer("zero_log_odds", torch.empty(n_features))
+        return module
 
     def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
-        """Start from the mean of each column, some of whose zeros are of another origin."""
-        mean = columns.mean / (1 - FIRST_ZEROS)
+        """Start from the mean of each column, some of whose zeros are of another origin.
+
+        A share w of them alone makes a variance of w / (1 - w) times the squared mean: they begin
+        with at most half of what the column's would allow.
+        """
+        square = (columns.std / np.maximum(columns.mean, LEAST_MEAN)) ** 2
+        share = np.clip(0.5 * square / (1 + square), *FIRST_ZEROS)
+        module.zero_log_odds.copy_(to_tensor(np.log(share / (1 - share)), "cpu"))
+        mean = columns.mean / (1 - share)
         # What the zeros add to the variance is not the counts'.
-        variance = columns.std**2 / (1 - FIRST_ZEROS) - FIRST_ZEROS * mean**2
+        variance = columns.std**2 / (1 - share) - share * mean**2
         std = np.sqrt(np.maximum(variance, 0.0))
         self.likelihood.initialise(module, Columns(mean, std), scale)
 
-    def _parts(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _parts(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs of the counts, and log-odds of other zeros."""
         raw, zero = raw.chunk(2, dim=-1)
-        return raw, zero + math.log(FIRST_ZEROS / (1 - FIRST_ZEROS))
+        return raw, zero + module.zero_log_odds.unsqueeze(-2)
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
-        raw, zero = self._parts(raw)
+        raw, zero = self._parts(module, raw)
         counted = F.logsigmoid(-zero) + self.likelihood.log_prob(module, raw, x)
         return torch.where(x == 0, torch.logaddexp(F.logsigmoid(zero), counted), counted)
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """E[x|z], (..., D)."""
-        raw, zero = self._parts(raw)
+        raw, zero = self._parts(module, raw)
         return torch.sigmoid(-zero) * self.likelihood.mean(module, raw)
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draws of x, (..., D)."""
-        raw, zero = self._parts(raw)
+        raw, zero = self._parts(module, raw)
         counted = self.likelihood.sample(module, raw, generator)
         uniform = draw_uniform(zero.shape, zero.dtype, generator).to(zero.device)
         return torch.where(uniform < torch.sigmoid(zero), 0.0, counted)

@@ -246,10 +246,12 @@ class WithZeros(NamedTuple):
 
 def zero_inflated(likelihood, s, raw):
     inner = poisson if likelihood.likelihood == Poisson() else negative_binomial
-    mean = s.columns.mean / 0.9
-    std = np.sqrt(np.maximum(s.columns.std**2 / 0.9 - 0.1 * mean**2, 0))
+    square = (s.columns.std / s.columns.mean) ** 2
+    first = np.minimum(0.5 * square / (1 + square), 0.1)
+    mean = s.columns.mean / (1 - first)
+    std = np.sqrt(s.columns.std**2 / (1 - first) - first * mean**2)
     own = s._replace(columns=Columns(mean, std))
-    share = (raw[..., 3:] + math.log(0.1 / 0.9)).sigmoid()
+    share = (raw[..., 3:] + torch.tensor(first).logit()).sigmoid()
     return WithZeros(inner(likelihood.likelihood, own, raw[..., :3]), share)
 
 
@@ -974,13 +976,20 @@ def test_the_encoder_sees_nothing_of_a_constant_column_of_counts():
     assert vae.state_["bound"] == wider.state_["bound"] == 20
 
 
-def test_the_negative_binomial_of_high_poisson_counts_is_about_theirs():
+@pytest.mark.parametrize(
+    "likelihood", [NegativeBinomial(), ZeroInflated(), ZeroInflated(NegativeBinomial())], ids=str
+)
+@pytest.mark.parametrize("mean", [100, 1e5])
+def test_high_poisson_counts_get_about_their_log_probability_of_whatever_contains_them(
+    likelihood, mean
+):
     rng = np.random.default_rng(0)
-    X, new = rng.poisson(1e5, (2000, 3)), rng.poisson(1e5, (2000, 3))
+    X, new = rng.poisson(mean, (2000, 3)), rng.poisson(mean, (2000, 3))
+    vae = VAETransformer(1, likelihood=likelihood, max_iter=100, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All 1 components are inactive")
-        vae = VAETransformer(1, likelihood="negative_binomial", random_state=0).fit(X)
-    assert vae.score(new) > stats.poisson(1e5).logpmf(new).sum(axis=1).mean() - 0.1
+        vae.fit(X)
+    assert vae.score(new) > stats.poisson(mean).logpmf(new).sum(axis=1).mean() - 0.1
 
 
 @pytest.mark.parametrize(
