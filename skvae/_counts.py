@@ -67,15 +67,6 @@ class _Counts(Likelihood):
             )
         return whole + 0.0  # no minus zero
 
-    def units(self, columns: Columns) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,): the data's own."""
-        varies = columns.std > 0
-        return np.where(varies, 0.0, columns.mean), varies.astype(np.float64)
-
-    def n_outputs(self, n_features: int) -> int:
-        """Number of raw decoder outputs."""
-        return n_features
-
     def build(self, n_features: int) -> Any:
         """Make the module of what is kept besides the decoder: where to start from."""
         module: Any = nn.Module()
@@ -97,9 +88,6 @@ class _Counts(Likelihood):
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of x, (..., D): logarithms, standardised."""
         return (torch.log1p(x) - module.centre.unsqueeze(-2)) / module.spread.unsqueeze(-2)
-
-    def variance(self, module: Any) -> None:
-        """None: the mean decides the variance."""
 
     def _bend(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         return torch.tanh(_exact(raw) * (module.spread / LOG_RATE_BOUND).unsqueeze(-2))

@@ -106,9 +106,6 @@ class DiscretizedLogistic(Likelihood):
         std = np.maximum(columns.std / half, 2 / half)
         module.log_scale.copy_(to_tensor(np.log(std * math.sqrt(3) / math.pi), "cpu"))
 
-    def variance(self, module: Any) -> None:
-        """None: the decoder gives it."""
-
     def _mean_scale(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_scale = raw.chunk(2, dim=-1)
         log_scale = module.log_scale.unsqueeze(-2) + log_scale

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from skvae import _vjp
+from skvae._arrays import Array, Columns
 
 TOLERANCE = 1e-6  # of values at the edge of what is possible
 
@@ -23,6 +25,19 @@ class Likelihood:
     n_noise: ClassVar[int] = 0
     # Share of the epochs before all that is to be learned is being learned.
     share_held_back: float = 0.0
+
+    def units(self, columns: Columns) -> tuple[Array, Array]:
+        """Location and scale of the model's units, each (D,): the data's own."""
+        varies = columns.std > 0
+        return np.where(varies, 0.0, columns.mean), varies.astype(np.float64)
+
+    def n_outputs(self, n_features: int) -> int:
+        """Number of raw decoder outputs."""
+        return n_features
+
+    def variance(self, module: Any) -> torch.Tensor | None:
+        """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
+        return None
 
     def at(self, module: Any, shares: torch.Tensor) -> None:
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""

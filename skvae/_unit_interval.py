@@ -41,15 +41,6 @@ class _UnitInterval(Likelihood):
             )
         return np.clip(X, 0, 1)
 
-    def units(self, columns: Columns) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,): the data's own."""
-        varies = columns.std > 0
-        return np.where(varies, 0.0, columns.mean), varies.astype(np.float64)
-
-    def n_outputs(self, n_features: int) -> int:
-        """Number of raw decoder outputs."""
-        return n_features
-
     def build(self, n_features: int) -> Any:
         """Make the module of what is kept besides the decoder: log-odds to start from."""
         module: Any = nn.Module()
@@ -60,9 +51,6 @@ class _UnitInterval(Likelihood):
         """Start from the log-odds of the mean of each column."""
         mean = to_tensor(columns.mean, "cpu").clamp(0.001, 0.999)
         module.log_odds.copy_(torch.logit(mean))
-
-    def variance(self, module: Any) -> None:
-        """None: the mean decides the variance."""
 
     def _log_odds(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         return module.log_odds.unsqueeze(-2) + raw
