@@ -1,10 +1,18 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
 from skvae import metrics
+from skvae._imputer import VAEImputer
 from skvae._pipeline import sample
 from skvae._search import VAEGridSearchCV
 from skvae._vae import VAETransformer
 
 __version__ = "0.1.0"
 
-__all__ = ["VAEGridSearchCV", "VAETransformer", "__version__", "metrics", "sample"]
+__all__ = [
+    "VAEGridSearchCV",
+    "VAEImputer",
+    "VAETransformer",
+    "__version__",
+    "metrics",
+    "sample",
+]

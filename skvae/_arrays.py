@@ -178,17 +178,25 @@ def _blocks(X: Array) -> Iterator[Array]:
 Support = Callable[[Array], Array]
 
 
-def describe_columns(X: Array, support: Support = lambda block: block) -> Columns:
+def describe_columns(
+    X: Array, support: Support = lambda block: block, names: Array | None = None
+) -> Columns:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
-    A column is constant when its range is below what the dtype of X resolves, or what a sum
-    of a few dozen float64 numbers does.
+    NaN are missing values, of which every column may have all but one. A column is constant when
+    its range is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers
+    does.
     """
-    low, high = support(np.stack([X.min(axis=0), X.max(axis=0)])).astype(np.float64)
-    finite = np.isfinite(low) & np.isfinite(high)
-    if not finite.all():  # only under assume_finite=True
-        column = int(np.argmin(finite))
-        raise ValueError(f"Input X contains NaN or infinity, first in column {column}.")
+    ends = np.stack([np.fmin.reduce(X, axis=0), np.fmax.reduce(X, axis=0)])
+    low, high = support(ends).astype(np.float64)
+    for wrong, what in [
+        (np.isnan(low), "only missing values"),
+        (np.isinf(ends).any(0), "infinity"),
+    ]:
+        if wrong.any():  # infinity only under assume_finite=True
+            column = int(np.argmax(wrong))
+            name = "" if names is None else f" ({str(names[column])!r})"
+            raise ValueError(f"Input X has {what} in column {column}{name}. Drop the column.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
     epsilon = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
@@ -196,13 +204,17 @@ def describe_columns(X: Array, support: Support = lambda block: block) -> Column
     constant = radius <= resolution * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
-    total = square = 0.0
+    total = square = n_missing = 0.0
     for block in map(support, _blocks(X)):
         moved = (block - centre) / unit
+        missing = np.isnan(moved)
+        n_missing = n_missing + missing.sum(axis=0)
+        moved[missing] = 0.0
         total = total + moved.sum(axis=0)
         square = square + np.einsum("nd,nd->d", moved, moved)
-    mean = total / len(X)
-    std = unit * np.sqrt(np.maximum(square / len(X) - mean**2, 0.0))
+    n_rows = len(X) - n_missing
+    mean = total / n_rows
+    std = unit * np.sqrt(np.maximum(square / n_rows - mean**2, 0.0))
     return Columns(np.where(constant, low, centre + unit * mean), np.where(constant, 0.0, std))
 
 
@@ -227,8 +239,8 @@ def standardise(
 ) -> Array:
     """(X - location) / scale, computed in float64, as `dtype`; 0 in constant columns.
 
-    Raises a ValueError that names column and value where a number is too far from the
-    training data for float32.
+    NaN, which are missing values, stay. Raises a ValueError that names column and value where
+    a number is too far from the training data for float32.
     """
     varies = scale > 0
     with np.errstate(over="ignore"):
@@ -237,10 +249,8 @@ def standardise(
         Y = np.divide(Y, np.where(varies, scale, 1.0), out=into, casting="same_kind")
     if not varies.all():
         Y[:, ~varies] = 0.0
-    if not within_reach(Y):
-        if np.isnan(X).any():  # only under assume_finite=True
-            raise ValueError(f"Input X contains NaN: {cell(X, np.isnan(X), names)[0]}.")
-        value, column = cell(X, ~(np.abs(Y) <= FARTHEST), names)
+    if not within_reach(Y) and (np.abs(Y) > FARTHEST).any():
+        value, column = cell(X, np.abs(Y) > FARTHEST, names)
         raise ValueError(
             f"X has the value {value}: more than "
             f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "

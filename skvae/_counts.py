@@ -136,7 +136,7 @@ class Poisson(_Counts):
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             slope = (1 - self._bend(module, raw).square()) * module.spread.unsqueeze(-2)
             g_raw = (x - self._log_rate(module, raw).exp()) * slope
-            return g_raw.to(raw.dtype) * weight.unsqueeze(-2) * g.unsqueeze(-1), []
+            return g_raw.to(raw.dtype) * weight * g.unsqueeze(-1), []
 
         return self.total(module, raw, x, weight), pull
 

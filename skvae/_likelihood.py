@@ -53,9 +53,8 @@ class Likelihood:
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with the features' `weight` (M, D); also without M."""
-        log_prob = self.log_prob(module, raw, x)
-        return (log_prob * weight.unsqueeze(-2)).sum(-1)
+        """`log_prob` (M, n, D) summed with a `weight` (M, 1|n, D); also without M."""
+        return (self.log_prob(module, raw, x) * weight).sum(-1)
 
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor

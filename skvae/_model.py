@@ -99,11 +99,14 @@ class VAE(nn.Module):
         Widths of the encoder's hidden layers; the decoder's are reversed.
     activation : str
         A key of `skvae.networks.ACTIVATIONS`.
+    missing : bool
+        Whether values may be missing, NaN: the encoder then also sees which are not.
     """
 
     location: torch.Tensor
     scale: torch.Tensor
     varies: torch.Tensor
+    typical: torch.Tensor  # what stands in for a missing value: the mean
     bound: torch.Tensor
 
     def __init__(
@@ -116,6 +119,7 @@ class VAE(nn.Module):
         activation: str,
         prior: Any = "standard_normal",
         posterior: Any = "diagonal",
+        missing: bool = False,
     ) -> None:
         super().__init__()
         self.likelihood = LIKELIHOODS.get(likelihood, likelihood)
@@ -128,8 +132,12 @@ class VAE(nn.Module):
                 f'"diagonal" or "full". Got posterior={self.posterior!r}.'
             )
         self.n_components = n_components
+        self.missing = missing
+        # Whether rows may have missing values.
+        self.has_holes = missing
+        n_seen = (1 + missing) * n_features
         self.encoder = self.network.encoder(
-            n_features, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
+            n_seen, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
         )
         self.decoder = self.network.decoder(
             n_components,
@@ -148,6 +156,7 @@ class VAE(nn.Module):
         # The divergence from the prior is known for the standard normal one alone.
         self.has_kl = self.posterior.has_kl and isinstance(self.prior, StandardNormal)
         self.register_buffer("varies", torch.empty(n_features))
+        self.register_buffer("typical", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
         self.limit: float | torch.Tensor = math.inf
@@ -177,7 +186,8 @@ class VAE(nn.Module):
         `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
         that the terms are those of log weights.
         """
-        q = self.encode_posterior(y)
+        y, weight, more = self._complete(y)
+        q = self._encode(y, weight)
         known = self.has_kl and not by_draw
         log_likelihood, kl = [], []
         for some in eps.split(draws_at_once(len(y), self.width)):
@@ -186,14 +196,43 @@ class VAE(nn.Module):
             else:
                 z, log_q = self.posterior.draw(self.flow, q, some)
                 kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
-            log_likelihood.append(self.log_likelihood(y, z))
+            log_likelihood.append(
+                self.likelihood.total(self.observation, self.raw(z), y, weight) + more
+            )
         if known:
             kl = [self.posterior.kl(q).unsqueeze(0)]
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
+    def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
+        """Rows without missing values, the weight of each value, and what to add to log p.
+
+        With scale s, log p(x) = log p(y) - sum_d log s_d over the values that are there; the sum
+        over all is taken elsewhere, so that what is missing is to be added.
+        """
+        weight = self.varies.unsqueeze(-2)
+        if not self.has_holes:
+            return y, weight, 0.0
+        there = ~y.isnan()
+        y = torch.where(there, y, self.typical.unsqueeze(-2))
+        return y, weight * there, (self.log_scale.unsqueeze(-2) * ~there).sum(-1)
+
+    @property
+    def log_scale(self) -> torch.Tensor:
+        """log p(y_d) - log p(x_d) of each column in nats, (D,): 0 where it doesn't vary."""
+        varies = (self.scale > 0) & (not self.likelihood.is_mass)
+        return torch.where(varies, self.scale, 1.0).log().to(self.varies.dtype)
+
     def see(self, y: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows y (B, D) or (M, B, D)."""
-        return self._bounded(self.likelihood.seen(self.observation, y))
+        y, weight, _ = self._complete(y)
+        return self._see(y, weight)
+
+    def _see(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        seen = self._bounded(self.likelihood.seen(self.observation, y))
+        return torch.cat([seen, weight.expand_as(seen)], dim=-1) if self.missing else seen
+
+    def _encode(self, y: torch.Tensor, weight: torch.Tensor) -> Normal:
+        return self.posterior.parameters(self.encoder(self._see(y, weight)))
 
     def _bounded(self, seen: torch.Tensor) -> torch.Tensor:
         return torch.clamp(seen, -self.limit, self.limit)  # type: ignore[arg-type]
@@ -202,10 +241,13 @@ class VAE(nn.Module):
         """Parameters of q(z|x) of rows y (B, D)."""
         return self.posterior.parameters(self.encoder(self.see(y)))
 
-    def _encode_pseudo_inputs(self) -> Normal:
-        # These are what an encoder sees, whatever of.
+    def _see_pseudo_inputs(self) -> torch.Tensor:
+        # These are what an encoder sees, whatever of, and nothing is missing.
         seen = self._bounded(self.mixture.pseudo_inputs)
-        return self.posterior.parameters(self.encoder(seen))
+        return torch.cat([seen, torch.ones_like(seen)], dim=-1) if self.missing else seen
+
+    def _encode_pseudo_inputs(self) -> Normal:
+        return self.posterior.parameters(self.encoder(self._see_pseudo_inputs()))
 
     def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
         """Mean of q(z|x), (B, L), of rows y (B, D)."""
@@ -214,6 +256,13 @@ class VAE(nn.Module):
     def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
         return self.posterior.mean_std(self.flow, self.encode_posterior(y))
+
+    def weigh(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws z from q(z|x), (S, B, L), and log p(y, z) - log q(z|x) of each, (S, B)."""
+        y, weight, _ = self._complete(y)
+        z, log_q = self.posterior.draw(self.flow, self._encode(y, weight), eps)
+        log_p = self.likelihood.total(self.observation, self.raw(z), y, weight)
+        return z, log_p + self.log_prior(z) - log_q
 
     def encode_draws(self, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """Draws from q(z|x), (S, B, L), of rows y (B, D) by noise (S, B, L)."""
@@ -244,13 +293,16 @@ class VAE(nn.Module):
         """What the decoder gives, (..., P), for latent rows (..., L)."""
         return self.decoder(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
 
-    def log_likelihood(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """log p(y|z) in nats, (S, B), summed over the columns that vary."""
-        return self.likelihood.total(self.observation, self.raw(z), y, self.varies)
-
     def log_prob(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary."""
-        return self.likelihood.log_prob(self.observation, self.raw(z), y) * self.varies
+        """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary.
+
+        `log_scale` where a value is missing: log p(x_d|z) is then 0.
+        """
+        y, weight, _ = self._complete(y)
+        log_prob = self.likelihood.log_prob(self.observation, self.raw(z), y) * weight
+        if self.has_holes:
+            log_prob = torch.where(weight == 0, self.log_scale, log_prob)
+        return log_prob
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
@@ -277,15 +329,16 @@ class VAE(nn.Module):
         if n_noise > self.n_components:
             drop_decoder = eps[..., self.n_components :].flatten(1, 2)
             eps = eps[..., : self.n_components]
+        y, weight, more = self._complete(y)
         if about.shape[-1]:
             if self.n_redrawn:
                 y = self.likelihood.redraw(y, about[..., : self.n_redrawn])
             if about.shape[-1] > self.n_redrawn:
                 drop_encoder = about[..., self.n_redrawn :]
-        n_pseudo, seen = self.prior.n_pseudo_inputs, self.see(y)
+        n_pseudo, seen = self.prior.n_pseudo_inputs, self._see(y, weight)
         if n_pseudo:
             pseudo_inputs = self.mixture.pseudo_inputs
-            seen = torch.cat([seen, self._bounded(pseudo_inputs)], dim=1)
+            seen = torch.cat([seen, self._see_pseudo_inputs()], dim=1)
             if drop_encoder is not None:  # all units of these are there
                 drop_encoder = nn.functional.pad(drop_encoder, (0, 0, 0, n_pseudo), value=math.inf)
         raw, pull_encoder = self._network_vjp(
@@ -294,10 +347,13 @@ class VAE(nn.Module):
         z, kl, pull_latent = self._latent_vjp(raw, eps, n_rows, by_draw=by_draw)
         flat = z.view(n_models, -1, self.n_components)
         outputs, pull_decoder = self._network_vjp(self.decoder, flat, drop_decoder, to_input=True)
-        repeated = y if n_draws == 1 else y.repeat(1, n_draws, 1)
-        log_likelihood, pull_likelihood = self.likelihood.vjp(
-            self.observation, outputs, repeated, self.varies
-        )
+        if n_draws > 1:
+            y = y.repeat(1, n_draws, 1)
+            weight = weight.repeat(1, n_draws, 1) if self.has_holes else weight
+        log_likelihood, pull_likelihood = self.likelihood.vjp(self.observation, outputs, y, weight)
+        log_likelihood = log_likelihood.view(n_models, n_draws, -1)
+        if self.has_holes:
+            log_likelihood = log_likelihood + more.unsqueeze(1)  # type: ignore[union-attr]
 
         def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
             g_outputs, observation = pull_likelihood(g_log_likelihood.view(n_models, -1))
@@ -308,10 +364,10 @@ class VAE(nn.Module):
             if n_pseudo:
                 assert g_seen is not None
                 inside = pseudo_inputs.abs() < self.limit
-                mixture = [g_seen[:, n_rows:] * inside]
+                mixture = [g_seen[:, n_rows:, : inside.shape[-1]] * inside]
             return [*encoder, *decoder, *observation, *mixture, *flow]
 
-        return Terms(log_likelihood.view(n_models, n_draws, -1), kl), pull
+        return Terms(log_likelihood, kl), pull
 
     def _latent_vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int, *, by_draw: bool
@@ -419,7 +475,8 @@ class VAE(nn.Module):
         """Whether factor analysis is one of the models that this can become."""
         both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
         normal = self.posterior.has_kl and hasattr(self.prior, "become_standard")
-        return both and normal and hasattr(self.likelihood, "begin")
+        # The analysis is of complete rows.
+        return both and normal and hasattr(self.likelihood, "begin") and not self.missing
 
     def become_factors(self, rows: Iterable[torch.Tensor], n_components: Sequence[int]) -> None:
         """Become factor analysis of each model's rows (B, D), of at most so many components."""
@@ -503,6 +560,8 @@ def initial_state(
         model.location.copy_(to_tensor(location, "cpu"))
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
+        unit = np.where(scale > 0, scale, 1.0)
+        model.typical.copy_(to_tensor((columns.mean - location) / unit, "cpu"))
         if hasattr(model.network, "initialise"):
             model.network.initialise(model.encoder, g)
             model.network.initialise(model.decoder, g)
@@ -517,13 +576,14 @@ def initial_state(
         rows = None
         if model.prior.n_pseudo_inputs:
             rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
+            rows = torch.where(rows.isnan(), model.typical, rows)
             rows = model.likelihood.seen(model.observation, rows)
         model.prior.initialise(model.mixture, rows, g)
         if isinstance(model.posterior, Flow):
             model.posterior.initialise(model.flow, g)
         n_outputs = model.posterior.n_outputs(model.n_components)
         pairs = [
-            (model.encoder, "encoder", len(location), n_outputs),
+            (model.encoder, "encoder", (1 + model.missing) * len(location), n_outputs),
             (model.decoder, "decoder", model.n_components, model.likelihood.n_outputs(len(scale))),
         ]
         for module, part, n_in, n_out in pairs:
@@ -560,6 +620,7 @@ def from_state(
     tensors = {name: to_tensor(array, device) for name, array in state.items()}
     model.load_state_dict(tensors, assign=True)
     model.limit = float(state["bound"])
+    model.has_holes = True  # whatever it was trained on
     return model
 
 

@@ -230,7 +230,7 @@ class Gaussian(_RealValues):
     ) -> tuple[torch.Tensor, Pullback]:
         """`total` and its pullback, of M models.
 
-        The value alone also without a leading M, and for S draws: (S, n, D) and (D,).
+        The value alone also without a leading M, and for S draws: (S, n, D) and (1|n, D).
         """
         variance = self.variance(module)
         if variance is None:
@@ -239,7 +239,6 @@ class Gaussian(_RealValues):
             variance = module.floor.unsqueeze(-2) + own
         else:
             mean, variance = raw, variance.unsqueeze(-2)
-        weight = weight.unsqueeze(-2)
         residual = x - mean
         pulled = residual * (weight / variance)
         square = pulled * residual
@@ -257,7 +256,8 @@ class Gaussian(_RealValues):
                 return g_mean, []
             slope = 0.5 * module.raw_variance.exp()
             g = g.unsqueeze(-2)
-            excess = torch.bmm(g, square) - g.sum(-1, keepdim=True) * weight
+            whole = g.sum(-1, keepdim=True) if weight.shape[-2] == 1 else g
+            excess = torch.bmm(g, square) - torch.bmm(whole, weight)
             return g_mean, [((excess / variance).squeeze(-2) * slope).sum_to_size(slope.shape)]
 
         return -0.5 * total, pull
@@ -265,7 +265,7 @@ class Gaussian(_RealValues):
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with the features' `weight` (M, D); also without M."""
+        """`log_prob` (M, n, D) summed with a `weight` (M, 1|n, D); also without M."""
         return self.vjp(module, raw, x, weight)[0]
 
     def _draw_noise(

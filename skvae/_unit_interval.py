@@ -108,12 +108,6 @@ class Bernoulli(_UnitInterval):
         log_odds = self._log_odds(module, raw)
         return x * log_odds - F.softplus(log_odds)
 
-    def total(
-        self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with the features' `weight` (M, D); also without M."""
-        return (self.log_prob(module, raw, x) @ weight.unsqueeze(-1)).squeeze(-1)
-
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
@@ -121,7 +115,7 @@ class Bernoulli(_UnitInterval):
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_raw = x - self.mean(module, raw)
-            return g_raw * weight.unsqueeze(-2) * g.unsqueeze(-1), []
+            return g_raw * weight * g.unsqueeze(-1), []
 
         return self.total(module, raw, x, weight), pull
 

@@ -409,12 +409,14 @@ class VAETransformer(
         if likelihood not in known:
             data = _read(reader, X, reset=not warm, ensure_min_samples=2)
             columns_seen = getattr(reader, "feature_names_in_", None)
+            missing = False
             for block in _arrays.slices(data):
                 likelihood.check_support(block, columns_seen)
-            columns = _arrays.describe_columns(data, likelihood.check_support)
-            known[likelihood] = data, columns, _names_seen(reader)
-        data, columns, names = known[likelihood]
-        architecture = self._describe_architecture(data.shape[1])
+                missing = missing or bool(np.isnan(block).any())
+            columns = _arrays.describe_columns(data, likelihood.check_support, columns_seen)
+            known[likelihood] = data, columns, missing, _names_seen(reader)
+        data, columns, missing, names = known[likelihood]
+        architecture = self._describe_architecture(data.shape[1], missing)
         self._check_free_bits()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
@@ -452,7 +454,7 @@ class VAETransformer(
         vars(self).update(attributes)
         return self
 
-    def _describe_architecture(self, n_features):
+    def _describe_architecture(self, n_features, missing):
         """What the model is made of, in plain values, as it was at the time of `fit`."""
         sizes = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
@@ -472,6 +474,7 @@ class VAETransformer(
             "network": _network(self.network),
             "hidden_layer_sizes": tuple(map(int, sizes)),
             "activation": self.activation,
+            "missing": missing,
         }
 
     def _check_free_bits(self):
@@ -844,6 +847,7 @@ class VAETransformer(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = True
         return tags
 
 
@@ -853,6 +857,7 @@ class VAETransformer(
 def _read(estimator, X, **checks):
     """X as finite numbers, in any order in memory."""
     X = _frames.to_validate(X)
+    checks["ensure_all_finite"] = "allow-nan"
     return validate_data(estimator, X, dtype=_frames.float_dtypes(X), **checks)
 
 

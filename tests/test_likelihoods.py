@@ -390,20 +390,25 @@ def test_a_gradient_reaches_every_output_and_every_parameter(case):
         assert (p.grad != 0).all(), name
 
 
-WEIGHTS = [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+# Of columns, one row for all; and of values, as where some are missing.
+WEIGHTS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]).double().unsqueeze(1)
+HOLES = torch.stack([WEIGHTS.repeat(2, 1, 1).squeeze(1).roll(m, 0) for m in range(3)])
 
 
 @every_likelihood
 @pytest.mark.parametrize("n_models", [1, 3])
 @pytest.mark.parametrize("first", [0, 1])
-def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(case, n_models, first):
+@pytest.mark.parametrize("of_each", [WEIGHTS, HOLES], ids=["columns", "values"])
+def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(
+    case, n_models, first, of_each
+):
     likelihood, several = case.likelihood, starts(case.likelihood, case.support().data, n_models)
-    weights = torch.tensor((WEIGHTS[first:] + WEIGHTS[:first])[:n_models]).double()
+    weights = of_each.roll(-first, 0)[:n_models]
     g = normals(n_models, 6, seed=2)
     log_probs, of_raw, of_parameters = [], [], []
     for s, weight, own in zip(several, weights, g, strict=True):
         raw = s.raw.requires_grad_()
-        log_prob = likelihood.log_prob(s.module, raw, s.x) @ weight
+        log_prob = (likelihood.log_prob(s.module, raw, s.x) * weight).sum(-1)
         gradient, *others = torch.autograd.grad(log_prob, [raw, *s.module.parameters()], own)
         log_probs.append(log_prob.detach())
         of_raw.append(gradient)
@@ -425,7 +430,7 @@ def test_vjp_equals_weighted_log_prob_and_pulls_back_as_autograd_does(case, n_mo
 @every_likelihood
 def test_vjp_of_a_stack_gives_what_each_member_gives_alone(case):
     likelihood, several = case.likelihood, starts(case.likelihood, case.support().data, 3)
-    stack, weights, g = stacked(several), torch.tensor(WEIGHTS).double(), normals(3, 6, seed=2)
+    stack, weights, g = stacked(several), WEIGHTS, normals(3, 6, seed=2)
     with torch.no_grad():
         value, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
         g_raw, g_parameters = pull(g)
@@ -444,10 +449,10 @@ def test_vjp_of_a_stack_gives_what_each_member_gives_alone(case):
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 1)])
 def test_total_without_a_stack_is_the_weighted_log_prob_of_every_draw(case, shape):
     likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
-    raw, weight = s.raw + normals(*shape), torch.tensor(WEIGHTS[1]).double()
+    raw, weight = s.raw + normals(*shape), WEIGHTS[1]
     with torch.no_grad():
         value = likelihood.total(s.module, raw, s.x, weight)
-        expected = likelihood.log_prob(s.module, raw, s.x) @ weight
+        expected = likelihood.log_prob(s.module, raw, s.x) @ weight[0]
     assert value.shape == raw.shape[:-1]
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
 

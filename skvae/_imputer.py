@@ -1,0 +1,266 @@
+"""Missing values filled in from what a model says of them.
+
+What is missing, x_m, has the density p(x_m|x_o) = E[p(x_m|z)] over p(z|x_o), given what is there.
+Draws z of the posterior q(z|x_o) with weights p(x_o, z) / q(z|x_o), divided by their sum, stand for
+p(z|x_o): the weighted mean of E[x_m|z] is the imputation (Mattei & Frellsen, MIWAE, 2019,
+arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(x_m|z), a draw of it
+(eq. 12).
+"""
+
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
+from sklearn.impute import MissingIndicator
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import (
+    _check_feature_names_in,
+    check_is_fitted,
+    check_random_state,
+    validate_data,
+)
+
+from skvae import _arrays
+from skvae._vae import VAETransformer
+
+
+class VAEImputer(TransformerMixin, BaseEstimator):
+    """Fill in missing values by a `VAETransformer`.
+
+    An imputer as scikit-learn's are: values that are there stay what they are.
+
+    Parameters
+    ----------
+    estimator : VAETransformer or None, default=None
+        The model of the columns. None is ``VAETransformer(random_state=random_state)``.
+
+    missing_values : int, float or nan, default=np.nan
+        What stands for a missing value in X.
+
+    n_draws : int, default=64
+        Draws of z for each row that has missing values.
+
+    sample_posterior : bool, default=False
+        Whether to draw missing values, for multiple imputation: several imputers that differ in
+        `random_state` alone then differ as much as the model is unsure. Else each is the
+        value to expect, the same at every call.
+
+    add_indicator : bool, default=False
+        Whether to add columns that say which values were missing, as `MissingIndicator` does.
+
+    keep_empty_features : bool, default=False
+        Whether columns without any value in `fit` are given back, filled with 0, or left out.
+
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws of `sample_posterior`, and the fit of the model that None is.
+
+    Attributes
+    ----------
+    estimator_ : VAETransformer
+        The fitted model of the columns that have values.
+
+    indicator_ : MissingIndicator or None
+        What adds columns, where `add_indicator` asks for it.
+
+    n_features_in_ : int
+        Number of features seen during `fit`.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features. Only where X had names that are strings.
+
+    See Also
+    --------
+    sklearn.impute.IterativeImputer : A regression for each column on all others.
+    sklearn.impute.KNNImputer : Means of the nearest rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAEImputer
+    >>> X = load_iris().data
+    >>> X[::7, 2] = np.nan
+    >>> filled = VAEImputer(random_state=0).fit_transform(X)
+    >>> bool(np.isfinite(filled).all())
+    True
+    """
+
+    # A name for pickles, skops and links that survives when files move.
+    __module__ = "skvae"
+
+    _parameter_constraints: dict = {
+        "estimator": [VAETransformer, None],
+        "missing_values": "no_validation",
+        "n_draws": [Interval(Integral, 1, None, closed="left")],
+        "sample_posterior": ["boolean"],
+        "add_indicator": ["boolean"],
+        "keep_empty_features": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        missing_values=np.nan,
+        n_draws=64,
+        sample_posterior=False,
+        add_indicator=False,
+        keep_empty_features=False,
+        random_state=None,
+    ):
+        self.estimator = estimator
+        self.missing_values = missing_values
+        self.n_draws = n_draws
+        self.sample_posterior = sample_posterior
+        self.add_indicator = add_indicator
+        self.keep_empty_features = keep_empty_features
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None):
+        """Fit the model to what is there of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing values.
+        y : Ignored
+            Present for the API's sake.
+
+        Returns
+        -------
+        self : VAEImputer
+            The fitted imputer.
+        """
+        X = self._read(X, reset=True)
+        empty = np.isnan(X).all(axis=0)
+        if empty.all():
+            raise ValueError(
+                "Input X has only missing values. VAEImputer needs some to learn from."
+            )
+        estimator = self.estimator
+        if estimator is None:
+            estimator = VAETransformer(random_state=self.random_state)
+        self.estimator_ = clone(estimator).fit(X[:, ~empty])
+        self.indicator_ = (
+            MissingIndicator(error_on_new=False).fit(X) if self.add_indicator else None
+        )
+        self._empty = empty
+        return self
+
+    def transform(self, X):
+        """Fill in the missing values of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows with missing values.
+
+        Returns
+        -------
+        X_filled : ndarray of shape (n_samples, n_features_out)
+            Without columns that had no value in `fit`, and with those of the indicator.
+        """
+        check_is_fitted(self)
+        X = self._read(X, reset=False)
+        added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
+        filled = np.zeros_like(X)
+        filled[:, ~self._empty] = self._fill(X[:, ~self._empty])
+        if not self.keep_empty_features:
+            filled = filled[:, ~self._empty]
+        return np.hstack([filled, *added]) if added else filled
+
+    def _read(self, X, reset):
+        marked = self.missing_values
+        is_nan = marked is None or (isinstance(marked, float) and np.isnan(marked))
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite="allow-nan" if is_nan else True,
+            copy=True,
+        )
+        if not is_nan:
+            X[marked == X] = np.nan
+        return X
+
+    def _fill(self, X):
+        vae, missing = self.estimator_, np.isnan(X)
+        rows = np.flatnonzero(missing.any(axis=1))
+        if not len(rows):
+            return X
+        data, filled = vae._read_again(X[rows]), np.empty((len(rows), X.shape[1]))
+        fill = self._draw if self.sample_posterior else self._expect
+        vae._map_rows(fill(vae, data), filled, n_draws=self.n_draws)
+        X[rows] = np.where(missing[rows], filled, data)
+        return X
+
+    def _expect(self, vae, data):
+        """Expected rows, by the fixed draws of the score."""
+        noise = _arrays.score_noise(self.n_draws, vae._n_features_out)[:, None, :]
+        noise = noise.astype(vae.state_["varies"].dtype)
+
+        def expect(model, rows):
+            y = vae._block(model, data, rows)
+            eps = _arrays.to_tensor(noise, model.varies.device)
+            largest, total, mean = torch.tensor(-torch.inf), 0.0, 0.0
+            for some in eps.split(_arrays.draws_at_once(len(y), model.width)):
+                z, log_weight = model.weigh(y, some)
+                before, largest = largest, torch.maximum(largest, log_weight.max(0).values)
+                weight, shrink = (log_weight - largest).exp(), (before - largest).exp()
+                total = shrink * total + weight.sum(0)
+                own = (weight.unsqueeze(-1) * model.decode_mean(z)).sum(0)
+                mean = shrink.unsqueeze(-1) * mean + own
+            return [vae._in_units(mean / total.unsqueeze(-1))]
+
+        return expect
+
+    def _draw(self, vae, data):
+        """Rows drawn by z that are chosen by their weights."""
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        dtype = vae.state_["varies"].dtype
+
+        def draw(model, rows):
+            y, device = vae._block(model, data, rows), model.varies.device
+            # Of the block's own, whichever thread takes it and however many blocks there are.
+            rng = np.random.default_rng([seed, rows.start])
+            generator = _arrays.generator(int(rng.integers(2**32)))
+            shape = self.n_draws, len(y), vae._n_features_out
+            eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), device)
+            uniform = _arrays.to_tensor(rng.random(len(y), dtype), device)
+            z, log_weight = model.weigh(y, eps)
+            shares = log_weight.softmax(0).cumsum(0)
+            chosen = (shares < uniform * shares[-1]).sum(0)
+            own = z[chosen, torch.arange(len(y), device=device)]
+            return [vae._in_units(model.decode_sample(own, generator))]
+
+        return draw
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the columns that `transform` gives back.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the features, those of `fit` if there are any.
+
+        Returns
+        -------
+        names : ndarray of str
+            The features that are kept, and those of the indicator.
+        """
+        check_is_fitted(self, "estimator_")
+        names = _check_feature_names_in(self, input_features)
+        kept = names if self.keep_empty_features else names[~self._empty]
+        if self.indicator_ is None:
+            return kept
+        return np.concatenate([kept, self.indicator_.get_feature_names_out(names)])
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,214 @@
+"""Missing values: NaN in X, the bound of what is there, and what the encoder sees of the rest."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import load_wine
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skvae import VAEGridSearchCV, VAETransformer, _model, metrics
+from skvae._arrays import describe_columns
+from skvae.likelihoods import Bernoulli, Gaussian, Poisson
+from skvae.priors import Vamp
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_wine().data
+
+
+def with_holes(X, share=0.3, seed=0):
+    X = np.array(X, float)
+    X[np.random.default_rng(seed).random(X.shape) < share] = np.nan
+    return X
+
+
+@pytest.fixture(scope="module")
+def linear(wine):
+    """Factor analysis of rows with holes, and those rows."""
+    H = with_holes(wine)
+    vae = VAETransformer(
+        3,
+        likelihood=Gaussian("per_feature"),
+        hidden_layer_sizes=(),
+        learning_rate=1e-2,
+        early_stopping=False,
+        random_state=0,
+    )
+    return vae.fit(H), H
+
+
+def marginal_log_density(vae, X):
+    """log N(x; location, W W' + V) of the values that are there, row by row."""
+    zero = np.zeros((1, vae.n_components))
+    location = vae.inverse_transform(zero)[0]
+    W = (vae.inverse_transform(np.eye(vae.n_components)) - location).T
+    covariance = torch.from_numpy(W @ W.T + np.diag(vae.noise_variance_))
+    densities = []
+    for x in X:
+        there = np.flatnonzero(~np.isnan(x))
+        own = covariance[there][:, there]
+        mean = torch.from_numpy(location[there])
+        normal = torch.distributions.MultivariateNormal(mean, own)
+        densities.append(normal.log_prob(torch.from_numpy(x[there])).item())
+    return np.array(densities)
+
+
+def test_the_log_likelihood_is_that_of_the_values_that_are_there(linear):
+    vae, H = linear
+    expected = marginal_log_density(vae, H)
+    estimate, error = metrics.log_likelihood(
+        vae, H, n_samples=2000, random_state=0, per_sample=True, return_std_error=True
+    )
+    # Importance samples of a posterior that is nearly the true one; float32.
+    assert (np.abs(estimate - expected) < 5 * error + 1e-3).mean() > 0.98
+    assert abs(estimate.mean() - expected.mean()) < 0.05
+
+
+def test_the_score_is_a_bound_of_it(linear):
+    vae, H = linear
+    gap = marginal_log_density(vae, H) - vae.score_samples(H)
+    assert gap.min() > -1e-3
+    # The encoder sees what is missing: one map for all rows comes close to 2**13 of them.
+    assert gap.mean() < 1
+
+
+def test_training_with_holes_is_better_than_training_on_means(linear, wine):
+    vae, H = linear
+    filled = np.where(np.isnan(H), np.nanmean(H, axis=0), H)
+    other = VAETransformer(**vae.get_params()).fit(filled)
+    assert vae.score(wine) > other.score(wine) + 0.5
+
+
+def test_history_is_in_the_units_of_x_of_what_is_there(linear):
+    vae, H = linear
+    assert vae.history_["negative_elbo"][-1] == pytest.approx(-metrics.elbo(vae, H), abs=0.1)
+
+
+def test_units_are_those_of_the_values_that_are_there(wine):
+    H = with_holes(wine)
+    columns = describe_columns(H)
+    np.testing.assert_allclose(columns.mean, np.nanmean(H, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(columns.std, np.nanstd(H, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"likelihood": Gaussian("per_feature"), "n_importance_samples": 3},
+        {"posterior": "full"},
+        {"prior": Vamp(3)},
+    ],
+    ids=str,
+)
+def test_a_complete_table_has_the_same_terms_and_gradients_by_the_way_of_holes(wine, params):
+    vae = VAETransformer(2, max_iter=1, random_state=0, precision="float64", **params).fit(wine)
+    stack = _model.stack([vae._architecture] * 2, [vae.state_] * 2, "cpu")
+    n_draws = params.get("n_importance_samples", 1)
+    y = torch.randn(2, 7, 13, dtype=torch.float64)
+    eps = torch.randn(2, n_draws, 7, 2, dtype=torch.float64)
+    results = []
+    for stack.has_holes in (False, True):
+        with torch.inference_mode():
+            terms, pull = stack.vjp(y, eps, y[..., :0], by_draw=n_draws > 1)
+            g = [torch.full_like(term, 0.3) for term in terms]
+            results.append([*terms, *pull(*g)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_values_that_are_missing_change_nothing_whatever_they_were(wine):
+    X = np.repeat(wine[:40], 2, axis=0)
+    H = X.copy()
+    H[::2, 3] = np.nan
+    vae = VAETransformer(2, max_iter=3, random_state=0).fit(H)
+    shuffled = wine.copy()
+    shuffled[:, 3] = 1e6
+    shuffled[:, 3] = np.nan
+    same = wine.copy()
+    same[:, 3] = np.nan
+    np.testing.assert_array_equal(vae.score_samples(shuffled), vae.score_samples(same))
+    assert (vae.transform(same) != vae.transform(wine)).any(axis=1).all()
+
+
+def test_a_row_with_holes_has_the_same_bits_alone_or_among_others(wine):
+    H = with_holes(wine)
+    for data in (wine, H):  # a model that has seen holes, and one that has not
+        vae = VAETransformer(2, max_iter=3, random_state=0).fit(data)
+        for method in (vae.transform, vae.score_samples):
+            together = method(H)
+            np.testing.assert_array_equal(
+                np.concatenate([method(x[None]) for x in H[:9]]), together[:9]
+            )
+            complete = method(wine)
+            np.testing.assert_array_equal(method(np.vstack([H, wine]))[len(H) :], complete)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "binarise"),
+    [(Bernoulli(), True), (Bernoulli(resample=True), True), (Poisson(), False)],
+    ids=str,
+)
+def test_other_likelihoods_take_missing_values(wine, likelihood, binarise):
+    X = (wine > wine.mean(axis=0)).astype(float) if binarise else np.round(wine)
+    H = with_holes(X)
+    vae = VAETransformer(2, likelihood=likelihood, max_iter=20, random_state=0).fit(H)
+    assert np.isfinite(vae.transform(H)).all()
+    whole, part = vae.score_samples(X), vae.score_samples(H)
+    assert np.isfinite(whole).all()
+    assert part.mean() > whole.mean()  # fewer probabilities are multiplied
+    assert np.isfinite(vae.sample(10, random_state=0)).all()
+
+
+def test_a_row_of_missing_values_only_says_nothing(wine):
+    H = with_holes(wine)
+    H[0] = np.nan
+    vae = VAETransformer(2, max_iter=30, random_state=0).fit(H)
+    mean, std = vae.encode(H[:1])
+    kl = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std)).sum()
+    assert vae.score_samples(H[:1])[0] == pytest.approx(-kl, abs=1e-4)
+
+
+def test_frames_with_every_kind_of_missing_value(wine):
+    frame = pd.DataFrame(wine[:, :3], columns=["a", "b", "c"])
+    frame.loc[::3, "a"] = np.nan
+    frame["b"] = frame["b"].convert_dtypes()
+    frame.loc[1::3, "b"] = pd.NA
+    frame["c"] = frame["c"].astype(object)
+    frame.loc[2::3, "c"] = None
+    vae = VAETransformer(2, max_iter=3, random_state=0).fit(frame)
+    H = frame.astype(float).to_numpy()
+    expected = VAETransformer(2, max_iter=3, random_state=0).fit(H)
+    np.testing.assert_array_equal(vae.score_samples(frame), expected.score_samples(H))
+
+
+@pytest.mark.parametrize(("names", "where"), [(None, "column 1"), (list("abc"), "column 1 ('b')")])
+def test_a_column_without_a_value_is_named(wine, names, where):
+    X = wine[:, :3].copy()
+    X[:, 1] = np.nan
+    X = X if names is None else pd.DataFrame(X, columns=names)
+    vae = VAETransformer(2, max_iter=1)
+    with pytest.raises(ValueError, match=re.escape(f"only missing values in {where}. Drop")):
+        vae.fit(X)
+    assert not hasattr(vae, "n_features_in_")
+
+
+def test_infinity_is_still_refused(wine):
+    X = wine.copy()
+    X[2, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        VAETransformer(2, max_iter=1).fit(X)
+
+
+def test_pipelines_and_searches_take_missing_values(wine):
+    H = with_holes(wine, 0.05)
+    pipe = make_pipeline(StandardScaler(), VAETransformer(2, max_iter=5, random_state=0))
+    grid = {"vaetransformer__n_components": [1, 2], "vaetransformer__beta": [0.5, 1.0]}
+    search = VAEGridSearchCV(pipe, grid, cv=3).fit(H)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert np.isfinite(search.transform(H)).all()
