@@ -23,7 +23,7 @@ PLAIN = {
     "activation": "silu",
     "likelihood": Gaussian("per_feature"),
 }
-PEERS = ("skorch", "pythae", "pyod")
+PEERS = ("skorch", "pythae", "pyod", "ctgan", "statsmodels")
 PACKAGES = ("skvae", "torch", "numpy", "scipy", "scikit-learn", "joblib", *PEERS)
 
 

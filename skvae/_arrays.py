@@ -19,6 +19,7 @@ made but the result.
 
 import contextlib
 import functools
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,23 +154,60 @@ def to_array(tensor: torch.Tensor) -> Array:
 # --- units --------------------------------------------------------------------------------
 
 
-class Columns(NamedTuple):
+class Moments(NamedTuple):
     """What a likelihood needs to know of the columns: arrays of shape (n_features,)."""
 
     mean: Array  # float64; the constant itself where the column is constant
     std: Array  # float64; 0 where the column is constant
+    has_holes: bool = False  # whether values are missing
 
 
-def slices(X: Array, n_values: int = 1 << 20) -> Iterator[Array]:
-    """`X` in blocks of rows, of about `n_values` values."""
-    n_rows = max(1, n_values // X.shape[1])
-    for start in range(0, len(X), n_rows):
-        yield X[start : start + n_rows]
+class Labels(NamedTuple):
+    """What to call the columns of a block: by their places in X, and by names if they have any."""
+
+    names: Array | None = None  # of all columns of X
+    places: Array | None = None  # of those of the block; None: all
+
+    def of(self, column: int) -> str:
+        """Words for a column of the block."""
+        place = column if self.places is None else self.places[column]
+        name = "" if self.names is None else f" ({str(self.names[place])!r})"
+        return f"column {place}{name}"
 
 
-def _blocks(X: Array) -> Iterator[Array]:
+UNNAMED = Labels()
+
+
+class Subset:
+    """Some rows of X, none of which is copied before it is asked for: X may be a memory map."""
+
+    def __init__(self, X: Array, rows: Array) -> None:
+        self.X, self.rows, self.dtype = X, rows, X.dtype
+        self.shape = len(rows), X.shape[1]
+        self.size = math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Array:
+        return self.X[self.rows[rows]]
+
+
+def slices(X: Array, n_features: int) -> Iterator[Array]:
+    """`X` in dense blocks of rows, which become about a million values of so many features."""
+    n_rows = max(1, (1 << 20) // n_features)
+    for start in range(0, X.shape[0], n_rows):
+        yield dense(X[start : start + n_rows])
+
+
+def dense(rows: Any) -> Array:
+    """Some rows of X, which may be sparse."""
+    return rows.toarray() if hasattr(rows, "toarray") else rows
+
+
+def _blocks(X: Array, n_features: int) -> Iterator[Array]:
     """`X` in blocks of rows, as float64."""
-    for block in slices(X):
+    for block in slices(X, n_features):
         # Contiguous, so that sums over it are taken in one order, whatever that of X.
         yield np.ascontiguousarray(block, dtype=np.float64)
 
@@ -179,24 +217,30 @@ Support = Callable[[Array], Array]
 
 
 def describe_columns(
-    X: Array, support: Support = lambda block: block, names: Array | None = None
-) -> Columns:
+    X: Array,
+    support: Support = lambda block: block,
+    labels: Labels = UNNAMED,
+    weight: Array | None = None,
+) -> Moments:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
-    NaN are missing values, of which every column may have all but one. A column is constant when
-    its range is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers
-    does.
+    The columns are those that `support` makes of those of X, which `labels` are of. NaN are
+    missing values, of which every column may have all but one. A column is constant when its range
+    is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers does.
+    `weight` (n_samples,), above 0, is how much each row counts.
     """
-    ends = np.stack([np.fmin.reduce(X, axis=0), np.fmax.reduce(X, axis=0)])
-    low, high = support(ends).astype(np.float64)
-    for wrong, what in [
-        (np.isnan(low), "only missing values"),
-        (np.isinf(ends).any(0), "infinity"),
-    ]:
-        if wrong.any():  # infinity only under assume_finite=True
-            column = int(np.argmax(wrong))
-            name = "" if names is None else f" ({str(names[column])!r})"
-            raise ValueError(f"Input X has {what} in column {column}{name}. Drop the column.")
+    n_features = X.shape[1] if labels.places is None else len(labels.places)
+    low = high = np.asarray(np.nan)
+    for block in map(support, slices(X, n_features)):
+        low = np.fmin(low, np.fmin.reduce(block, axis=0))
+        high = np.fmax(high, np.fmax.reduce(block, axis=0))
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
+    if empty.any():
+        name = labels.of(int(np.argmax(empty)))
+        raise ValueError(f"Input X has only missing values in {name}. Drop the column.")
+    if infinite.any():  # only under assume_finite=True
+        raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
     epsilon = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
@@ -204,25 +248,31 @@ def describe_columns(
     constant = radius <= resolution * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
-    total = square = n_missing = 0.0
-    for block in map(support, _blocks(X)):
+    total = square = n_there = 0.0
+    start, has_holes = 0, False
+    for block in map(support, _blocks(X, n_features)):
         moved = (block - centre) / unit
-        missing = np.isnan(moved)
-        n_missing = n_missing + missing.sum(axis=0)
-        moved[missing] = 0.0
-        total = total + moved.sum(axis=0)
-        square = square + np.einsum("nd,nd->d", moved, moved)
-    n_rows = len(X) - n_missing
-    mean = total / n_rows
-    std = unit * np.sqrt(np.maximum(square / n_rows - mean**2, 0.0))
-    return Columns(np.where(constant, low, centre + unit * mean), np.where(constant, 0.0, std))
+        there = ~np.isnan(moved)
+        has_holes = has_holes or not there.all()
+        moved[~there] = 0.0
+        counted = moved
+        if weight is not None:
+            own = weight[start : start + len(block), None]
+            counted, there = own * moved, own * there
+        n_there = n_there + there.sum(axis=0)
+        total = total + counted.sum(axis=0)
+        square = square + np.einsum("nd,nd->d", moved, counted)
+        start += len(block)
+    mean = total / n_there
+    std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    centre = np.where(constant, low, centre + unit * mean)
+    return Moments(centre, np.where(constant, 0.0, std), has_holes)
 
 
-def cell(X: Array, where: Array, names: Array | None) -> tuple[str, int]:
+def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:
     """Words for the first value of X that is marked in `where`, and its column."""
     row, column = np.argwhere(where)[0]
-    name = "" if names is None else f" ({str(names[column])!r})"
-    return f"{X[row, column]:.10g} in column {column}{name}", column
+    return f"{X[row, column]:.10g} in {labels.of(column)}", column
 
 
 def within_reach(Y: Array) -> bool:
@@ -234,7 +284,7 @@ def standardise(
     X: Array,
     location: Array,
     scale: Array,
-    names: Array | None = None,
+    labels: Labels = UNNAMED,
     dtype: Any = np.float32,
 ) -> Array:
     """(X - location) / scale, computed in float64, as `dtype`; 0 in constant columns.
@@ -250,7 +300,7 @@ def standardise(
     if not varies.all():
         Y[:, ~varies] = 0.0
     if not within_reach(Y) and (np.abs(Y) > FARTHEST).any():
-        value, column = cell(X, np.abs(Y) > FARTHEST, names)
+        value, column = cell(X, np.abs(Y) > FARTHEST, labels)
         raise ValueError(
             f"X has the value {value}: more than "
             f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
@@ -269,7 +319,7 @@ def fill_standardised(
     """All of X, within its support, in the model's units, converted in blocks of rows."""
     dtype = np.float64 if into.dtype == torch.float64 else np.float32
     start = 0
-    for block in map(support, _blocks(X)):
+    for block in map(support, _blocks(X, into.shape[1])):
         rows = to_tensor(standardise(block, location, scale, dtype=dtype), into.device)
         into[start : start + len(block)] = rows
         start += len(block)

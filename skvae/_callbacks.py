@@ -14,8 +14,10 @@ class Callbacks:
     A callback that scores needs y: the target of an autoencoder is X.
     """
 
-    def __init__(self, estimator, X, y):
+    def __init__(self, estimator, X, y, sample_weight):
         self.data = {"estimator": estimator, "X": X, "y": X if y is None else y}
+        if sample_weight is not None:
+            self.data["metadata"] = {"sample_weight": sample_weight}
         # A callback gets a copy of the estimator, where an earlier fit may have left names.
         self.stale = {"feature_names_in_": None} if hasattr(estimator, "feature_names_in_") else {}
         self.task = None

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import FARTHEST, Array, Columns, cell, to_tensor
+from skvae._arrays import FARTHEST, UNNAMED, Array, Labels, Moments, cell, to_tensor
 from skvae._likelihood import TOLERANCE, Likelihood, Pullback, draw_uniform
 
 LOG_RATE_BOUND = 20.0  # of the distance from a column's mean: a factor of 5e8
@@ -50,7 +50,7 @@ class _Counts(Likelihood):
 
     is_mass: ClassVar[bool] = True
 
-    def check_support(self, X: Array, names: Array | None = None) -> Array:
+    def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """X with what rounding moved put back, or a ValueError naming the value that is no count.
 
         X itself where nothing moved.
@@ -62,7 +62,7 @@ class _Counts(Likelihood):
         if outside.any():
             raise ValueError(
                 f"{self!r} expects counts, whole numbers from 0 to {FARTHEST:.0e}. Got "
-                f"{cell(X, outside, names)[0]}. Round X, or use likelihood='gaussian' for real "
+                f"{cell(X, outside, labels)[0]}. Round X, or use likelihood='gaussian' for real "
                 "values."
             )
         return whole + 0.0  # no minus zero
@@ -75,7 +75,7 @@ class _Counts(Likelihood):
         module.register_buffer("spread", torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the mean of each column."""
         mean = np.maximum(columns.mean, LEAST_MEAN)
         module.log_mean.copy_(to_tensor(np.log(mean), "cpu"))
@@ -169,7 +169,7 @@ class NegativeBinomial(_Counts):
         module.raw_dispersion = nn.Parameter(torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the mean and the variance of each column."""
         super().initialise(module, columns, scale)
         more = np.maximum(columns.std**2 - columns.mean, 1e-12)
@@ -241,7 +241,7 @@ class ZeroInflated(_Counts):
         module.register_buffer("zero_log_odds", torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the mean of each column, some of whose zeros are of another origin.
 
         A share w of them alone makes a variance of w / (1 - w) times the squared mean: they begin
@@ -254,7 +254,7 @@ class ZeroInflated(_Counts):
         # What the zeros add to the variance is not the counts'.
         variance = columns.std**2 / (1 - share) - share * mean**2
         std = np.sqrt(np.maximum(variance, 0.0))
-        self.likelihood.initialise(module, Columns(mean, std), scale)
+        self.likelihood.initialise(module, Moments(mean, std), scale)
 
     def _parts(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Outputs of the counts, and log-odds of other zeros."""

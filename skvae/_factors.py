@@ -37,13 +37,24 @@ class Factors(NamedTuple):
     log_std: torch.Tensor  # of the posterior (L,)
 
 
-def analyse(y: torch.Tensor, n_components: int, floor: float, noise: str | None) -> Factors:
+def analyse(
+    y: torch.Tensor,
+    n_components: int,
+    floor: float,
+    noise: str | None,
+    weight: torch.Tensor | None = None,
+) -> Factors:
     """Factor analysis of rows y (B, D), with at most so many components: those worth it.
 
     `noise` is "per_feature", "shared", or None for the variance `floor`, above which the others
-    stay. Rows are float64 on the CPU: not every device has that.
+    stay. Rows are float64 on the CPU: not every device has that. `weight` (B,) is how much each
+    counts; only ratios matter.
     """
-    y = y - y.mean(0)
+    if weight is None:
+        y = y - y.mean(0)
+    else:  # rows times the roots of their weights have the weighted moments
+        weight = (weight / weight.mean()).unsqueeze(1)
+        y = (y - (weight * y).mean(0)) * weight.sqrt()
     n_varying = int(y.any(0).sum())
     n_components = min(n_components, n_varying, len(y) - 1)
     try:

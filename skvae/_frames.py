@@ -5,10 +5,16 @@ arrays, or as a frame like that of `fit`, of whose kind plain values are kept.
 """
 
 import importlib
+from collections.abc import Hashable
 from datetime import date, timedelta
+from decimal import Decimal
+from numbers import Integral, Real
 
 import numpy as np
 import torch
+
+NUMBERS = Real | Decimal | np.bool_  # what a value of any column may be, to be a number
+LOOSE = ("object", "Object")  # dtypes of pandas and numpy, and of polars, of values of any kind
 
 
 def to_validate(X):
@@ -17,14 +23,18 @@ def to_validate(X):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if isinstance(X, list | tuple):
-        X = np.asarray(X)
+        rows, X = X, np.asarray(X)
+        if X.dtype.kind in "US":  # numbers among them have become strings, too
+            X = np.asarray(rows, dtype=object)
     for column, dtype in enumerate(dtypes(X)):
         if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
             raise _no_number(f"dtype {dtype} in column {column}")
-    if any(getattr(dtype, "kind", "") == "O" for dtype in dtypes(X)):
-        for value in np.ravel(X):
-            if isinstance(value, np.datetime64 | np.timedelta64 | date | timedelta):
-                raise _no_number(repr(value))
+    dates = np.datetime64 | np.timedelta64 | date | timedelta
+    for column, dtype in enumerate(dtypes(X)):
+        if str(dtype) in LOOSE:
+            values = items(X, column) if hasattr(X, "columns") else np.ravel(X).tolist()
+            if any(issubclass(type_, dates) for type_ in set(map(type, values))):
+                raise _no_number(repr(next(v for v in values if isinstance(v, dates))))
     return X
 
 
@@ -54,15 +64,121 @@ def float_dtypes(X):
     return [np.float64, np.float32]
 
 
-def describe(X, dtype):
-    """How rows go back to the user: in the dtype and container of the data of `fit`."""
+# --- columns ------------------------------------------------------------------------------
+
+
+def names(X):
+    """Names of the columns of X, if all have one that is a string."""
+    columns = list(getattr(X, "columns", []))
+    is_named = columns and all(isinstance(column, str) for column in columns)
+    return np.array(columns, dtype=object) if is_named else None
+
+
+def _column(X, i):
+    if hasattr(X, "iloc"):
+        return X.iloc[:, i]
+    if hasattr(X, "toarray"):
+        return X[:, [i]].toarray().ravel()
+    return X[:, i]
+
+
+def kind(X, i):
+    """What is in column i, as numpy calls it: "f", "i" or "b", and "O" for what is no number.
+
+    Where a dtype says nothing, its values do: a column with a None is one of objects.
+    """
+    dtype = _column(X, i).dtype if hasattr(X, "columns") else X.dtype
+    if str(dtype) in LOOSE:
+        types = {type(value) for value in items(X, i) if not is_missing(value)}
+        for kind, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
+            if types and all(issubclass(type_, known) for type_ in types):
+                return kind
+        return "O"
+    return _kind_of(dtype)
+
+
+def _kind_of(dtype):
+    if hasattr(dtype, "is_numeric"):  # polars
+        if dtype.is_integer():
+            return "i"
+        return "f" if dtype.is_numeric() else "b" if str(dtype) == "Boolean" else "O"
+    return {"u": "i", "i": "i", "f": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
+
+
+def has_objects(X):
+    """Whether a column of X has a dtype that is no number's."""
+    return any(dtype is not None and _kind_of(dtype) == "O" for dtype in dtypes(X))
+
+
+def own_categories(X, i):
+    """The categories that the dtype of column i has, or None."""
+    dtype = getattr(_column(X, i), "dtype", None)
+    categories = getattr(dtype, "categories", None)
+    if categories is None or str(dtype).startswith("Categorical"):  # polars: of all strings
+        return None
+    return list(categories)
+
+
+def items(X, i):
+    """The values of column i in a list."""
+    column = _column(X, i)
+    return column.tolist() if hasattr(column, "tolist") else column.to_list()
+
+
+def numbers(X, i):
+    """Column i as float64, NaN where values are missing; None if its dtype is no number's."""
+    column = _column(X, i)
+    if _kind_of(column.dtype) == "O":
+        return None
+    if hasattr(column, "is_null"):  # polars
+        return column.cast(float).to_numpy()
+    if hasattr(X, "iloc"):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return column
+
+
+def is_missing(value):
+    """Whether a value of a column is missing: NaN, None, NA."""
+    try:
+        return value is None or not bool(value == value)
+    except (TypeError, ValueError):  # pandas.NA is neither; an array is many
+        return isinstance(value, Hashable)
+
+
+def holes(X):
+    """Whether each value of X is missing, (n, D)."""
+    columns = []
+    for i in range(X.shape[1]):
+        column = numbers(X, i)
+        columns.append([*map(is_missing, items(X, i))] if column is None else np.isnan(column))
+    return np.stack(columns, axis=1)
+
+
+# --- there and back -----------------------------------------------------------------------
+
+
+def describe(X, dtype, *, as_table=False, categories=()):
+    """How rows go back to the user: in the dtype and container of the data of `fit`.
+
+    `as_table`: each column in the dtype that it had; those of an array, too, where all of them are
+    `categories`.
+    """
     package = type(X).__module__.partition(".")[0]
     framed = package in ("pandas", "polars") and hasattr(X, "columns")
-    return {
+    output = {
         "dtype": "float32" if dtype.name == "float32" else "float64",
         "container": package if framed else None,
         "columns": list(X.columns) if framed else None,
     }
+    if as_table and framed:
+        output["kinds"] = [kind(X, i) for i in range(X.shape[1])]
+        output["dtypes"] = [str(dtype) for dtype in dtypes(X)]
+        output["ordered"] = [bool(getattr(dtype, "ordered", False)) for dtype in dtypes(X)]
+    elif as_table and getattr(X, "dtype", np.dtype(float)).kind in "OUS":
+        output["dtype"] = "object"
+    elif len(categories) == np.shape(X)[-1]:
+        output["dtype"] = str(X.dtype)
+    return output
 
 
 def give_back(X, output, index=None):
@@ -73,6 +189,93 @@ def give_back(X, output, index=None):
     frames, columns = importlib.import_module(output["container"]), output["columns"]
     if output["container"] == "polars":
         return frames.DataFrame(X, schema=columns)
+    return frames.DataFrame(X, columns=_index(frames, columns), index=index, copy=False)
+
+
+def give_back_columns(columns, output, categories, index=None, container=None):
+    """As `give_back`, of columns that may be values of categories, in the dtypes of `fit`."""
+    if output["container"] is None:
+        if not categories:
+            return np.stack(columns, axis=1).astype(output["dtype"])
+        return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
+    container = container or output["container"]
+    frames = importlib.import_module(container)
+    settings = zip(columns, output["kinds"], output["dtypes"], output["ordered"], strict=True)
+    own = container == output["container"]
+    series = {}
+    for i, (column, kind, dtype, ordered) in enumerate(settings):
+        known = categories.get(i)
+        if known is None:
+            column = _rounded(column, kind, dtype)
+        elif container == "pandas" and own and dtype == "category":
+            column = frames.Categorical(column, categories=known, ordered=ordered)
+        if own and dtype in LOOSE:
+            column, dtype = column.tolist(), object if container == "pandas" else frames.Object
+        elif not own or dtype == "category" or dtype.startswith("Decimal"):
+            dtype = None
+        elif container == "polars":
+            name = dtype.partition("(")[0]
+            dtype = frames.Enum(known.tolist()) if name == "Enum" else getattr(frames, name, None)
+            column = column.tolist()
+        series[str(i)] = (
+            frames.Series(str(i), column, dtype=dtype)
+            if container == "polars"
+            else frames.Series(column, dtype=dtype)
+        )
+    result = frames.DataFrame(series)
+    if container == "polars":
+        result.columns = list(map(str, output["columns"]))
+        return result
+    result.columns = _index(frames, output["columns"])
+    return result if index is None else result.set_axis(index, axis=0)
+
+
+def fill(X, filled, holes):
+    """X with the values of `filled` in its `holes`, and all others as they are.
+
+    `filled` is of the container of X, or else what is given back.
+    """
+    if type(X) is not type(filled):
+        return filled
+    if not hasattr(X, "columns"):
+        return np.where(holes, filled, X)
+    if hasattr(X, "iloc"):
+        result = X.copy()
+        for i in np.flatnonzero(holes.any(axis=0)):
+            column = X.iloc[:, i].where(~holes[:, i], filled.iloc[:, i])
+            result.isetitem(i, column.astype(X.dtypes.iloc[i]))
+        return result
+    series = type(X[:, 0])
+    columns = zip(X.columns, holes.T, strict=True)
+    return X.with_columns(
+        **{name: filled[name].zip_with(series("", own), X[name]) for name, own in columns}
+    )
+
+
+def append(X, more, names):
+    """Rows X with more columns, of these names if X is a frame."""
+    if not hasattr(X, "columns"):
+        return np.hstack([X, more.astype(X.dtype)])
+    if hasattr(X, "hstack"):  # polars
+        return X.with_columns(**dict(zip(names, more.T, strict=True)))
+    return X.assign(**dict(zip(names, more.T, strict=True)))
+
+
+def _rounded(column, kind, dtype):
+    """Numbers as whole ones or bools, where the column had such."""
+    if kind == "b":
+        return column >= 0.5
+    if kind != "i":
+        return column
+    bits = int("".join(filter(str.isdigit, dtype.partition("[")[0])) or 64)
+    unsigned = dtype.lower().startswith("u")
+    low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    # The largest float64 below the highest number is the last that fits.
+    high = min(float(high), np.nextafter(float(high + 1), 0.0))
+    return np.clip(np.rint(column), low, high).astype(np.uint64 if unsigned else np.int64)
+
+
+def _index(pandas, columns):
     if all(isinstance(column, tuple) for column in columns):
-        columns = frames.MultiIndex.from_tuples(columns)
-    return frames.DataFrame(X, columns=columns, index=index, copy=False)
+        return pandas.MultiIndex.from_tuples(columns)
+    return columns

@@ -7,13 +7,16 @@ arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(
 (eq. 12).
 """
 
+import copy
 from numbers import Integral
 
 import numpy as np
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
 from sklearn.impute import MissingIndicator
 from sklearn.utils._param_validation import Interval
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import (
     _check_feature_names_in,
     check_is_fitted,
@@ -21,19 +24,38 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skvae import _arrays
+from skvae import _arrays, _frames, _tables
 from skvae._vae import VAETransformer
+from skvae.likelihoods import Gaussian
+
+# Of the model that estimator=None is, besides its likelihood and seed. It is trained on the rows
+# and on copies of them of which further values are hidden, up to half of a row's: an encoder that
+# has seen one pattern of holes in each row remembers rows. On digits the copies took 6 % off the
+# error, and a noise of each column, where one of each value excuses errors, another 8 %; five draws
+# (MIWAE) a little. All rows are trained on: held-out ones would have copies among the others.
+DEFAULT = {
+    "n_components": 16,
+    "n_importance_samples": 5,
+    "early_stopping": False,
+    "max_iter": 200,
+}
+N_COPIES, MOST_HIDDEN = 4, 0.5
 
 
 class VAEImputer(TransformerMixin, BaseEstimator):
     """Fill in missing values by a `VAETransformer`.
 
-    An imputer as scikit-learn's are: values that are there stay what they are.
+    An imputer as scikit-learn's are: values that are there stay what they are. Of a table with
+    columns of several kinds, such as categories, it gives back a table.
 
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model of the columns. None is ``VAETransformer(random_state=random_state)``.
+        The model of the columns, fitted to X as it is. None is ``VAETransformer(16,
+        likelihood=Gaussian("per_feature"), n_importance_samples=5, early_stopping=False,
+        max_iter=200, random_state=random_state)``, with ``likelihood="auto"`` for a table with
+        columns that are no numbers, and is fitted to X and four copies of it, of which further
+        values are hidden: it so learns from what is there to tell what is not.
 
     missing_values : int, float or nan, default=np.nan
         What stands for a missing value in X.
@@ -78,10 +100,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     --------
     >>> import numpy as np
     >>> from sklearn.datasets import load_iris
-    >>> from skvae import VAEImputer
+    >>> from skvae import VAEImputer, VAETransformer
     >>> X = load_iris().data
     >>> X[::7, 2] = np.nan
-    >>> filled = VAEImputer(random_state=0).fit_transform(X)
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0)  # to be quick
+    >>> filled = VAEImputer(vae).fit_transform(X)
     >>> bool(np.isfinite(filled).all())
     True
     """
@@ -134,21 +157,55 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self : VAEImputer
             The fitted imputer.
         """
+        fitted = copy.copy(self)  # so that a failure leaves self alone
+        fitted._fit(X)
+        vars(self).pop("feature_names_in_", None)
+        vars(self).update(vars(fitted))
+        return self
+
+    def _fit(self, X):
+        if self.estimator is None:
+            likelihood = "auto" if _tables.has_categories(X) else Gaussian("per_feature")
+            estimator = VAETransformer(
+                likelihood=likelihood, random_state=self.random_state, **DEFAULT
+            )
+        else:
+            estimator = clone(self.estimator)
+        if _tables.is_read(estimator.likelihood) and not scipy.sparse.issparse(X):
+            self._fit_table(estimator, X)
+            return
         X = self._read(X, reset=True)
         empty = np.isnan(X).all(axis=0)
         if empty.all():
             raise ValueError(
                 "Input X has only missing values. VAEImputer needs some to learn from."
             )
-        estimator = self.estimator
-        if estimator is None:
-            estimator = VAETransformer(random_state=self.random_state)
-        self.estimator_ = clone(estimator).fit(X[:, ~empty])
+        self.estimator_ = self._fit_model(estimator, X[:, ~empty])
+        self._end_fit(X, empty)
+
+    def _fit_table(self, estimator, X):
+        if not _frames.is_missing(self.missing_values):
+            raise ValueError(
+                f"missing_values={self.missing_values!r} is for tables of numbers. Make missing "
+                "values NaN, None or NA in a table with other columns."
+            )
+        validate_data(self, X, skip_check_array=True)
+        self.estimator_ = self._fit_model(estimator, X)
+        X = self.estimator_._read_again(X)
+        self._end_fit(X, np.zeros(X.shape[1], bool))
+
+    def _fit_model(self, estimator, X):
+        if self.estimator is not None:
+            return estimator.fit(X)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        rng = np.random.default_rng(seed)
+        return estimator._fit(X, change=lambda data: _hide(data, rng))
+
+    def _end_fit(self, X, empty):
         self.indicator_ = (
             MissingIndicator(error_on_new=False).fit(X) if self.add_indicator else None
         )
         self._empty = empty
-        return self
 
     def transform(self, X):
         """Fill in the missing values of X.
@@ -160,10 +217,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        X_filled : ndarray of shape (n_samples, n_features_out)
-            Without columns that had no value in `fit`, and with those of the indicator.
+        X_filled : ndarray or DataFrame of shape (n_samples, n_features_out)
+            Without columns that had no value in `fit`, and with those of the indicator. A
+            DataFrame where one with columns of several kinds was fitted.
         """
         check_is_fitted(self)
+        if self.estimator_._gives_tables:
+            return self._transform_table(X)
         X = self._read(X, reset=False)
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
         filled = np.zeros_like(X)
@@ -172,9 +232,22 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             filled = filled[:, ~self._empty]
         return np.hstack([filled, *added]) if added else filled
 
+    def _transform_table(self, X):
+        X = _frames.to_validate(X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        vae, container = self.estimator_, _get_output_config("transform", self)["dense"]
+        numbers = vae._read_again(X)
+        filled = vae._contain(self._fill(np.array(numbers)), getattr(X, "index", None), container)
+        # A category that is unknown is no hole, though the model doesn't see it.
+        filled = _frames.fill(X, filled, _frames.holes(X))
+        if self.indicator_ is None:
+            return filled
+        names = self.get_feature_names_out()[numbers.shape[1] :]
+        return _frames.append(filled, self.indicator_.transform(numbers), names)
+
     def _read(self, X, reset):
         marked = self.missing_values
-        is_nan = marked is None or (isinstance(marked, float) and np.isnan(marked))
+        is_nan = _frames.is_missing(marked)
         X = validate_data(
             self,
             X,
@@ -192,7 +265,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         rows = np.flatnonzero(missing.any(axis=1))
         if not len(rows):
             return X
-        data, filled = vae._read_again(X[rows]), np.empty((len(rows), X.shape[1]))
+        data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
         vae._map_rows(fill(vae, data), filled, n_draws=self.n_draws)
         X[rows] = np.where(missing[rows], filled, data)
@@ -214,7 +287,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
                 total = shrink * total + weight.sum(0)
                 own = (weight.unsqueeze(-1) * model.decode_mean(z)).sum(0)
                 mean = shrink.unsqueeze(-1) * mean + own
-            return [vae._in_units(mean / total.unsqueeze(-1))]
+            return [vae._give_back(model, mean / total.unsqueeze(-1))]
 
         return expect
 
@@ -235,7 +308,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             shares = log_weight.softmax(0).cumsum(0)
             chosen = (shares < uniform * shares[-1]).sum(0)
             own = z[chosen, torch.arange(len(y), device=device)]
-            return [vae._in_units(model.decode_sample(own, generator))]
+            return [vae._give_back(model, model.decode_sample(own, generator), drawn=True)]
 
         return draw
 
@@ -264,3 +337,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def _hide(X, rng):
+    """Rows X, and copies of them without some of their values."""
+    copies = [X]
+    for _ in range(N_COPIES):
+        hidden = rng.random(X.shape) < rng.uniform(0, MOST_HIDDEN, (len(X), 1))
+        copies.append(np.where(hidden, np.nan, X))
+    return np.concatenate(copies)

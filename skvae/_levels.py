@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import Array, Columns, cell, to_tensor
+from skvae._arrays import UNNAMED, Array, Labels, Moments, cell, to_tensor
 from skvae._likelihood import TOLERANCE, Likelihood, draw_uniform
 
 LOG_SCALE_BOUND = 10.0  # of a discretized logistic
@@ -64,7 +64,7 @@ class DiscretizedLogistic(Likelihood):
                 f"{levels!r}."
             )
 
-    def check_support(self, X: Array, names: Array | None = None) -> Array:
+    def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """X with what rounding moved put back, or a ValueError naming the value that is no level.
 
         X itself where nothing moved.
@@ -77,12 +77,12 @@ class DiscretizedLogistic(Likelihood):
         if outside.any():
             raise ValueError(
                 f"{self!r} expects whole numbers from 0 to {self.levels - 1}. Got "
-                f"{cell(X, outside, names)[0]}. Multiply and round X, give other levels, or use "
+                f"{cell(X, outside, labels)[0]}. Multiply and round X, give other levels, or use "
                 "likelihood='gaussian' for real values."
             )
         return whole + 0.0  # no minus zero
 
-    def units(self, columns: Columns) -> tuple[Array, Array]:
+    def units(self, columns: Moments) -> tuple[Array, Array]:
         """Location and scale of the model's units, each (D,): levels are in [-1, 1]."""
         half, varies = (self.levels - 1) / 2, columns.std > 0
         return np.where(varies, half, columns.mean), np.where(varies, half, 0.0)
@@ -98,7 +98,7 @@ class DiscretizedLogistic(Likelihood):
         module.register_buffer("log_scale", torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the mean and the standard deviation of each column."""
         half = (self.levels - 1) / 2
         module.mean.copy_(to_tensor(columns.mean / half - 1, "cpu"))

@@ -1,13 +1,18 @@
-"""What likelihoods have in common."""
+"""What likelihoods have in common.
 
-from collections.abc import Callable
+A likelihood turns the columns of X, which are numbers, into the features of the model: one for
+each column, or more, as for categories. All but `check_support`, `give_back` and what speaks of
+columns knows features only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from skvae import _vjp
-from skvae._arrays import Array, Columns
+from skvae._arrays import UNNAMED, Array, Labels, Moments
 
 TOLERANCE = 1e-6  # of values at the edge of what is possible
 
@@ -26,7 +31,43 @@ class Likelihood:
     # Share of the epochs before all that is to be learned is being learned.
     share_held_back: float = 0.0
 
-    def units(self, columns: Columns) -> tuple[Array, Array]:
+    # --- columns and features ---
+
+    def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
+        """The features of columns X, or a ValueError naming a value that cannot be."""
+        return X
+
+    def give_back(self, X: Array, *, drawn: bool) -> Array:
+        """The columns of features X; `drawn` ones may be rounded to what can be."""
+        return self.check_support(X) if drawn else X
+
+    def columns_of(self, n_columns: int) -> Array:
+        """The column of each feature."""
+        return np.arange(n_columns)
+
+    def categorical(self, n_columns: int) -> Mapping[int, Any]:
+        """The columns whose values are categories, each with what it is modelled by."""
+        return {}
+
+    def with_categories(self, n_categories: Mapping[int, int]) -> Any:
+        """The same for columns of so many categories."""
+        return self
+
+    # --- features ---
+
+    def has_units(self, n_features: int) -> Array:
+        """Whether each feature has a density, which has units, and no probability."""
+        return np.full(n_features, not self.is_mass)
+
+    def n_redrawn(self, n_features: int) -> int:
+        """Standard normals that a row takes to be drawn anew."""
+        return self.n_noise * n_features
+
+    def held_back(self, n_features: int) -> Sequence[int]:
+        """Decoder outputs that are to be 0 for all rows at first."""
+        return range(n_features, self.n_outputs(n_features)) if self.share_held_back else ()
+
+    def units(self, columns: Moments) -> tuple[Array, Array]:
         """Location and scale of the model's units, each (D,): the data's own."""
         varies = columns.std > 0
         return np.where(varies, 0.0, columns.mean), varies.astype(np.float64)

@@ -32,7 +32,7 @@ from torch import nn
 from skvae import _factors, _vjp, networks
 from skvae._arrays import (
     Array,
-    Columns,
+    Moments,
     draws_at_once,
     generator,
     standardise,
@@ -41,7 +41,7 @@ from skvae._arrays import (
 )
 from skvae._normal import LOG_2PI
 from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import MLP, NETWORKS
+from skvae.networks import MLP, NETWORKS, Conv
 from skvae.posteriors import POSTERIORS, Diagonal, Flow, Full, Normal, unbend
 from skvae.priors import PRIORS, Mixture, StandardNormal
 
@@ -106,6 +106,7 @@ class VAE(nn.Module):
     location: torch.Tensor
     scale: torch.Tensor
     varies: torch.Tensor
+    has_units: torch.Tensor  # 1 for densities, 0 for probabilities
     typical: torch.Tensor  # what stands in for a missing value: the mean
     bound: torch.Tensor
 
@@ -136,6 +137,8 @@ class VAE(nn.Module):
         # Whether rows may have missing values.
         self.has_holes = missing
         n_seen = (1 + missing) * n_features
+        if isinstance(self.network, Conv):
+            self.network.check_rows(n_features)
         self.encoder = self.network.encoder(
             n_seen, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
         )
@@ -152,10 +155,11 @@ class VAE(nn.Module):
         # Of the widest layer: the largest side of any weights.
         self.width = max(max(weights.shape, default=1) for weights in self.parameters())
         # Standard normals of a row that is drawn anew.
-        self.n_redrawn = self.likelihood.n_noise * n_features
+        self.n_redrawn = self.likelihood.n_redrawn(n_features)
         # The divergence from the prior is known for the standard normal one alone.
         self.has_kl = self.posterior.has_kl and isinstance(self.prior, StandardNormal)
         self.register_buffer("varies", torch.empty(n_features))
+        self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
@@ -219,7 +223,7 @@ class VAE(nn.Module):
     @property
     def log_scale(self) -> torch.Tensor:
         """log p(y_d) - log p(x_d) of each column in nats, (D,): 0 where it doesn't vary."""
-        varies = (self.scale > 0) & (not self.likelihood.is_mass)
+        varies = (self.scale > 0) & (self.has_units > 0)
         return torch.where(varies, self.scale, 1.0).log().to(self.varies.dtype)
 
     def see(self, y: torch.Tensor) -> torch.Tensor:
@@ -332,7 +336,8 @@ class VAE(nn.Module):
         y, weight, more = self._complete(y)
         if about.shape[-1]:
             if self.n_redrawn:
-                y = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+                drawn = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+                y = torch.where(weight > 0, drawn, y) if self.has_holes else drawn
             if about.shape[-1] > self.n_redrawn:
                 drop_encoder = about[..., self.n_redrawn :]
         n_pseudo, seen = self.prior.n_pseudo_inputs, self._see(y, weight)
@@ -478,8 +483,16 @@ class VAE(nn.Module):
         # The analysis is of complete rows.
         return both and normal and hasattr(self.likelihood, "begin") and not self.missing
 
-    def become_factors(self, rows: Iterable[torch.Tensor], n_components: Sequence[int]) -> None:
-        """Become factor analysis of each model's rows (B, D), of at most so many components."""
+    def become_factors(
+        self,
+        rows: Iterable[torch.Tensor],
+        weights: Iterable[torch.Tensor | None],
+        n_components: Sequence[int],
+    ) -> None:
+        """Become factor analysis of each model's rows (B, D), of at most so many components.
+
+        `weights` (B,) are how much the rows of each model count; None: all the same.
+        """
         noise = self.likelihood.noise
         kind = None if not isinstance(noise, str) else noise.replace("per_sample", "per_feature")
         (n_models, n_features), wide = self.location.shape, self.n_components
@@ -491,11 +504,14 @@ class VAE(nn.Module):
         # Candidates of a search have the same rows, and get the same numbers to the last bit.
         found: dict[Hashable, _factors.Factors] = {}
         floors = self.observation.floor.squeeze(-1).tolist()
-        for m, (own, n, floor) in enumerate(zip(rows, n_components, floors, strict=True)):
+        members = zip(rows, weights, n_components, floors, strict=True)
+        for m, (own, weight, n, floor) in enumerate(members):
             y = own.cpu().double()
-            key = n, floor, hashlib.sha256(y.numpy().tobytes()).digest()
+            weight = None if weight is None else weight.cpu().double()
+            arrays = [tensor.numpy().tobytes() for tensor in (y, weight) if tensor is not None]
+            key = n, floor, *(hashlib.sha256(array).digest() for array in arrays)
             if key not in found:
-                found[key] = _factors.analyse(y, n, floor, kind)
+                found[key] = _factors.analyse(y, n, floor, kind, weight)
             factors = found[key]
             n = len(factors.log_std)
             decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
@@ -545,7 +561,7 @@ def _new(architecture: Mapping[str, Any], seed: int) -> VAE:
 
 def initial_state(
     architecture: Mapping[str, Any],
-    columns: Columns,
+    columns: Moments,
     seed: int,
     take: Callable[[int], Array] = lambda n: np.empty(0),
 ) -> State:
@@ -560,6 +576,7 @@ def initial_state(
         model.location.copy_(to_tensor(location, "cpu"))
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
+        model.has_units.copy_(torch.from_numpy(model.likelihood.has_units(len(scale))))
         unit = np.where(scale > 0, scale, 1.0)
         model.typical.copy_(to_tensor((columns.mean - location) / unit, "cpu"))
         if hasattr(model.network, "initialise"):
@@ -569,10 +586,9 @@ def initial_state(
         linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
         spread = _spread_seen(model, columns)
         model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread))
-        if model.likelihood.share_held_back:
-            last = networks.last_layer(model.decoder)
-            if last is not None:  # all rows have one variance at first
-                last.weight[len(scale) :] = 0.0
+        last = networks.last_layer(model.decoder)
+        if last is not None:  # all rows have one variance at first
+            last.weight[list(model.likelihood.held_back(len(scale)))] = 0.0
         rows = None
         if model.prior.n_pseudo_inputs:
             rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
@@ -592,7 +608,7 @@ def initial_state(
     return {name: to_array(tensor) for name, tensor in model.state_dict().items()}
 
 
-def _spread_seen(model: VAE, columns: Columns) -> float:
+def _spread_seen(model: VAE, columns: Moments) -> float:
     """The largest distance of mean and mean + std of a column, as the encoder sees them."""
     location, scale = to_array(model.location), to_array(model.scale)
     rows = np.stack([columns.mean, columns.mean + columns.std])
@@ -710,9 +726,8 @@ def log_jacobian(likelihood: Any, scale: Array) -> float:
 
 def log_scales(likelihood: Any, scale: Array) -> Array:
     """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary."""
-    if LIKELIHOODS.get(likelihood, likelihood).is_mass:
-        return np.zeros_like(scale)
-    return np.log(np.where(scale > 0, scale, 1.0))
+    has_units = LIKELIHOODS.get(likelihood, likelihood).has_units(len(scale))
+    return np.log(np.where((scale > 0) & has_units, scale, 1.0))
 
 
 def n_weights(state: State) -> int:

@@ -19,8 +19,16 @@ and three numbers that change the training loss, none of which changes the score
     loss = -E_q[log p(x|z)] + beta sum_j max(lambda, KL_j)                          k = 1,
     loss = -E_q[log 1/k sum_i w_i],  log w = log p(x|z) + beta (log p(z) - log q(z|x)),  k > 1,
 
-averaged over rows. Letters as in `skvae._model`; a KL term is (M, S, B, J): S is 1 where the
-divergence is known and not estimated draw by draw, J is 1 where it doesn't factorise.
+averaged over rows. Rows that count differently have weights v_b, of mean 1 over all rows of an
+epoch, and the average becomes
+
+    loss = 1/B sum_b v_b loss_b,    KL_j = sum_b v_b KL_bj / sum_b v_b,
+
+where loss_b is that of the formulas above for one row; with free bits, the mean divergences of a
+batch that counts V = 1/B sum_b v_b cost V beta sum_j max(lambda, KL_j).
+
+Letters as in `skvae._model`; a KL term is (M, S, B, J): S is 1 where the divergence is known and
+not estimated draw by draw, J is 1 where it doesn't factorise.
 """
 
 import math
@@ -77,39 +85,57 @@ class Loss(NamedTuple):
     g_kl: torch.Tensor  # (M, S|1, B, L|1)
 
 
-def loss(terms: Terms, weights: Weights) -> Loss:
-    """The training loss of each model of a stack from the terms of some rows."""
+def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None) -> Loss:
+    """The training loss of each model of a stack from the terms of some rows.
+
+    `row_weight` (M, B) is how much each row counts, of mean 1 over an epoch; None: 1 for each.
+    """
     log_likelihood, kl = terms
     _, n_draws, n_rows = log_likelihood.shape
-    reconstruction = log_likelihood.sum((1, 2)) / -(n_draws * n_rows)
+
+    def weigh(values: torch.Tensor) -> torch.Tensor:
+        if row_weight is None:
+            return values
+        own = row_weight.unsqueeze(1)  # (M, 1, B)
+        return values * (own if values.ndim == 3 else own.unsqueeze(-1))
+
+    reconstruction = weigh(log_likelihood).sum((1, 2)) / -(n_draws * n_rows)
     share = weights.beta / (kl.shape[1] * n_rows)  # of beta, for each row and draw
-    mean_kl = kl.sum((1, 2)) / (kl.shape[1] * n_rows)  # (M, L|1)
+    mean_kl = weigh(kl).sum((1, 2)) / (kl.shape[1] * n_rows)  # (M, L|1)
     total_kl = mean_kl.sum(1)
     if weights.importance:
         log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.sum(-1)
-        bound = torch.logsumexp(log_w, 1) - math.log(n_draws)
-        total = -bound.mean(1)
-        g = torch.softmax(log_w, 1) / -n_rows
+        bound = torch.logsumexp(log_w, 1, keepdim=True) - math.log(n_draws)
+        total = -weigh(bound).squeeze(1).mean(1)
+        g = weigh(torch.softmax(log_w, 1) / -n_rows)
         g_kl = (g * -weights.beta.unsqueeze(-1)).unsqueeze(-1)
         return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
-    g = torch.full_like(log_likelihood, -1 / (n_draws * n_rows))
+    g = weigh(torch.full_like(log_likelihood, -1 / (n_draws * n_rows)))
     if weights.free_bits is None:
         total = torch.addcmul(reconstruction, weights.beta.squeeze(1), total_kl)
-        g_kl = share[..., None, None].expand_as(kl)
+        g_kl = weigh(share[..., None, None].expand_as(kl))
     else:
-        held = torch.maximum(mean_kl, weights.free_bits).sum(1)
+        free_bits = weights.free_bits
+        if row_weight is not None:  # as much as the batch counts
+            free_bits = free_bits * row_weight.mean(1, keepdim=True)
+        held = torch.maximum(mean_kl, free_bits).sum(1)
         total = torch.addcmul(reconstruction, weights.beta.squeeze(1), held)
-        share = share * (mean_kl > weights.free_bits)
-        g_kl = share[:, None, None].expand_as(kl)
+        share = share * (mean_kl > free_bits)
+        g_kl = weigh(share[:, None, None].expand_as(kl))
     return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
 
 
 def loss_gradient(
-    stack: Stack, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, weights: Weights
+    stack: Stack,
+    y: torch.Tensor,
+    eps: torch.Tensor,
+    about: torch.Tensor,
+    weights: Weights,
+    row_weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The numbers of `loss`, (3, M), and each parameter's gradient of the loss."""
     terms, pull = stack.vjp(y, eps, about, by_draw=weights.importance)
-    numbers, *gradients = loss(terms, weights)
+    numbers, *gradients = loss(terms, weights, row_weight)
     return numbers, pull(*gradients)
 
 

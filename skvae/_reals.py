@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skvae._arrays import Array, Columns
+from skvae._arrays import Array, Moments
 from skvae._likelihood import Likelihood, Pullback, draw_uniform
 from skvae._normal import LOG_2PI
 
@@ -67,17 +67,13 @@ class _RealValues(Likelihood):
                 f"finite variance. Got {self.noise!r} instead."
             )
 
-    def check_support(self, X: Array, names: Array | None = None) -> Array:
-        """Every finite number is a possible value."""
-        return X
-
-    def units(self, columns: Columns) -> tuple[Array, Array]:
+    def units(self, columns: Moments) -> tuple[Array, Array]:
         """Location and scale of the model's units, each (D,).
 
         Each column has its own scale where the noise follows the column's; one noise for
         all columns needs one scale for all.
         """
-        mean, std = columns
+        mean, std = columns.mean, columns.std
         if self.noise in ("per_feature", "per_sample") or not std.any():
             return mean, std
         largest = std.max()
@@ -111,7 +107,7 @@ class _RealValues(Likelihood):
             learned = (variance - module.floor.cpu()).log()  # not every device has float64
             module.raw_variance.copy_(learned[..., : module.raw_variance.shape[-1]])
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from a good part of the data's variance; a given noise changes its units."""
         floor = NOISE_FLOOR
         std, scale = columns.std[columns.std > 0], scale[scale > 0]
@@ -362,7 +358,7 @@ class StudentT(_RealValues):
             module.raw_df = nn.Parameter(torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from a good part of the data's variance and 10 degrees of freedom."""
         super().initialise(module, columns, scale)
         if self.df is None:

@@ -25,6 +25,7 @@ from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import _safe_split
+from sklearn.utils.validation import _check_method_params
 
 from skvae import _stack, _training
 from skvae._vae import VAETransformer, check_outcome
@@ -165,7 +166,8 @@ class VAEGridSearchCV(GridSearchCV):
             For the splitter, the scorer and the earlier steps of a Pipeline.
         **params : dict of str -> object
             As in `GridSearchCV`. With parameters for the `fit` of the estimator, all
-            candidates are fitted by themselves.
+            candidates are fitted by themselves, unless `sample_weight` of the VAETransformer is
+            the only one.
 
         Returns
         -------
@@ -176,16 +178,19 @@ class VAEGridSearchCV(GridSearchCV):
         if not _can_stack(self.estimator):
             return super().fit(X, y, **params)
         routed = self._get_routed_params_for_fit(params)
-        if routed.estimator.fit or routed.scorer.score:
+        of_fit = routed.estimator.fit
+        passed = {**of_fit, **routed.scorer.score}
+        renamed = any(params.get(name) is not value for name, value in passed.items())
+        if renamed or not of_fit.keys() <= {_weight_name(self.estimator)}:
             return super().fit(X, y, **params)
         # The folds once, so that what is trained is what is scored.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         splits = list(cv.split(X, y, **routed.splitter.split))
         # A search like this one, whose estimator is handed out trained.
         search = copy.copy(self)
-        search._handout = handout = _Handout(self.estimator, X, y, splits)
+        search._handout = handout = _Handout(self.estimator, X, y, splits, of_fit)
         search.estimator, search.cv = handout.entry(), check_cv(splits)
-        super(VAEGridSearchCV, search).fit(X, y)
+        super(VAEGridSearchCV, search).fit(X, y, **passed)
         results = vars(search).keys() - self.get_params(deep=False).keys()
         vars(self).update({name: vars(search)[name] for name in results})
         handout.tell_times(self.cv_results_)
@@ -253,6 +258,13 @@ def _last_step(estimator):
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
+def _weight_name(estimator):
+    """What `fit` calls the weights that its VAETransformer, and no other step, gets."""
+    if isinstance(estimator, Pipeline):
+        return f"{estimator.steps[-1][0]}__sample_weight"
+    return "sample_weight"
+
+
 def _can_stack(estimator):
     """Whether the last that its `fit` does is to train a VAETransformer, watched by nobody."""
     try:
@@ -265,9 +277,9 @@ def _can_stack(estimator):
     return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
 
 
-def _fingerprint(X):
-    """What tells these rows from others."""
-    return joblib.hash(np.asarray(X))
+def _fingerprint(X, params):
+    """What tells these rows and parameters of `fit` from others."""
+    return joblib.hash(np.asarray(X)), joblib.hash(params)
 
 
 def _key(estimator, names, fingerprint):
@@ -279,7 +291,7 @@ def _key(estimator, names, fingerprint):
 class _Prepared(NamedTuple):
     """A candidate on a fold, before training."""
 
-    key: tuple[str, str]
+    key: tuple[tuple[str, str], str]
     steps: list[tuple[str, Any]]  # the steps before the last, fitted
     plan: _training.Plan
     fitted: Callable[[_training.Record, dict], dict]  # outcome to attributes
@@ -297,7 +309,7 @@ class _Fit:
     def __call__(self, X, y=None, **params):
         estimator = self.estimator
         del estimator.fit  # from here on its class's
-        if params or _key(estimator, self.names, _fingerprint(X)) != self.key:
+        if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
             return estimator.fit(X, y, **params)
         check_outcome(self.trained, self.plan)
         _last_step(estimator)._become(self.attributes)
@@ -309,8 +321,9 @@ class _Fit:
 class _Handout:
     """Trains the candidates of a search on its folds, and hands them to its clones."""
 
-    def __init__(self, estimator, X, y, splits):
+    def __init__(self, estimator, X, y, splits, params):
         self.estimator, self.X, self.y, self.splits = estimator, X, y, splits
+        self.params = params  # of `fit`
         self.waiting = deque()  # one for each candidate and fold, in the order of the clones
 
     def entry(self):
@@ -338,7 +351,7 @@ class _Handout:
         self.candidates = candidates
         self.prepared, self.trained, self.seconds, self.errors = {}, {}, {}, {}
         room = get_config()["working_memory"] * 2**20
-        n_bytes = 8 * max(1, math.prod(np.shape(self.X)))
+        n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
         at_once, folds = max(1, int(room // n_bytes)), range(len(self.splits))
         return [folds[first : first + at_once] for first in folds[::at_once]]
 
@@ -367,12 +380,14 @@ class _Handout:
         candidates of a fold, failures too.
         """
         estimator = clone(self.estimator).set_params(**clone(params, safe=False))
-        if not _can_stack(estimator):
+        if not _can_stack(estimator) or not self.params.keys() <= {_weight_name(estimator)}:
             raise TypeError("No stack takes this estimator.")
         if fold not in shared:
-            X, y = _safe_split(estimator, self.X, self.y, self.splits[fold][0])
-            shared[fold] = X, y, _fingerprint(X)
-        X, y, fingerprint = shared[fold]
+            rows = self.splits[fold][0]
+            X, y = _safe_split(estimator, self.X, self.y, rows)
+            own = _check_method_params(self.X, self.params, rows)
+            shared[fold] = X, y, next(iter(own.values()), None), _fingerprint(X, own)
+        X, y, sample_weight, fingerprint = shared[fold]
         key = _key(estimator, params, fingerprint)
         steps, own = [], ""
         if isinstance(estimator, Pipeline):
@@ -393,7 +408,7 @@ class _Handout:
         X, steps, known = shared[fold, own]
         vae = _last_step(estimator)
         vae._validate_params()
-        job, fitted = vae._prepare(X, known)
+        job, fitted = vae._prepare(X, known, sample_weight)
         return _Prepared(key, steps, job.plan, fitted), job
 
     def train(self, stacks, watch):

@@ -47,6 +47,7 @@ class Job(NamedTuple):
     seed: int
     device: torch.device
     precision: str
+    sample_weight: _arrays.Array | None = None  # (n_rows,), float64, above 0; None: all the same
 
 
 class Trained(NamedTuple):
@@ -71,7 +72,8 @@ def shape(job: Job) -> Hashable:
         del parts["n_components"]
     parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
     numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
-    return job.data.shape, tuple(parts.items()), numbers, job.device, job.precision, _is_small(job)
+    rows = job.data.shape, job.sample_weight is None
+    return rows, tuple(parts.items()), numbers, job.device, job.precision, _is_small(job)
 
 
 def _is_small(job: Job) -> bool:
@@ -81,7 +83,7 @@ def _is_small(job: Job) -> bool:
 
 
 def _in_parts(job: Job) -> bool:
-    return job.n_at_once < len(job.data)
+    return job.n_at_once < job.data.shape[0]
 
 
 def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.State:
@@ -89,8 +91,8 @@ def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.S
 
 
 def _n_active(job: Job, state: _model.State) -> int:
-    rows = job.data[:ACTIVITY_ROWS]
-    y = torch.empty(rows.shape, dtype=_dtype(job), device="cpu")
+    rows = _arrays.dense(job.data[:ACTIVITY_ROWS])
+    y = torch.empty((len(rows), job.architecture["n_features"]), dtype=_dtype(job), device="cpu")
     _arrays.fill_standardised(y, rows, state["location"], state["scale"], _support(job))
     return _model.n_active(job.architecture, state, y)
 
@@ -127,7 +129,8 @@ def run(
         def become_simple() -> None:
             own = some()
             rows = (own.take(places.unsqueeze(0))[0] for places in own.index)
-            stack.become_factors(rows, [job.plan.n_components for job in jobs])
+            weights = [None] * len(jobs) if own.weight is None else own.weight
+            stack.become_factors(rows, weights, [job.plan.n_components for job in jobs])
 
         records = _training.train(
             stack,
@@ -154,12 +157,11 @@ def run(
 Read = Callable[[], Iterable[tuple[float, _training.Rows]]]
 
 
-def rows_at_once(data: _arrays.Array, dtype: Any, n_least: int) -> int:
+def rows_at_once(n_rows: int, n_features: int, dtype: Any, n_least: int) -> int:
     """How many rows may be in memory: all if `working_memory` holds them, or a part.
 
     A part is a quarter of it, and not less than `n_least` rows.
     """
-    n_rows, n_features = data.shape
     # With three numbers of 8 bytes: a row's place, and its place in the order of an epoch.
     row_bytes = np.dtype(dtype).itemsize * n_features + 24
     room = get_config()["working_memory"] * 2**20 / row_bytes
@@ -180,12 +182,13 @@ def _read_once(
 ) -> tuple[Read, _training.Rows, Callable[[], _training.Rows]]:
     """The training rows of all jobs, each in its own units, those held out, and some of them."""
     first = jobs[0]
-    n_rows, n_features = first.data.shape
+    n_rows, n_features = first.data.shape[0], first.architecture["n_features"]
     sources: dict[Hashable, tuple[int, Job]] = {}
     starts = []
     for job in jobs:
         units = job.state["location"].tobytes(), job.state["scale"].tobytes()
-        start, _ = sources.setdefault((id(job.data), *units), (n_rows * len(sources), job))
+        source = id(job.data), id(job.sample_weight), *units
+        start, _ = sources.setdefault(source, (n_rows * len(sources), job))
         starts.append([start])
     shape = n_rows * len(sources), n_features
     data = torch.empty(shape, dtype=_dtype(first), device=first.device)
@@ -193,13 +196,33 @@ def _read_once(
         location, scale = job.state["location"], job.state["scale"]
         into = data[start : start + n_rows]
         _arrays.fill_standardised(into, job.data, location, scale, _support(job))
+    weights = [job.sample_weight for _, job in sources.values() if job.sample_weight is not None]
+    weight = _to_weight(first, np.concatenate(weights) if weights else None)
     begin = torch.tensor(starts, device=first.device)
     held_out, training = _training.hold_out(n_rows, first.plan.n_held_out, generators)
-    rows = _training.Rows(data, training + begin)
+    rows = _weighted(data, training + begin, weight)
     if not first.plan.n_held_out:
         held_out = training[:, : _training.PROBE_ROWS]
-    some = _training.Rows(data, rows.index[:, : _n_factor_rows(n_features)])
-    return lambda: [(1.0, rows)], _training.Rows(data, held_out + begin), lambda: some
+    some = _weighted(data, rows.index[:, : _n_factor_rows(n_features)], weight)
+    return lambda: [(1.0, rows)], _weighted(data, held_out + begin, weight), lambda: some
+
+
+def _to_weight(job: Job, sample_weight: _arrays.Array | None) -> torch.Tensor | None:
+    """Weights of rows as a tensor like that of the rows."""
+    if sample_weight is None:
+        return None
+    # On the CPU first: not every device has float64.
+    return torch.from_numpy(sample_weight).to(_dtype(job)).to(job.device)
+
+
+def _weighted(
+    data: torch.Tensor, index: torch.Tensor, weight: torch.Tensor | None
+) -> _training.Rows:
+    """Rows of `data`, of which each has a `weight`: those of a member then have mean 1."""
+    if weight is None:
+        return _training.Rows(data, index)
+    own = weight[index]
+    return _training.Rows(data, index, own / own.mean(1, keepdim=True))
 
 
 def _n_factor_rows(n_features: int) -> int:
@@ -223,7 +246,8 @@ def _read_in_parts(
 
     Rows are held out at random, one from each of as many stretches of equal length.
     """
-    (n_rows, n_features), plan = job.data.shape, job.plan
+    n_rows, n_features, plan = job.data.shape[0], job.architecture["n_features"], job.plan
+    weight = job.sample_weight
     location, scale = job.state["location"], job.state["scale"]
     rng = np.random.default_rng(job.seed + 1)
 
@@ -233,12 +257,17 @@ def _read_in_parts(
 
     def take(chosen: _arrays.Array) -> _training.Rows:
         rows = torch.empty((len(chosen), n_features), dtype=_dtype(job), device=job.device)
-        _arrays.fill_standardised(rows, job.data[chosen], location, scale, _support(job))
-        return _training.Rows(rows, torch.arange(len(chosen), device=job.device).unsqueeze(0))
+        block = _arrays.dense(job.data[chosen])
+        _arrays.fill_standardised(rows, block, location, scale, _support(job))
+        index = torch.arange(len(chosen), device=job.device).unsqueeze(0)
+        own = None if weight is None else weight[chosen]
+        return _weighted(rows, index, _to_weight(job, own))
 
     chosen = choose(plan.n_held_out or min(_training.PROBE_ROWS, n_rows))
     kept_out = chosen if plan.n_held_out else chosen[:0]
     judged = take(chosen)
+    # Of all parts together the mean is 1.
+    unit = 1.0 if weight is None else np.delete(weight, kept_out).mean()
     others = np.setdiff1d(choose(min(_n_factor_rows(n_features), n_rows)), kept_out)
     n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))
     n_blocks = job.n_at_once // n_block
@@ -250,18 +279,22 @@ def _read_in_parts(
         epoch, done = next(epochs), 0.0
         starts = rng.permutation(np.arange(0, n_rows, n_block))
         for first in range(0, len(starts), n_blocks):
-            end = 0
+            end, weights = 0, []
             for start in starts[first : first + n_blocks]:
-                block = job.data[start : start + n_block]
+                block = _arrays.dense(job.data[start : start + n_block])
                 out = kept_out[slice(*np.searchsorted(kept_out, (start, start + n_block)))]
                 block = np.delete(block, out - start, axis=0)
+                if weight is not None:
+                    own = weight[start : start + n_block] / unit
+                    weights.append(np.delete(own, out - start))
                 into = buffer[end : end + len(block)]
                 _arrays.fill_standardised(into, block, location, scale, _support(job))
                 end += len(block)
             if end:
                 index = torch.arange(end, device=job.device).unsqueeze(0)
+                of_rows = _to_weight(job, np.concatenate(weights)[None] if weights else None)
                 share = end / (n_rows - len(kept_out))
-                yield share, _training.Rows(buffer, index)
+                yield share, _training.Rows(buffer, index, of_rows)
                 done += share
                 end_part(epoch, done)
 
@@ -333,12 +366,12 @@ def _itemsize(job: Job) -> int:
 
 def _row_bytes(job: Job) -> int:
     """What the rows of a job take in training."""
-    return _itemsize(job) * job.data.size
+    return _itemsize(job) * job.data.shape[0] * job.architecture["n_features"]
 
 
 def _n_bytes(job: Job) -> int:
     """About what a model takes in training, besides its rows."""
-    plan, (n_rows, n_features) = job.plan, job.data.shape
+    plan, n_rows, n_features = job.plan, job.data.shape[0], job.architecture["n_features"]
     sizes = job.architecture["hidden_layer_sizes"]
     # Adam's five matrices, three copies of the weights and the gradients.
     weights = 9 * _model.n_weights(job.state)

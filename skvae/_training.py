@@ -62,6 +62,13 @@ class Rows:
 
     data: torch.Tensor  # (R, D)
     index: torch.Tensor  # (M, n), rows of `data`
+    # (M, n), how much each counts: of mean 1 over an epoch, or over what is judged. None: 1.
+    weight: torch.Tensor | None = None
+
+    def of(self, members: torch.Tensor) -> "Rows":
+        """Those of some members."""
+        weight = None if self.weight is None else self.weight[members]
+        return Rows(self.data, self.index[members], weight)
 
     def take(self, places: torch.Tensor) -> torch.Tensor:
         """Rows (M, B, D) at places (M, B) of `data`."""
@@ -365,7 +372,8 @@ def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator])
 
 # --- the step -----------------------------------------------------------------------------
 
-# Of rows, their places (M, B), noise (M, S, B, .) and (M, B, .), beta (M, 1), and Adam's numbers.
+# Of rows, their places (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
+# beta (M, 1), and Adam's numbers.
 Step = Callable[..., None]
 
 
@@ -375,13 +383,14 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) ->
     def step(
         rows: Rows,
         places: torch.Tensor,
+        row_weight: torch.Tensor | None,
         eps: torch.Tensor,
         about: torch.Tensor,
         beta: torch.Tensor,
         *coefficients: torch.Tensor,
     ) -> None:
         now = weights._replace(beta=beta)
-        numbers, gradients = loss_gradient(stack, rows.take(places), eps, about, now)
+        numbers, gradients = loss_gradient(stack, rows.take(places), eps, about, now, row_weight)
         adam.step(gradients, *coefficients)
         seen.add_(numbers, alpha=places.shape[1])
 
@@ -400,10 +409,10 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
     There is one graph for whole batches and one for the rest of an epoch; where rests are of
     many sizes, the others are launched as they are.
     """
-    graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
+    graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor | None]]] = {}
     device = changes[0].device
 
-    def record(rows: Rows, inputs: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph:
+    def record(rows: Rows, inputs: Sequence[torch.Tensor | None]) -> torch.cuda.CUDAGraph:
         before = [tensor.clone() for tensor in changes]
         # Libraries choose their kernels and their memory outside of a capture.
         side = torch.cuda.Stream(device)
@@ -420,17 +429,19 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
             tensor.copy_(value)
         return graph
 
-    def replay(rows: Rows, *inputs: torch.Tensor) -> None:
-        key = rows.data.data_ptr(), inputs[0].shape
+    def replay(rows: Rows, places: torch.Tensor, *others: torch.Tensor | None) -> None:
+        inputs = places, *others
+        key = rows.data.data_ptr(), places.shape
         if key not in graphs:
             if len(graphs) == 2:
                 return step(rows, *inputs)
-            own = [tensor.clone() for tensor in inputs]
+            own = [None if tensor is None else tensor.clone() for tensor in inputs]
             with _capturing:
                 graphs[key] = record(rows, own), own
         graph, own = graphs[key]
         for tensor, value in zip(own, inputs, strict=True):
-            tensor.copy_(value)
+            if tensor is not None and value is not None:
+                tensor.copy_(value)
         graph.replay()
 
     return replay
@@ -484,7 +495,7 @@ class Members:
         self.chosen = chosen if self.chosen is None else self.chosen[chosen]
         self.plans = [self.plans[place] for place in places]
         self.generators = [self.generators[place] for place in places]
-        self.judged = Rows(self.judged.data, self.judged.index[chosen])
+        self.judged = self.judged.of(chosen)
         self.noise, self.about = self.noise[chosen], self.about[chosen]
         self.stack.keep(chosen)
         self.adam.keep(chosen)
@@ -498,7 +509,7 @@ class Members:
         done, n_rows = 0.0, 0
         for share, rows in parts:
             if self.chosen is not None:
-                rows = Rows(rows.data, rows.index[self.chosen])
+                rows = rows.of(self.chosen)
             self._run_part(rows, epoch, done, share)
             done, n_rows = done + share, n_rows + rows.index.shape[1]
         return self.seen / n_rows
@@ -507,14 +518,18 @@ class Members:
         """One pass over `rows`, in a new order, which are this share of the epoch."""
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
-        places = rows.index.gather(1, torch.stack(orders)).split(size, dim=1)
+        order = torch.stack(orders)
+        places = rows.index.gather(1, order).split(size, dim=1)
+        weights: Sequence[torch.Tensor | None] = [None] * len(places)
+        if rows.weight is not None:
+            weights = rows.weight.gather(1, order).split(size, dim=1)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
         times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
         noise = self._draw([batch.shape[1] for batch in places], rows.data.dtype)
-        steps = zip(places, noise, self.adam.coefficients(rates), strict=True)
-        for batch, (eps, about), coefficients in steps:
-            self.step(rows, batch, eps, about, beta, *coefficients)
+        steps = zip(places, weights, noise, self.adam.coefficients(rates), strict=True)
+        for batch, weight, (eps, about), coefficients in steps:
+            self.step(rows, batch, weight, eps, about, beta, *coefficients)
 
     def _draw(
         self, sizes: Sequence[int], dtype: torch.dtype
@@ -552,7 +567,7 @@ class Members:
         ]
         # All together, since not every loss is a mean of the rows'.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
-        return loss((log_likelihood, kl), self.weights).numbers
+        return loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
 
 
 class Run:

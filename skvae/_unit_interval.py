@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae._arrays import Array, Columns, cell, to_tensor
+from skvae._arrays import UNNAMED, Array, Labels, Moments, cell, to_tensor
 from skvae._likelihood import TOLERANCE, Likelihood, Pullback, draw_uniform
 
 LOG_ODDS_BOUND = 1000.0  # of a continuous Bernoulli: a density of at most 1000
@@ -25,7 +25,7 @@ LOG_ODDS_BOUND = 1000.0  # of a continuous Bernoulli: a density of at most 1000
 class _UnitInterval(Likelihood):
     """Numbers in [0, 1], whose log-odds the decoder gives besides those of each column."""
 
-    def check_support(self, X: Array, names: Array | None = None) -> Array:
+    def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """X clipped to [0, 1], or a ValueError naming the value that is outside.
 
         X itself where nothing is outside.
@@ -36,7 +36,7 @@ class _UnitInterval(Likelihood):
         if outside.any():
             raise ValueError(
                 f"The {type(self).__name__} likelihood expects values in [0, 1]. Got "
-                f"{cell(X, outside, names)[0]}. Scale X to [0, 1] (MinMaxScaler), or use "
+                f"{cell(X, outside, labels)[0]}. Scale X to [0, 1] (MinMaxScaler), or use "
                 "likelihood='gaussian' for real values."
             )
         return np.clip(X, 0, 1)
@@ -47,7 +47,7 @@ class _UnitInterval(Likelihood):
         module.register_buffer("log_odds", torch.empty(n_features))
         return module
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the log-odds of the mean of each column."""
         mean = to_tensor(columns.mean, "cpu").clamp(0.001, 0.999)
         module.log_odds.copy_(torch.logit(mean))
@@ -160,7 +160,7 @@ class ContinuousBernoulli(_UnitInterval):
     # A name for pickles and links that survives when files move.
     __module__ = "skvae.likelihoods"
 
-    def initialise(self, module: Any, columns: Columns, scale: Array) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the mean of each column."""
         mean = to_tensor(columns.mean, "cpu").clamp(0.002, 0.998)
         low, high = torch.full_like(mean, -LOG_ODDS_BOUND), torch.full_like(mean, LOG_ODDS_BOUND)

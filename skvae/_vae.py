@@ -6,6 +6,7 @@ threads share nothing.
 """
 
 import copy
+import functools
 import math
 import warnings
 from numbers import Integral, Real
@@ -22,11 +23,12 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state, check_scalar
+from sklearn.utils import _safe_indexing, check_array, check_random_state, check_scalar
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils._set_output import _get_output_config
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from skvae import _arrays, _frames, _model, _objective, _stack, _training
+from skvae import _arrays, _frames, _model, _objective, _stack, _tables, _training
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
@@ -51,7 +53,7 @@ class VAETransformer(
     `n_components` so picks the smallest held-out negative ELBO.
 
     X needs no scaling before: the model standardises its inputs and accounts for it in the
-    density.
+    density. X may have missing values, and be a table with columns of several kinds.
 
     Parameters
     ----------
@@ -62,8 +64,11 @@ class VAETransformer(
         What the rows are, given z, of `skvae.likelihoods`: "gaussian" is `Gaussian()`, real
         values with a noise variance of each row and column; "laplace" and "student_t" the same
         for columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
-        numbers in [0, 1]; "poisson" and "negative_binomial" counts. `ZeroInflated` is for counts
-        with many zeros, `DiscretizedLogistic` for levels of grey.
+        numbers in [0, 1]; "categorical" categories; "poisson" and "negative_binomial" counts.
+        `ZeroInflated` is for counts with many zeros, `DiscretizedLogistic` for levels of grey.
+        `Columns` has one for each part of a table. "auto" makes such parts by dtypes: real and
+        whole numbers are "gaussian", bools "bernoulli", strings, objects and categories
+        "categorical".
 
     prior : {"standard_normal"} or value, default="standard_normal"
         What z is before a row is seen, of `skvae.priors`: "standard_normal" is N(0, I);
@@ -76,7 +81,8 @@ class VAETransformer(
     network : {"mlp"}, value or pair of callables, default="mlp"
         Encoder and decoder, of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. Of a
         pair of callables ``(n_in, n_out) -> torch.nn.Module`` the first makes the encoder and
-        the second the decoder, from (n, n_in) to (n, n_out). Their outputs for a row must not
+        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, the
+        encoder also sees which are there, in as many inputs. Their outputs for a row must not
         depend on other rows, nor on chance. A search trains together what is equal, as
         functions of a module are and two lambdas are not.
 
@@ -191,6 +197,9 @@ class VAETransformer(
     state_ : dict of str to ndarray
         Weights and units of the model.
 
+    likelihood_ : value
+        The likelihood of the columns: that of `likelihood`, or what "auto" has chosen.
+
     n_features_in_ : int
         Number of features seen during `fit`.
 
@@ -199,6 +208,7 @@ class VAETransformer(
 
     See Also
     --------
+    VAEImputer : Fill in missing values.
     sklearn.decomposition.PCA : The linear model with one noise variance, exactly.
     sklearn.decomposition.FactorAnalysis : The linear model with a noise variance a column.
     sklearn.mixture.GaussianMixture : A density without latent features.
@@ -214,6 +224,17 @@ class VAETransformer(
     parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
     epoch reads blocks of neighbouring rows in a new random order and shuffles the rows of a
     part, of 64 blocks or more, among them.
+
+    A value that is missing (NaN, None, NA) is no part of the bound: `fit` maximises that of what
+    is there, as MIWAE [7]_ does with `n_importance_samples` above 1, and the encoder sees which
+    values are there. Scores of rows with different holes are those of different variables: they
+    don't compare.
+
+    Of a table with categories or counts beside real values, the score is that of a mixed density:
+    log-probabilities of the former and log-densities of the latter, which have units, added up.
+    With `Columns`, "auto" or "categorical", `inverse_transform` and `sample` give back the values
+    and the dtypes of the columns of `fit`: the most probable category and the nearest whole
+    number, or draws.
 
     With hidden layers, the encoder sees a value that is more than 20 standard deviations
     from the mean of its column as that far; the density sees it as it is.
@@ -239,6 +260,8 @@ class VAETransformer(
        al., 2016), https://arxiv.org/abs/1606.04934, eq. 15.
     .. [6] Importance weighted autoencoders (Y. Burda, R. Grosse & R. Salakhutdinov, 2016),
        https://arxiv.org/abs/1509.00519, eq. 8.
+    .. [7] MIWAE: deep generative modelling and imputation of incomplete data sets (P.-A. Mattei &
+       J. Frellsen, 2019), https://arxiv.org/abs/1812.02633, eq. 3.
 
     Examples
     --------
@@ -259,7 +282,7 @@ class VAETransformer(
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
-        "likelihood": [StrOptions(set(LIKELIHOODS)), *get_args(Likelihood)],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), *get_args(Likelihood)],
         "prior": [StrOptions(set(PRIORS)), *get_args(Prior)],
         "posterior": [StrOptions(set(POSTERIORS)), *get_args(Posterior)],
         "network": [StrOptions(set(NETWORKS)), MLP, Conv, tuple],
@@ -352,15 +375,23 @@ class VAETransformer(
     # --- fit ------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Fit the model to X.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training data, at least two rows. It is not changed.
+        X : array-like, DataFrame or sparse matrix of shape (n_samples, n_features)
+            Training data, at least two rows. It is not changed. Sparse rows are made dense in
+            parts that scikit-learn's `working_memory` holds.
         y : Ignored
             Present for the API's sake.
+        sample_weight : float or array-like of shape (n_samples,), default=None
+            How much each row counts, at least 0; only ratios matter. Means over rows become
+            weighted means: mean and standard deviation of the columns, the loss and its terms in
+            `history_`, in training and of held-out rows, and the moments of factor analysis.
+            Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
+            as if they weren't in X, and no copy of the others is made. None, or the same
+            for all: no weights.
 
         Returns
         -------
@@ -370,11 +401,15 @@ class VAETransformer(
         Raises
         ------
         ValueError
-            If X or a parameter cannot be used, or if no epoch ended with a finite loss.
+            If X, a weight or a parameter cannot be used, or if no epoch ended with a finite loss.
             The estimator is then as it was before the call.
         """
-        job, fitted = self._prepare(X)
-        callbacks = Callbacks(self, X, y)
+        return self._fit(X, y, sample_weight)
+
+    def _fit(self, X, y=None, sample_weight=None, change=None):
+        """Fit to X; `change` makes of its rows, as numbers, those that are trained on."""
+        job, fitted = self._prepare(X, sample_weight=sample_weight, change=change)
+        callbacks = Callbacks(self, X, y, sample_weight)
 
         def end_epoch(records, states):
             if self.verbose:
@@ -393,11 +428,12 @@ class VAETransformer(
         callbacks.end(attributes)
         return self._become(attributes)
 
-    def _prepare(self, X, known=None):
+    def _prepare(self, X, known=None, sample_weight=None, change=None):
         """The job that training on X is, and what makes attributes of its outcome.
 
         Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
-        keeps what was read of X for the next call with the same X.
+        keeps what was read of X for the next call with the same X and weights. `change` makes of
+        the rows, as numbers, those that are trained on, some of whose values may be missing.
         """
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
@@ -405,18 +441,37 @@ class VAETransformer(
         # Validation sets attributes: on a copy, so that a failure below leaves self alone.
         reader = copy.copy(self)
         known = {} if known is None else known
-        likelihood = _part(self.likelihood)
-        if likelihood not in known:
-            data = _read(reader, X, reset=not warm, ensure_min_samples=2)
-            columns_seen = getattr(reader, "feature_names_in_", None)
-            missing = False
-            for block in _arrays.slices(data):
-                likelihood.check_support(block, columns_seen)
-                missing = missing or bool(np.isnan(block).any())
-            columns = _arrays.describe_columns(data, likelihood.check_support, columns_seen)
-            known[likelihood] = data, columns, missing, _names_seen(reader)
-        data, columns, missing, names = known[likelihood]
-        architecture = self._describe_architecture(data.shape[1], missing)
+        table, as_table = _frames.to_validate(X), _tables.is_read(self.likelihood)
+        weight = _weigh(sample_weight, table)
+        if as_table and weight is not None:  # what others are says nothing of the columns
+            rows = np.flatnonzero(weight)
+            table, weight = _safe_indexing(table, rows), weight[rows]
+        placed, chosen = _tables.place(self.likelihood, table)
+        if warm:
+            before = _part(self._architecture["likelihood"]).with_categories({})
+            _check_same_architecture({"likelihood": before}, {"likelihood": placed})
+        if placed not in known:
+            categories = self._categories if warm else None
+            known[placed] = _read_first(reader, table, placed, categories, weight)
+        likelihood, data, weight, moments, attributes = known[placed]
+        if change is not None:
+            data, moments = change(data), moments._replace(has_holes=True)
+        missing = moments.has_holes
+        if warm:
+            if missing and not self._architecture["missing"]:
+                raise ValueError(
+                    "X has missing values or unknown categories, but warm_start=True continues "
+                    "with a model that was fitted without any: its encoder has no inputs for them. "
+                    "Set warm_start=False."
+                )
+            missing = self._architecture["missing"]
+        n_features = len(moments.mean)
+        if isinstance(self.network, Conv) and n_features != data.shape[1]:
+            raise ValueError(
+                f"network={self.network!r} is for pixels that are numbers. Got categories, which "
+                f"become {n_features} features: use 'mlp', or a likelihood of numbers."
+            )
+        architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
@@ -424,19 +479,24 @@ class VAETransformer(
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
             state = _model.initial_state(
-                architecture, columns, seed, lambda n: _take(data, n, seed, likelihood)
+                architecture, moments, seed, lambda n: _take(data, n, seed, likelihood)
             )
             n_before, history = 0, {}
         constant = _model.log_jacobian(likelihood, state["scale"])
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
-        n_at_once = _stack.rows_at_once(data, dtype, n_least)
-        plan = self._plan_training(architecture, len(data), n_at_once, constant, warm)
-        output = _frames.describe(X, data.dtype)  # here, so that `fitted` holds no rows
+        n_rows = data.shape[0]
+        n_at_once = _stack.rows_at_once(n_rows, n_features, dtype, n_least)
+        plan = self._plan_training(architecture, n_rows, n_at_once, constant, warm)
+        # Here, so that `fitted` holds no rows.
+        output = _frames.describe(
+            table, data.dtype, as_table=as_table, categories=attributes["_categories"]
+        )
 
         def fitted(record, state):
             """All that `fit` sets, as if it had ended with this record."""
             return {
-                **names,
+                **attributes,
+                "_likelihood": _by_name(chosen),
                 "_architecture": architecture,
                 "_output": output,
                 "state_": state,
@@ -445,7 +505,9 @@ class VAETransformer(
             }
 
         state = _model.cast(state, dtype)
-        job = _stack.Job(data, n_at_once, architecture, state, plan, seed, device, self.precision)
+        job = _stack.Job(
+            data, n_at_once, architecture, state, plan, seed, device, self.precision, weight
+        )
         return job, fitted
 
     def _become(self, attributes):
@@ -454,7 +516,7 @@ class VAETransformer(
         vars(self).update(attributes)
         return self
 
-    def _describe_architecture(self, n_features, missing):
+    def _describe_architecture(self, likelihood, n_features, missing):
         """What the model is made of, in plain values, as it was at the time of `fit`."""
         sizes = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
@@ -468,7 +530,7 @@ class VAETransformer(
         return {
             "n_features": n_features,
             "n_components": int(self.n_components),
-            "likelihood": self.likelihood,
+            "likelihood": _by_name(likelihood),
             "prior": self.prior,
             "posterior": self.posterior,
             "network": _network(self.network),
@@ -515,7 +577,7 @@ class VAETransformer(
         if batch_size == "auto":
             # About 16 steps an epoch, in batches of 32 to 256 rows.
             batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
-        share_held_back = 0.0 if continues else _part(self.likelihood).share_held_back
+        share_held_back = 0.0 if continues else _part(architecture["likelihood"]).share_held_back
         return _training.Plan(
             n_components=self.n_components,
             n_held_out=n_held_out,
@@ -557,7 +619,7 @@ class VAETransformer(
             Latent features, the same at every call.
         """
         data = self._read_again(X)
-        Z = np.empty((len(data), self._n_features_out), self._output["dtype"])
+        Z = np.empty((data.shape[0], self._n_features_out), self._dtype_out)
 
         def encode(model, rows):
             return [_arrays.to_array(model.encode_mean(self._block(model, data, rows)))]
@@ -579,8 +641,8 @@ class VAETransformer(
             Parameters of q(z|x), a normal distribution with independent components.
         """
         data = self._read_again(X)
-        shape = (len(data), self._n_features_out)
-        mean, std = (np.empty(shape, self._output["dtype"]) for _ in range(2))
+        shape = (data.shape[0], self._n_features_out)
+        mean, std = (np.empty(shape, self._dtype_out) for _ in range(2))
 
         def encode(model, rows):
             return map(_arrays.to_array, model.encode_rows(self._block(model, data, rows)))
@@ -607,8 +669,8 @@ class VAETransformer(
         """
         data = self._read_again(X)
         check_scalar(n_draws, "n_draws", Integral, min_val=1)
-        shape = n_draws, len(data), self._n_features_out
-        Z = np.empty(shape, self._output["dtype"])
+        shape = n_draws, data.shape[0], self._n_features_out
+        Z = np.empty(shape, self._dtype_out)
 
         def draw(model, rows, noise):
             eps = noise(n_draws)
@@ -629,7 +691,8 @@ class VAETransformer(
         Returns
         -------
         X_original : ndarray or DataFrame of shape (n_samples, n_features)
-            In the units of `fit`; a DataFrame where one was fitted.
+            In the units of `fit`; a DataFrame where one was fitted. In a table with columns of
+            several kinds, the most probable category, and whole numbers where there were such.
         """
         check_is_fitted(self)
         latent = check_array(
@@ -645,7 +708,7 @@ class VAETransformer(
                 f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
                 f"expects its n_components={n_components}: rows as transform returns them."
             )
-        decoded = np.empty((len(latent), self.n_features_in_), self._output["dtype"])
+        decoded = np.empty((len(latent), self.n_features_in_), self._dtype_out)
 
         def decode(model, rows):
             z = latent[rows]
@@ -658,10 +721,10 @@ class VAETransformer(
                 )
             z = z.astype(self.state_["varies"].dtype)
             z = _arrays.to_block(z, rows.stop - rows.start, model.varies.device)
-            return [self._in_units(model.decode_mean(z))]
+            return [self._give_back(model, model.decode_mean(z))]
 
         self._map_rows(decode, decoded)
-        return _frames.give_back(decoded, self._output, X.index if hasattr(X, "iloc") else None)
+        return self._contain(decoded, X.index if hasattr(X, "iloc") else None)
 
     def sample(self, n_samples=1, random_state=None, *, mean=False):
         """Draw new rows: z from the prior, then x from p(x|z) with its observation noise.
@@ -684,7 +747,7 @@ class VAETransformer(
         check_is_fitted(self)
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        drawn = np.empty((n_samples, self.n_features_in_), self._output["dtype"])
+        drawn = np.empty((n_samples, self.n_features_in_), self._dtype_out)
         dtype = self.state_["varies"].dtype
 
         def draw(model, rows):
@@ -696,12 +759,11 @@ class VAETransformer(
             eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
             z = model.draw_prior(eps)
             if mean:
-                return [self._in_units(model.decode_mean(z))]
-            X = self._in_units(model.decode_sample(z, noise))
-            return [model.likelihood.check_support(X)]  # levels are whole again
+                return [self._give_back(model, model.decode_mean(z))]
+            return [self._give_back(model, model.decode_sample(z, noise), drawn=True)]
 
         self._map_rows(draw, drawn)
-        return _frames.give_back(drawn, self._output)
+        return self._contain(drawn)
 
     def score_samples(self, X):
         """Evidence lower bound of each row: at most its log-density, in nats.
@@ -725,7 +787,7 @@ class VAETransformer(
         check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
-        elbo = np.empty(len(data))
+        elbo = np.empty(data.shape[0])
 
         def score(model, rows):
             eps = _arrays.to_tensor(noise, model.varies.device)
@@ -735,7 +797,7 @@ class VAETransformer(
         elbo -= _model.log_jacobian(self._architecture["likelihood"], self.state_["scale"])
         return elbo
 
-    def score(self, X, y=None):
+    def score(self, X, y=None, sample_weight=None):
         """Mean ELBO of the rows of X: minus the negative ELBO, so greater is better.
 
         Parameters
@@ -744,13 +806,17 @@ class VAETransformer(
             Data in the units of `fit`.
         y : Ignored
             Present for the API's sake.
+        sample_weight : float or array-like of shape (n_samples,), default=None
+            How much each row counts, at least 0: the score is the weighted mean of
+            `score_samples`. None: all the same.
 
         Returns
         -------
         score : float
             Nats per row.
         """
-        return float(np.mean(self.score_samples(X)))
+        elbo = self.score_samples(X)
+        return float(np.average(elbo, weights=_weigh(sample_weight, elbo)))
 
     def to_module(self):
         """Make a torch module of the fitted model, to go on in torch.
@@ -760,28 +826,59 @@ class VAETransformer(
         module : torch.nn.Module
             Fresh, on the CPU, with the methods ``encode(x) -> (mean, std)`` and
             ``decode(z) -> E[x|z]`` for tensors of shape (n, n_features) and
-            (n, n_components), in the units of X. Changing it doesn't change the estimator.
+            (n, n_components), in the units of X. A category is as many features as it has
+            values, zeros and a one. Changing the module doesn't change the estimator.
             The units are float64: call ``.float()`` before moving it to a device without.
         """
         check_is_fitted(self)
         return _model.from_state(self._architecture, self.state_)
 
     def _read_again(self, X):
-        """X as finite floats; whether the likelihood supports them, each block will see."""
+        """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
-        return _read(self, X, reset=False)
+        X = _frames.to_validate(X)
+        likelihood = _part(self._architecture["likelihood"])
+        return _read(self, X, likelihood, self._categories, reset=False)
 
     def _block(self, model, X, rows):
         """Some rows of X in the units of `model`, as a tensor of a block's shape."""
-        names = getattr(self, "feature_names_in_", None)
-        some = model.likelihood.check_support(X[rows], names)
+        labels = _arrays.Labels(getattr(self, "feature_names_in_", None))
+        some = model.likelihood.check_support(_arrays.dense(X[rows]), labels)
+        labels = labels._replace(places=model.likelihood.columns_of(self.n_features_in_))
         location, scale, varies = (self.state_[key] for key in ("location", "scale", "varies"))
-        y = _arrays.standardise(some, location, scale, names, varies.dtype)
+        y = _arrays.standardise(some, location, scale, labels, varies.dtype)
         return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
 
-    def _in_units(self, y):
-        """Rows of the model, a tensor, in the units of X."""
-        return _arrays.restore(_arrays.to_array(y), self.state_["location"], self.state_["scale"])
+    def _give_back(self, model, y, *, drawn=False):
+        """Rows of the model, a tensor, as numbers in the columns and units of X."""
+        location, scale = self.state_["location"], self.state_["scale"]
+        X = _arrays.restore(_arrays.to_array(y), location, scale)
+        return model.likelihood.give_back(X, drawn=drawn)
+
+    @property
+    def _gives_tables(self):
+        """Whether rows go back as columns of several kinds."""
+        return "kinds" in self._output or bool(self._categories)
+
+    def _contain(self, X, index=None, container="default"):
+        """Rows of numbers in the values and the container of the data of `fit`."""
+        if not self._gives_tables:
+            return _frames.give_back(X, self._output, index)
+        if container == "default":
+            container = _get_output_config("transform", self)["dense"]
+        columns = _tables.decode(X, self._categories)
+        return _frames.give_back_columns(
+            columns,
+            self._output,
+            self._categories,
+            index,
+            None if container == "default" else container,
+        )
+
+    @property
+    def _dtype_out(self):
+        """Of latent rows, and of what may become values of another."""
+        return "float32" if self._output["dtype"] == "float32" else "float64"
 
     def _map_noise(self, function, random_state, *outputs, n_draws=1):
         """As `_map_rows`, with ``noise(n)`` for `function`: (n, rows, n_components) new draws."""
@@ -824,6 +921,13 @@ class VAETransformer(
     # --- what comes out -------------------------------------------------------------------
 
     @property
+    def likelihood_(self):
+        """The likelihood of the columns: what `likelihood` says, or what "auto" has chosen."""
+        if not self.__sklearn_is_fitted__():
+            raise AttributeError("A VAETransformer has no likelihood_ before fit.")
+        return _part(self._likelihood)
+
+    @property
     def noise_variance_(self):
         """Variance of the observation noise in squared units of X: float or (n_features,)."""
         if not self.__sklearn_is_fitted__():
@@ -848,17 +952,77 @@ class VAETransformer(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         return tags
 
 
 # --- reading the input --------------------------------------------------------------------
 
 
-def _read(estimator, X, **checks):
-    """X as finite numbers, in any order in memory."""
-    X = _frames.to_validate(X)
-    checks["ensure_all_finite"] = "allow-nan"
-    return validate_data(estimator, X, dtype=_frames.float_dtypes(X), **checks)
+def _read(estimator, X, likelihood, categories, *, reset, **checks):
+    """X as numbers, in any order in memory: codes for categories, and NaN for missing values."""
+    checks |= {"ensure_all_finite": "allow-nan", "accept_sparse": "csr"}
+    if categories or (np.ndim(X) == 2 and _frames.has_objects(X)):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        codes = _tables.encode(X, categories, likelihood)
+        return check_array(codes, estimator=estimator, input_name="X", **checks)
+    return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
+
+
+def _read_first(estimator, X, likelihood, categories, weight):
+    """What `fit` reads of X: likelihood, rows, weights, moments of the features, and attributes.
+
+    The likelihood then knows its categories: those of an earlier fit, if there are `categories`.
+    """
+    reset = categories is None
+    if reset:
+        categories = _tables.learn_categories(X, likelihood)
+    data = _read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
+    data, weight = _drop(data, weight)
+    likelihood = likelihood.with_categories({i: len(c) for i, c in categories.items()})
+    labels = _arrays.Labels(getattr(estimator, "feature_names_in_", None))
+    places = likelihood.columns_of(data.shape[1])
+    support = functools.partial(likelihood.check_support, labels=labels)
+    moments = _arrays.describe_columns(data, support, labels._replace(places=places), weight)
+    attributes = {**_names_seen(estimator), "_categories": categories}
+    return likelihood, data, weight, moments, attributes
+
+
+def _weigh(sample_weight, X):
+    """How much each row of X counts, of mean 1 over those above 0; None: all the same."""
+    if sample_weight is None:
+        return None
+    weight = _check_sample_weight(_frames.to_validate(sample_weight), X, dtype=np.float64)
+    wrong = ~((weight >= 0) & (weight < np.inf))  # NaN, too
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"sample_weight has the value {weight[row]:.6g} in row {row}. Weights say how much a "
+            "row counts, and are finite and at least 0: to leave a row out, make its weight 0."
+        )
+    if not weight.any():
+        raise ValueError(
+            "sample_weight is zero in all rows, so that none is left. Make it more than 0 in those "
+            "that count."
+        )
+    # By a power of 2, which rounds nothing: now no sum overflows.
+    weight = np.ldexp(weight, -np.frexp(weight.max())[1])
+    return np.count_nonzero(weight) * weight / weight.sum()
+
+
+def _drop(data, weight):
+    """Rows that count, and their weights; None where these are all the same."""
+    if weight is None:
+        return data, None
+    rows = np.flatnonzero(weight)
+    if len(rows) < 2:
+        raise ValueError(
+            "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
+            "above 0."
+        )
+    if len(rows) < data.shape[0]:
+        data, weight = _arrays.Subset(data, rows), weight[rows]
+    return data, None if np.ptp(weight) == 0 else weight
 
 
 def _names_seen(estimator):
@@ -870,6 +1034,11 @@ def _names_seen(estimator):
 def _part(value):
     """A part by its value, where it may have been given by its name."""
     return {**LIKELIHOODS, **NETWORKS, **PRIORS, **POSTERIORS}.get(value, value)
+
+
+def _by_name(likelihood):
+    """A likelihood by its name, if it has one: a fitted model then needs no class to be read."""
+    return next((name for name, known in LIKELIHOODS.items() if known == likelihood), likelihood)
 
 
 def _network(value):
@@ -888,8 +1057,8 @@ def _network(value):
 def _take(data, n, seed, likelihood):
     """`n` random rows, all different if there are as many."""
     rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(data), n, replace=n > len(data)))
-    return likelihood.check_support(data[rows])
+    rows = np.sort(rng.choice(data.shape[0], n, replace=n > data.shape[0]))
+    return likelihood.check_support(_arrays.dense(data[rows]))
 
 
 def _check_same_architecture(before, now):

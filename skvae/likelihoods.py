@@ -9,6 +9,8 @@ log-Jacobian of its units.
 `skvae.networks`; likelihoods without one have it by autograd.
 """
 
+from skvae._categories import Categorical
+from skvae._columns import Columns
 from skvae._counts import NegativeBinomial, Poisson, ZeroInflated
 from skvae._levels import DiscretizedLogistic
 from skvae._reals import Gaussian, Laplace, StudentT
@@ -16,6 +18,8 @@ from skvae._unit_interval import Bernoulli, ContinuousBernoulli
 
 __all__ = [
     "Bernoulli",
+    "Categorical",
+    "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
     "Gaussian",
@@ -36,6 +40,8 @@ Likelihood = (
     | Poisson
     | NegativeBinomial
     | ZeroInflated
+    | Categorical
+    | Columns
 )
 
 LIKELIHOODS: dict[str, Likelihood] = {
@@ -44,6 +50,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "student_t": StudentT(),
     "bernoulli": Bernoulli(),
     "continuous_bernoulli": ContinuousBernoulli(),
+    "categorical": Categorical(),
     "poisson": Poisson(),
     "negative_binomial": NegativeBinomial(),
 }

@@ -155,15 +155,19 @@ def reconstruction(
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = vae._read_again(X)
-    result = np.empty((len(data), vae.n_features_in_))
+    result = np.empty((data.shape[0], vae.n_features_in_))
     jacobian = _model.log_scales(vae._architecture["likelihood"], vae.state_["scale"])
+    columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
 
     def measure(model, rows, noise):
         y, total = vae._block(model, data, rows), 0.0
         for n in _parts(n_samples, y, model):
             log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
             total = total + log_prob.double().sum(0)
-        return [jacobian - _arrays.to_array(total) / n_samples]
+        features = jacobian - _arrays.to_array(total) / n_samples
+        of_columns = np.zeros((len(features), vae.n_features_in_))
+        np.add.at(of_columns, (slice(None), columns), features)
+        return [of_columns]
 
     vae._map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
     return result if per_sample else result.mean(axis=0)
@@ -227,7 +231,7 @@ def kl_per_component(estimator, X, y=None):
             f"prior={model.prior!r}: see active_units, which needs neither."
         )
     data = vae._read_again(X)
-    result = np.empty((len(data), vae._n_features_out))
+    result = np.empty((data.shape[0], vae._n_features_out))
 
     def measure(model, rows):
         q = model.encode_posterior(vae._block(model, data, rows))
@@ -300,7 +304,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
     data = vae._read_again(X)
-    n_rows, n_raw = len(data), posterior.n_outputs(vae._n_features_out)
+    n_rows, n_raw = data.shape[0], posterior.n_outputs(vae._n_features_out)
     raw = np.empty((n_rows, n_raw), vae.state_["varies"].dtype)
 
     def read(model, rows):
@@ -354,7 +358,7 @@ def _weigh(estimator, X, n_samples, random_state):
     data = vae._read_again(X)
     names = ["log_mean", "relative_error", "mean", "error"]
     names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
-    totals = {name: np.empty(len(data)) for name in names}
+    totals = {name: np.empty(data.shape[0]) for name in names}
 
     def measure(model, rows, noise):
         y, weights, likelihoods, divergences = vae._block(model, data, rows), [], [], []

@@ -349,21 +349,26 @@ class Conv:
             sizes.append((-(-height // 2), -(-width // 2)))
         return sizes
 
-    def _refuse(self, n_features: int) -> ValueError:
+    def check_rows(self, n_features: int) -> None:
+        """Raise where rows are no images of this shape."""
         n_values = math.prod(self.image_shape)
-        return ValueError(
-            f"{self!r} is for rows of {n_values} features. Got rows of {n_features}: give the "
-            "(channels, height, width) of the images in X."
-        )
+        if n_features != n_values:
+            raise ValueError(
+                f"{self!r} is for rows of {n_values} features. Got rows of {n_features}: give the "
+                "(channels, height, width) of the images in X."
+            )
 
     def encoder(
         self, n_in: int, n_out: int, hidden_layer_sizes: Sequence[int], activation: str
     ) -> nn.Module:
-        """Make the module from images in rows (B, n_in) to (B, n_out)."""
-        if n_in != math.prod(self.image_shape):
-            raise self._refuse(n_in)
-        layers: list[nn.Module] = [nn.Unflatten(-1, self.image_shape)]
-        for before, after in pairwise([self.image_shape[0], *self.channels]):
+        """Make the module from images in rows (B, n_in) to (B, n_out).
+
+        For several inputs a pixel, such as whether it is missing, n_in is a multiple of an image's
+        values.
+        """
+        n_channels = self.image_shape[0] * n_in // math.prod(self.image_shape)
+        layers: list[nn.Module] = [nn.Unflatten(-1, (n_channels, *self.image_shape[1:]))]
+        for before, after in pairwise([n_channels, *self.channels]):
             layers += [nn.Conv2d(before, after, 3, 2, 1), ACTIVATIONS[activation][0]()]
         n_flat = self.channels[-1] * math.prod(self._sizes()[-1])
         dense = MLP(linear=False).encoder(n_flat, n_out, hidden_layer_sizes, activation)
@@ -376,9 +381,7 @@ class Conv:
 
         For several outputs a pixel, n_out is a multiple of an image's values.
         """
-        n_per_pixel, rest = divmod(n_out, math.prod(self.image_shape))
-        if rest:
-            raise self._refuse(n_out)
+        n_per_pixel = n_out // math.prod(self.image_shape)
         sizes = self._sizes()[::-1]
         first = self.channels[-1], *sizes[0]
         dense = MLP(linear=False).encoder(n_in, math.prod(first), hidden_layer_sizes, activation)

@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skvae import VAEImputer, VAETransformer
+from skvae import VAEImputer, VAETransformer, _imputer
 from skvae.likelihoods import Gaussian
 
 
@@ -85,13 +85,47 @@ def test_what_is_there_stays_and_nothing_is_missing(wine, holes):
     assert np.isfinite(filled).all()
 
 
-def test_it_is_nearer_than_the_mean(wine, holes):
+def quick(monkeypatch, max_iter):
+    """Let the model that None is train for few epochs."""
+    monkeypatch.setitem(_imputer.DEFAULT, "max_iter", max_iter)
+
+
+def test_it_is_nearer_than_the_mean(wine, holes, monkeypatch):
+    quick(monkeypatch, 30)
     missing = np.isnan(holes)
     ours, means = (
         imputer.fit_transform(holes) for imputer in (VAEImputer(random_state=0), SimpleImputer())
     )
     error, error_of_means = (np.square(f - wine)[missing].mean() for f in (ours, means))
     assert error < 0.75 * error_of_means
+
+
+def test_fitted_to_complete_rows_it_fills_in_what_others_lack(wine, holes, monkeypatch):
+    quick(monkeypatch, 30)
+    missing = np.isnan(holes[::2])
+    filled = VAEImputer(random_state=0).fit(wine[1::2]).transform(holes[::2])
+    means = np.broadcast_to(wine[1::2].mean(axis=0), filled.shape)
+    error, error_of_means = (np.square(f - wine[::2])[missing].mean() for f in (filled, means))
+    assert error < 0.75 * error_of_means
+
+
+def test_without_an_estimator_random_state_decides_all(holes, monkeypatch):
+    quick(monkeypatch, 2)
+    first, same, other = (VAEImputer(random_state=s).fit_transform(holes) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, same)
+    assert (first != other)[np.isnan(holes)].all()
+
+
+def test_without_an_estimator_categories_are_hidden_and_filled_in(holes, monkeypatch):
+    quick(monkeypatch, 30)
+    kinds = np.array(["low", "middle", "high"])[load_wine().target]
+    table = pd.DataFrame({"kind": kinds, "a": holes[:, 0], "b": holes[:, 6], "c": holes[:, 12]})
+    gaps = table.copy()
+    gaps.loc[::5, "kind"] = None
+    filled = VAEImputer(random_state=0).fit_transform(gaps)
+    # The most frequent of three is right for 0.4 of all.
+    assert (filled["kind"] == table["kind"])[::5].mean() > 0.7
+    assert not filled.isna().any(axis=None)
 
 
 def test_imputations_are_the_same_at_every_call_and_for_a_row_alone(holes):
@@ -148,3 +182,118 @@ def test_in_a_pipeline_and_a_search(holes):
     grid = {"vaeimputer__estimator__n_components": [1, 2]}
     search = GridSearchCV(pipe, grid, cv=3).fit(holes, load_wine().target)
     assert search.best_score_ > 0.8
+
+
+# --- tables -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """A table of every kind of column, whole and with holes."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(400)
+    whole = pd.DataFrame(
+        {
+            "height": 170 + 10 * z + rng.standard_normal(400),
+            "size": np.array(["S", "M", "L"])[np.digitize(z, [-0.6, 0.6])],
+            "tall": pd.array(z > 0, dtype="boolean"),
+        },
+        index=np.arange(400)[::-1],
+    )
+    holes, gone = whole.copy(), rng.random(whole.shape) < 0.2
+    for i, name in enumerate(whole):
+        holes.loc[gone[:, i], name] = pd.NA if name == "tall" else None
+    return whole, holes
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_table_is_filled_in_and_what_is_there_stays(mixed, draws):
+    whole, holes = mixed
+    before = holes.copy(deep=True)
+    imputer = VAEImputer(
+        VAETransformer(2, likelihood="auto", hidden_layer_sizes=16, max_iter=60, random_state=0),
+        sample_posterior=draws,
+        random_state=0,
+    )
+    filled = imputer.fit_transform(holes)
+    pd.testing.assert_frame_equal(holes, before)
+    pd.testing.assert_series_equal(filled.dtypes, whole.dtypes)
+    pd.testing.assert_index_equal(filled.index, whole.index)
+    for name in whole:
+        gone = holes[name].isna()
+        pd.testing.assert_series_equal(filled.loc[~gone, name], holes.loc[~gone, name])
+    gone = holes["size"].isna() & holes["height"].notna()
+    guess = (whole["size"] == "M").mean()  # of the most frequent one
+    assert (filled["size"] == whole["size"])[gone].mean() > guess + (0.1 if draws else 0.2)
+
+
+def test_a_table_of_categories_is_read_without_being_told(mixed, monkeypatch):
+    quick(monkeypatch, 2)
+    imputer = VAEImputer(random_state=0, add_indicator=True).fit(mixed[1])
+    assert imputer.estimator_.likelihood == "auto"
+    filled = imputer.transform(mixed[1])
+    assert list(filled.columns) == list(imputer.get_feature_names_out())
+    expected = mixed[1].isna().to_numpy()
+    np.testing.assert_array_equal(filled.iloc[:, 3:].to_numpy(dtype=bool), expected)
+    # Numbers alone stay an array of numbers.
+    imputer = VAEImputer().fit(load_wine().data[:30])
+    assert imputer.estimator_.likelihood == Gaussian("per_feature")
+
+
+def test_a_mark_for_missing_values_is_for_numbers(mixed):
+    with pytest.raises(ValueError, match="missing_values=-1 is for tables of numbers"):
+        VAEImputer(missing_values=-1).fit(mixed[1])
+
+
+@pytest.mark.parametrize("kind", ["array", "read-only array", "frame"])
+def test_auto_on_numbers_changes_no_input(holes, kind):
+    X = holes.copy()
+    X.flags.writeable = kind != "read-only array"
+    X = pd.DataFrame(X) if kind == "frame" else X
+    vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
+    filled = VAEImputer(vae).fit(X).transform(X)
+    assert type(filled) is type(X)
+    np.testing.assert_array_equal(np.asarray(X), holes)
+    assert np.isfinite(np.asarray(filled)).all()
+    whole = np.nan_to_num(holes)
+    assert not np.shares_memory(VAEImputer(vae).fit(whole).transform(whole), whole)
+
+
+def test_values_that_are_there_stay_to_the_last_digit_and_unknown_ones_too():
+    frame = pd.DataFrame(
+        {
+            "large": pd.array([2**60 + i for i in range(59)] + [None], dtype="Int64"),
+            "bool": pd.Series([True, False, None] * 20, dtype=object),
+            "kind": ["x", "y", None] * 20,
+        }
+    )
+    vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
+    imputer = VAEImputer(vae).fit(frame)
+    strange = frame.copy()
+    strange.loc[0, "kind"] = "new"
+    with pytest.warns(UserWarning, match="taken as missing: 'new'"):
+        filled = imputer.transform(strange)
+    for name in frame:
+        there = strange[name].notna()
+        assert filled.loc[there, name].tolist() == strange.loc[there, name].tolist()
+        assert filled[name].notna().all()
+    assert {type(value) for value in filled["bool"]} == {bool}
+
+
+def test_a_failed_fit_changes_nothing(mixed, holes):
+    imputer = VAEImputer(VAETransformer(2, likelihood="auto", max_iter=2, random_state=0))
+    with pytest.raises(ValueError, match="only missing values"):
+        imputer.fit(mixed[1].assign(size=None))
+    assert not hasattr(imputer, "n_features_in_")
+    imputer.fit(mixed[1])
+    before = dict(vars(imputer))
+    with pytest.raises(ValueError, match="only missing values"):
+        imputer.fit(pd.DataFrame(holes).add_prefix("c").assign(strange=None))
+    assert vars(imputer) == before
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+def test_a_table_goes_into_the_container_of_set_output(mixed, container):
+    vae = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0)
+    imputer = VAEImputer(vae).set_output(transform=container)
+    assert type(imputer.fit_transform(mixed[1])).__module__.startswith(container)

@@ -16,7 +16,7 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from skvae import VAETransformer
-from skvae._arrays import Columns, describe_columns, standardise
+from skvae._arrays import UNNAMED, Labels, Moments, describe_columns, standardise
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -81,7 +81,7 @@ def counts():
 class Start(NamedTuple):
     """A likelihood at work: what `_model` makes of it, in float64."""
 
-    columns: Columns
+    columns: Moments
     location: np.ndarray
     scale: np.ndarray
     module: torch.nn.Module
@@ -206,7 +206,7 @@ def discretized_logistic(likelihood, s, raw):
 
 
 def rate(s, raw):
-    mean, std = map(torch.tensor, s.columns)
+    mean, std = map(torch.tensor, s.columns[:2])
     spread = (std / (1 + mean)).clamp(max=1)
     return mean * (20 * torch.tanh(raw * spread / 20)).exp()
 
@@ -250,7 +250,7 @@ def zero_inflated(likelihood, s, raw):
     first = np.minimum(0.5 * square / (1 + square), 0.1)
     mean = s.columns.mean / (1 - first)
     std = np.sqrt(s.columns.std**2 / (1 - first) - first * mean**2)
-    own = s._replace(columns=Columns(mean, std))
+    own = s._replace(columns=Moments(mean, std))
     share = (raw[..., 3:] + torch.tensor(first).logit()).sigmoid()
     return WithZeros(inner(likelihood.likelihood, own, raw[..., :3]), share)
 
@@ -557,16 +557,17 @@ OUTSIDE = [
 
 @pytest.mark.parametrize(("likelihood", "value", "expected"), OUTSIDE)
 @pytest.mark.parametrize(
-    ("names", "column"), [(None, "column 1"), (np.array(["a", "b", "c"]), "column 1 ('b')")]
+    ("labels", "column"),
+    [(UNNAMED, "column 1"), (Labels(np.array(["a", "b", "c"])), "column 1 ('b')")],
 )
 def test_a_value_outside_the_support_raises_and_is_named_with_its_column(
-    likelihood, value, expected, names, column
+    likelihood, value, expected, labels, column
 ):
     X = np.ones((5, 3))
     X[3, 1] = X[4, 2] = value
     message = f"{expected}. Got {value:.10g} in {column}."
     with pytest.raises(ValueError, match=re.escape(message)):
-        likelihood.check_support(X, names)
+        likelihood.check_support(X, labels)
 
 
 # --- Gaussian: units --------------------------------------------------------------------------
@@ -574,13 +575,13 @@ def test_a_value_outside_the_support_raises_and_is_named_with_its_column(
 
 def columns_of(std, mean=0.0):
     std = np.asarray(std, float)
-    return Columns(np.broadcast_to(np.float64(mean), std.shape), std)
+    return Moments(np.broadcast_to(np.float64(mean), std.shape), std)
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "per_sample"])
 def test_gaussian_noise_of_the_column_gives_each_column_its_own_scale(noise):
     mean, std = np.array([1.7e9, 0, -3]), np.array([1e3, 1e-6, 1e6])
-    location, scale = Gaussian(noise).units(Columns(mean, std))
+    location, scale = Gaussian(noise).units(Moments(mean, std))
     np.testing.assert_array_equal(location, mean)
     np.testing.assert_array_equal(scale, std)
 
@@ -671,10 +672,10 @@ def test_variances_of_rows_are_learned_once_they_are_released(noise):
     likelihood = noise("per_sample")
     s = start(likelihood, real_line().data)
     stack = stacked([s, s])
-    value, _ = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 3))
+    value, _ = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 1, 3))
     # Of ten epochs three are behind the first model, and two behind the second.
     likelihood.at(stack.module, torch.tensor([0.3, 0.2]))
-    held, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 3))
+    held, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 1, 3))
     torch.testing.assert_close(held, value, rtol=0, atol=0)
     g_raw, (g_variance, *_) = pull(torch.ones(2, 6).double())
     assert (g_raw[0] != 0).all()
@@ -705,7 +706,7 @@ def test_gaussian_noise_at_its_floor_in_float32_still_has_the_gradient_of_autogr
     (expected,) = torch.autograd.grad(log_prob, learned)
     with torch.no_grad():
         stack = stacked([s._replace(raw=raw, x=x)])
-        _, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(1, 3))
+        _, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(1, 1, 3))
         of_raw, of_parameters = pull(torch.ones(1, 6))
     gradient = (of_raw if noise == "per_sample" else of_parameters[0])[0]
     assert (gradient[..., -3:] != 0).all()
@@ -1027,7 +1028,7 @@ def test_independent_counts_get_the_log_probability_that_they_have(likelihood, d
 
 def test_a_continuous_bernoulli_starts_from_the_mean_of_each_column():
     likelihood, means = ContinuousBernoulli(), np.array([0.01, 0.3, 0.5, 0.9, 0.995])
-    columns = Columns(means, np.full(5, 0.1))
+    columns = Moments(means, np.full(5, 0.1))
     module = likelihood.build(5).double()
     with torch.no_grad():
         likelihood.initialise(module, columns, np.ones(5))

@@ -215,8 +215,8 @@ def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
 def test_n_weights_counts_about_the_multiplications_of_a_row():
     _, state = made(hidden=(6, 5))
     products = 4 * 6 + 6 * 5 + 5 * 4 + 4 * 4 + 2 * 5 + 5 * 6 + 6 * 8 + 2 * 8
-    # Biases, units, noise, two bounds, and whether variances are released.
-    others = 6 + 5 + 4 + 5 + 6 + 8 + 3 * 4 + 4 + 1 + 1 + 1
+    # Biases, units, means, noise, two bounds, and whether variances are released.
+    others = 6 + 5 + 4 + 5 + 6 + 8 + 5 * 4 + 4 + 1 + 1 + 1
     assert _model.n_weights(state) == products + others
 
 
@@ -307,9 +307,10 @@ def test_encoder_sees_what_is_farther_than_20_deviations_as_that_far(likelihood)
     with torch.no_grad():
         terms, of_seen = model(y, eps), model(seen, eps)
         q = model.posterior.parameters(model.encoder(seen))
-        expected = model.log_likelihood(y, model.posterior.rsample(q, eps))
+        expected = model.log_prob(y, model.posterior.rsample(q, eps)).sum(-1)
     assert torch.equal(terms.kl, of_seen.kl)
-    assert torch.equal(terms.log_likelihood, expected)  # the likelihood sees all
+    # The likelihood sees all; sums in another order.
+    torch.testing.assert_close(terms.log_likelihood, expected, rtol=1e-14, atol=0)
 
 
 @every_likelihood
@@ -348,7 +349,7 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
     x = np.linspace(-2e4, 2e4, 40_001)[:, None] + X.mean()
     y = torch.tensor((x - state["location"]) / state["scale"])
     with torch.no_grad():
-        log_density = model.log_likelihood(y, torch.full((1, 1, 1), 0.5).double())[0]
+        log_density = model.log_prob(y, torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
     density = np.exp(log_density.numpy() - _model.log_jacobian(Gaussian(noise), state["scale"]))
     # x itself is rounded to 2e-7 of a step of 1.
     assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)

@@ -8,7 +8,7 @@ import torch
 from torch import distributions as D
 
 from skvae import _model, _objective
-from skvae._arrays import Columns, score_noise
+from skvae._arrays import Moments, score_noise
 from skvae.likelihoods import Gaussian
 
 
@@ -31,7 +31,7 @@ def describe(n_features, n_components, hidden=()):
 def linear_model(n_features, n_components, hidden=(), seed=0):
     """A model in float64 in units of its own, with weights drawn at random."""
     architecture = describe(n_features, n_components, hidden)
-    columns = Columns(np.zeros(n_features), np.ones(n_features))
+    columns = Moments(np.zeros(n_features), np.ones(n_features))
     model = _model.from_state(architecture, _model.initial_state(architecture, columns, 0))
     model.double()
     with torch.no_grad():

@@ -211,7 +211,7 @@ def told(record):
     return {name: value for name, value in vars(record).items() if name != "weights"}
 
 
-ANY = {"likelihood": "gaussian"}  # whose support is all numbers
+ANY = {"likelihood": "gaussian", "n_features": 2}
 
 
 def numbers_of(rows):

@@ -874,13 +874,13 @@ def unchanged(estimator):
     assert joblib.hash(vars(estimator)) == hashed
 
 
-def with_nan(X):
-    return np.where(np.arange(len(X))[:, None] == 7, np.nan, X)
+def infinite(X):
+    return np.where(np.arange(len(X))[:, None] == 7, np.inf, X)
 
 
 FAILURES = {
-    "bad data": ({}, with_nan, "contains NaN"),
-    "other columns": ({}, lambda X: pd.DataFrame(with_nan(X), columns=list("abcd")), "NaN"),
+    "bad data": ({}, infinite, "contains infinity"),
+    "other columns": ({}, lambda X: pd.DataFrame(infinite(X), columns=list("abcd")), "infinity"),
     "bad parameter": ({"beta": -1}, np.copy, "'beta' parameter of VAETransformer must be"),
     "bad sizes": ({"hidden_layer_sizes": (8, 0)}, np.copy, "'hidden_layer_sizes' parameter"),
     "no such device": ({"device": "tpu"}, np.copy, "device='tpu' is not available"),
@@ -1380,12 +1380,9 @@ def frame_with(column):
 
 
 REFUSED = {
-    "NaN": (put(np.nan), ValueError, "Input X contains NaN"),
     "infinity": (put(np.inf), ValueError, "Input X contains infinity"),
     "minus infinity": (put(-np.inf), ValueError, "Input X contains infinity"),
     "complex": (put(1j), ValueError, "Complex data not supported"),
-    "sparse matrix": (scipy.sparse.csr_matrix, TypeError, "Sparse data was passed for X"),
-    "sparse array": (scipy.sparse.coo_array, TypeError, "Sparse data was passed for X"),
     "1-D": (lambda X: X[0], ValueError, "Expected 2D array, got 1D array"),
     "series of pandas": (
         lambda X: pd.Series(X[0]),
@@ -1396,7 +1393,11 @@ REFUSED = {
     "scalar": (lambda X: 3.0, ValueError, "got scalar array"),
     "0 rows": (lambda X: X[:0], ValueError, r"Found array with 0 sample\(s\)"),
     "0 columns": (lambda X: X[:, :0], ValueError, r"Found array with 0 feature\(s\)"),
-    "strings": (lambda X: [["a", "b", "c", "d"]] * 3, ValueError, "could not convert string"),
+    "strings": (
+        lambda X: [["a", "b", "c", "d"]] * 3,
+        ValueError,
+        "X has the value 'a' in column 0, which is no number",
+    ),
     "dates": (dates, ValueError, r"Got dtype datetime64\[D\] in column 0"),
     "list of dates": (
         lambda X: list(map(list, dates(X))),
@@ -1421,11 +1422,6 @@ REFUSED = {
         ValueError,
         "Got dtype Date in column 2",
     ),
-    "missing value of pandas": (
-        lambda X: pd.DataFrame(put(np.nan)(X), columns=list("abcd")).convert_dtypes(),
-        ValueError,
-        "Input X contains NaN",
-    ),
 }
 DATA_METHODS = ["fit", "transform", "encode", "score_samples", "score"]
 
@@ -1440,11 +1436,10 @@ def test_data_of_the_wrong_kind_are_refused(X, quick, method, spoil, error, matc
 
 
 @pytest.mark.parametrize("method", DATA_METHODS)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_none_are_refused_even_where_nobody_looks(X, quick, method, value):
+def test_infinity_is_refused_even_where_nobody_looks(X, quick, method):
     vae = quick().fit(X)
     with sklearn.config_context(assume_finite=True), pytest.raises(ValueError, match="column 2"):
-        getattr(vae, method)(put(value)(X))
+        getattr(vae, method)(put(np.inf)(X))
 
 
 def test_one_row_is_too_few_to_fit(X, quick):
