@@ -94,4 +94,7 @@ axes[2].set(title="error where values were missing", xlabel="standard deviations
 axes[2].set_yticks(places, numbers)
 axes[2].set(xlim=(0, 1.6))
 axes[2].legend(loc="center right", fontsize="small")
-figure.savefig(Path(__file__).with_name("table.png"), dpi=110)
+
+picture_file = Path("table.png").resolve()
+figure.savefig(picture_file, dpi=100)
+print(f"Picture: {picture_file}")
