@@ -65,8 +65,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     sample_posterior : bool, default=False
         Whether to draw missing values, for multiple imputation: several imputers that differ in
-        `random_state` alone then differ as much as the model is unsure. Else each is the
-        value to expect, the same at every call.
+        `random_state` alone then differ as much as the model is unsure. A row's draws depend on
+        its place in X. Else each is the value to expect, the same at every call.
 
     add_indicator : bool, default=False
         Whether to add columns that say which values were missing, as `MissingIndicator` does.

@@ -95,7 +95,9 @@ def _choose(X):
         kinds = [_frames.kind(X, 0)] * X.shape[1]
     names = _frames.names(X)
     known = {"f": Gaussian(), "b": Bernoulli(), "O": Categorical()}
-    few = [i for i, kind in enumerate(kinds) if kind == "i" and _n_values(X, i) < FEW_VALUES]
+    few = []
+    if not hasattr(X, "toarray"):  # whose columns are long to read, and many
+        few = [i for i, kind in enumerate(kinds) if kind == "i" and _n_values(X, i) < FEW_VALUES]
     if few:
         shown = ", ".join(map(Labels(names).of, few[:5]))
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""

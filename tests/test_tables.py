@@ -702,6 +702,12 @@ def test_sparse_rows_are_never_dense_as_a_whole():
     assert peak < 8 * n_rows * n_columns / 2
 
 
+def test_auto_reads_the_dtype_of_sparse_rows():
+    X = scipy.sparse.csr_array(np.eye(30, 4, dtype=bool))
+    assert model("auto").fit(X).likelihood_ == Bernoulli()
+    assert model("auto").fit(X.astype(int)).likelihood_ == Gaussian()
+
+
 def test_a_search_takes_sparse_rows():
     rng = np.random.default_rng(0)
     X = (rng.random((90, 12)) < 0.3).astype(float)
