@@ -195,8 +195,6 @@ def give_back(X, output, index=None):
 def give_back_columns(columns, output, categories, index=None, container=None):
     """As `give_back`, of columns that may be values of categories, in the dtypes of `fit`."""
     if output["container"] is None:
-        if not categories:
-            return np.stack(columns, axis=1).astype(output["dtype"])
         return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
     container = container or output["container"]
     frames = importlib.import_module(container)
@@ -242,13 +240,21 @@ def fill(X, filled, holes):
     if hasattr(X, "iloc"):
         result = X.copy()
         for i in np.flatnonzero(holes.any(axis=0)):
-            column = X.iloc[:, i].where(~holes[:, i], filled.iloc[:, i])
-            result.isetitem(i, column.astype(X.dtypes.iloc[i]))
+            column = X.iloc[:, i].astype(object)
+            column = column.where(~holes[:, i], filled.iloc[:, i].astype(object))
+            dtype = X.dtypes.iloc[i]
+            known = getattr(dtype, "categories", None)
+            if known is None or column.isin(known).all():  # else of those that fit knew
+                column = column.astype(dtype)
+            result.isetitem(i, column)
         return result
     series = type(X[:, 0])
     columns = zip(X.columns, holes.T, strict=True)
     return X.with_columns(
-        **{name: filled[name].zip_with(series("", own), X[name]) for name, own in columns}
+        **{
+            name: filled[name].cast(X.schema[name]).zip_with(series("", own), X[name])
+            for name, own in columns
+        }
     )
 
 

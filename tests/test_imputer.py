@@ -297,3 +297,12 @@ def test_a_table_goes_into_the_container_of_set_output(mixed, container):
     vae = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0)
     imputer = VAEImputer(vae).set_output(transform=container)
     assert type(imputer.fit_transform(mixed[1])).__module__.startswith(container)
+
+
+def test_a_category_that_only_fit_knew_is_filled_in(mixed):
+    table = mixed[1].assign(size=pd.Categorical(mixed[1]["size"], categories=list("SML")))
+    vae = VAETransformer(2, likelihood="auto", hidden_layer_sizes=16, max_iter=60, random_state=0)
+    tall = table[table["height"] > 180].head(5).copy()
+    tall["size"] = pd.Categorical([None, None, "S", None, None], categories=["S"])
+    filled = VAEImputer(vae).fit(table).transform(tall)
+    assert filled["size"].tolist() == ["L", "L", "S", "L", "L"]
