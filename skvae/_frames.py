@@ -22,6 +22,8 @@ def to_validate(X):
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    if hasattr(X, "tocsr"):
+        return X.tocsr()  # not every sparse format gives its rows
     if isinstance(X, list | tuple):
         rows, X = X, np.asarray(X)
         if X.dtype.kind in "US":  # numbers among them have become strings, too
@@ -102,12 +104,19 @@ def _kind_of(dtype):
         if dtype.is_integer():
             return "i"
         return "f" if dtype.is_numeric() else "b" if str(dtype) == "Boolean" else "O"
-    return {"u": "i", "i": "i", "f": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
+    # Complex numbers are scikit-learn's to refuse.
+    return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
+
+
+def is_table(X):
+    """Whether X has columns that can be taken: a frame, or an array or sparse matrix."""
+    known = hasattr(X, "columns") or hasattr(X, "toarray") or isinstance(X, np.ndarray)
+    return known and len(getattr(X, "shape", ())) == 2
 
 
 def has_objects(X):
-    """Whether a column of X has a dtype that is no number's."""
-    return any(dtype is not None and _kind_of(dtype) == "O" for dtype in dtypes(X))
+    """Whether X is a table with a dtype that is no number's."""
+    return is_table(X) and any(_kind_of(dtype) == "O" for dtype in dtypes(X))
 
 
 def own_categories(X, i):
@@ -163,21 +172,25 @@ def describe(X, dtype, *, as_table=False, categories=()):
     `as_table`: each column in the dtype that it had; those of an array, too, where all of them are
     `categories`.
     """
-    package = type(X).__module__.partition(".")[0]
-    framed = package in ("pandas", "polars") and hasattr(X, "columns")
+    packages = (kind.__module__.partition(".")[0] for kind in type(X).__mro__)
+    package = next((name for name in packages if name in ("pandas", "polars")), None)
+    framed = package is not None and hasattr(X, "columns")
     output = {
         "dtype": "float32" if dtype.name == "float32" else "float64",
         "container": package if framed else None,
         "columns": list(X.columns) if framed else None,
     }
-    if as_table and framed:
-        output["kinds"] = [kind(X, i) for i in range(X.shape[1])]
-        output["dtypes"] = [str(dtype) for dtype in dtypes(X)]
-        output["ordered"] = [bool(getattr(dtype, "ordered", False)) for dtype in dtypes(X)]
-    elif as_table and getattr(X, "dtype", np.dtype(float)).kind in "OUS":
+    own = getattr(X, "dtype", None)
+    if as_table and (framed or getattr(own, "kind", "f") in "OUS"):
+        known = dtypes(X) if framed else [np.dtype(object)] * X.shape[1]
+        # Dense is what is drawn or expected.
+        known = [d.subtype if str(d).startswith("Sparse") else d for d in known]
         output["dtype"] = "object"
-    elif len(categories) == np.shape(X)[-1]:
-        output["dtype"] = str(X.dtype)
+        output["kinds"] = [kind(X, i) for i in range(X.shape[1])]
+        output["dtypes"] = list(map(str, known))
+        output["ordered"] = [bool(getattr(d, "ordered", False)) for d in known]
+    elif categories and len(categories) == X.shape[1]:
+        output["dtype"] = str(own)
     return output
 
 
@@ -194,18 +207,20 @@ def give_back(X, output, index=None):
 
 def give_back_columns(columns, output, categories, index=None, container=None):
     """As `give_back`, of columns that may be values of categories, in the dtypes of `fit`."""
+    kinds, dtypes = output.get("kinds"), output.get("dtypes")
+    if kinds is not None:
+        settings = enumerate(zip(columns, kinds, dtypes, strict=True))
+        columns = [c if i in categories else _rounded(c, *kind) for i, (c, *kind) in settings]
     if output["container"] is None:
         return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
     container = container or output["container"]
     frames = importlib.import_module(container)
-    settings = zip(columns, output["kinds"], output["dtypes"], output["ordered"], strict=True)
+    settings = zip(columns, dtypes, output["ordered"], strict=True)
     own = container == output["container"]
     series = {}
-    for i, (column, kind, dtype, ordered) in enumerate(settings):
+    for i, (column, dtype, ordered) in enumerate(settings):
         known = categories.get(i)
-        if known is None:
-            column = _rounded(column, kind, dtype)
-        elif container == "pandas" and own and dtype == "category":
+        if container == "pandas" and own and dtype == "category":
             column = frames.Categorical(column, categories=known, ordered=ordered)
         if own and dtype in LOOSE:
             column, dtype = column.tolist(), object if container == "pandas" else frames.Object
@@ -231,40 +246,74 @@ def give_back_columns(columns, output, categories, index=None, container=None):
 def fill(X, filled, holes):
     """X with the values of `filled` in its `holes`, and all others as they are.
 
-    `filled` is of the container of X, or else what is given back.
+    In the container of `filled`; columns keep the dtypes that they have in X, if it is of that
+    container, and these have room for what is filled in.
     """
-    if type(X) is not type(filled):
-        return filled
-    if not hasattr(X, "columns"):
-        return np.where(holes, filled, X)
-    if hasattr(X, "iloc"):
-        result = X.copy()
-        for i in np.flatnonzero(holes.any(axis=0)):
-            column = X.iloc[:, i].astype(object)
-            column = column.where(~holes[:, i], filled.iloc[:, i].astype(object))
-            dtype = X.dtypes.iloc[i]
-            known = getattr(dtype, "categories", None)
-            if known is None or column.isin(known).all():  # else of those that fit knew
-                column = column.astype(dtype)
-            result.isetitem(i, column)
+    if not hasattr(filled, "columns"):
+        columns = [_fill(X, filled, i, holes[:, i]) for i in range(X.shape[1])]
+        result = np.empty(X.shape, filled.dtype)
+        for i, column in enumerate(columns):
+            result[:, i] = column
         return result
-    series = type(X[:, 0])
-    columns = zip(X.columns, holes.T, strict=True)
-    return X.with_columns(
-        **{
-            name: filled[name].cast(X.schema[name]).zip_with(series("", own), X[name])
-            for name, own in columns
-        }
+    is_pandas = hasattr(filled, "iloc")
+    same = hasattr(X, "columns") and hasattr(X, "iloc") == is_pandas
+    result = filled.copy() if is_pandas else filled
+    for i in range(X.shape[1]):
+        before = _column(X, i) if same else None
+        if same and not holes[:, i].any():
+            column = before
+        else:
+            wanted = [before.dtype] if same else []
+            wanted += [_column(filled, i).dtype]
+            column = _make(filled, i, _fill(X, filled, i, holes[:, i]), wanted)
+        if is_pandas:
+            result.isetitem(i, column)
+        else:
+            result = result.with_columns(column.alias(filled.columns[i]))
+    return result
+
+
+def _fill(X, filled, i, holes):
+    """The values of column i of X, those of its holes as the others are: bools, whole numbers."""
+    what, values, new = kind(X, i), items(X, i), items(filled, i)
+    for row in np.flatnonzero(holes):
+        value = new[row]
+        if isinstance(value, Real | np.bool_) and what in "bi":
+            value = bool(value >= 0.5) if what == "b" else round(value)
+        values[row] = value
+    return values
+
+
+def _make(frame, i, values, dtypes):
+    """A column of these values in the first of these dtypes that holds them all."""
+    series = type(_column(frame, i))
+    for dtype in dtypes:
+        known = getattr(dtype, "categories", None)
+        if known is not None and not set(values) <= set(known):
+            continue
+        try:
+            if hasattr(frame, "iloc"):
+                return series(values, index=frame.index, dtype=object).astype(dtype)
+            return series(values, dtype=dtype, strict=True)
+        except (TypeError, ValueError, OverflowError, ArithmeticError):
+            continue
+    return (
+        series(values, index=frame.index)
+        if hasattr(frame, "iloc")
+        else series(values, strict=False)
     )
 
 
 def append(X, more, names):
-    """Rows X with more columns, of these names if X is a frame."""
+    """Rows X with more columns; `names` are those of all columns, if X is a frame."""
     if not hasattr(X, "columns"):
         return np.hstack([X, more.astype(X.dtype)])
+    added = dict(zip(names[X.shape[1] :], more.T, strict=True))
     if hasattr(X, "hstack"):  # polars
-        return X.with_columns(**dict(zip(names, more.T, strict=True)))
-    return X.assign(**dict(zip(names, more.T, strict=True)))
+        return X.with_columns(**added)
+    if not all(isinstance(column, str) for column in X.columns):
+        X = X.set_axis(names[: X.shape[1]], axis=1)
+    return X.assign(**added)
 
 
 def _rounded(column, kind, dtype):

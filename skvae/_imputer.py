@@ -14,7 +14,6 @@ import numpy as np
 import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
-from sklearn.impute import MissingIndicator
 from sklearn.utils._param_validation import Interval
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import (
@@ -186,8 +185,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     def _fit_table(self, estimator, X):
         if not _frames.is_missing(self.missing_values):
             raise ValueError(
-                f"missing_values={self.missing_values!r} is for tables of numbers. Make missing "
-                "values NaN, None or NA in a table with other columns."
+                f"missing_values={self.missing_values!r} is for numbers of one likelihood. Make "
+                "missing values NaN, None or NA in a table whose columns are of several kinds."
             )
         validate_data(self, X, skip_check_array=True)
         self.estimator_ = self._fit_model(estimator, X)
@@ -202,9 +201,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return estimator._fit(X, change=lambda data: _hide(data, rng))
 
     def _end_fit(self, X, empty):
-        self.indicator_ = (
-            MissingIndicator(error_on_new=False).fit(X) if self.add_indicator else None
-        )
+        self.indicator_ = None
+        if self.add_indicator:
+            from sklearn.impute import MissingIndicator  # with half of scikit-learn behind it
+
+            self.indicator_ = MissingIndicator(error_on_new=False).fit(X)
         self._empty = empty
 
     def transform(self, X):
@@ -239,11 +240,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         numbers = vae._read_again(X)
         filled = vae._contain(self._fill(np.array(numbers)), getattr(X, "index", None), container)
         # A category that is unknown is no hole, though the model doesn't see it.
-        filled = _frames.fill(X, filled, _frames.holes(X))
+        holes = _frames.holes(X)
+        filled = _frames.fill(X, filled, holes)
         if self.indicator_ is None:
             return filled
-        names = self.get_feature_names_out()[numbers.shape[1] :]
-        return _frames.append(filled, self.indicator_.transform(numbers), names)
+        added = self.indicator_.transform(np.where(holes, np.nan, 0.0))
+        return _frames.append(filled, added, self.get_feature_names_out())
 
     def _read(self, X, reset):
         marked = self.missing_values

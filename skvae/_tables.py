@@ -20,18 +20,15 @@ FEW_VALUES = 20
 
 def is_read(likelihood):
     """Whether a likelihood reads a table, whose columns may be no numbers."""
-    likelihood = LIKELIHOODS.get(likelihood, likelihood)
+    if isinstance(likelihood, str):
+        likelihood = LIKELIHOODS.get(likelihood, likelihood)
     return likelihood == "auto" or isinstance(likelihood, Columns | Categorical)
 
 
 def has_categories(X):
     """Whether X is a table with a column that is no number."""
     X = _frames.to_validate(X)
-    return _is_table(X) and "O" in {_frames.kind(X, i) for i in range(X.shape[1])}
-
-
-def _is_table(X):
-    return len(getattr(X, "shape", ())) == 2
+    return _frames.is_table(X) and "O" in {_frames.kind(X, i) for i in range(X.shape[1])}
 
 
 # --- which likelihood for which column ----------------------------------------------------
@@ -44,8 +41,8 @@ def place(likelihood, X):
     """
     likelihood = LIKELIHOODS.get(likelihood, likelihood)
     if isinstance(likelihood, str):  # "auto"
-        likelihood = _choose(X) if _is_table(X) and X.shape[1] else Gaussian()
-    if not isinstance(likelihood, Columns) or not _is_table(X):
+        likelihood = _choose(X) if _frames.is_table(X) and X.shape[1] else Gaussian()
+    if not isinstance(likelihood, Columns) or not _frames.is_table(X):
         return likelihood, likelihood
     names, owners, parts = _frames.names(X), {}, []
     for part, columns in likelihood.parts:
@@ -134,7 +131,7 @@ def _n_values(X, i):
 
 def learn_categories(X, likelihood):
     """The categories of each column of X that has some, sorted."""
-    if not _is_table(X):
+    if not _frames.is_table(X):
         return {}
     return {i: _learn(X, i, Labels(_frames.names(X))) for i in likelihood.categorical(X.shape[1])}
 

@@ -390,8 +390,7 @@ class VAETransformer(
             weighted means: mean and standard deviation of the columns, the loss and its terms in
             `history_`, in training and of held-out rows, and the moments of factor analysis.
             Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
-            as if they weren't in X, and no copy of the others is made. None, or the same
-            for all: no weights.
+            as if they weren't in X. None, or the same for all: no weights.
 
         Returns
         -------
@@ -443,8 +442,13 @@ class VAETransformer(
         known = {} if known is None else known
         table, as_table = _frames.to_validate(X), _tables.is_read(self.likelihood)
         weight = _weigh(sample_weight, table)
-        if as_table and weight is not None:  # what others are says nothing of the columns
-            rows = np.flatnonzero(weight)
+        if weight is not None and np.count_nonzero(weight) < 2:
+            raise ValueError(
+                "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
+                "above 0."
+            )
+        if as_table and weight is not None and not weight.all() and _frames.is_table(table):
+            rows = np.flatnonzero(weight)  # the others say nothing of what columns are
             table, weight = _safe_indexing(table, rows), weight[rows]
         placed, chosen = _tables.place(self.likelihood, table)
         if warm:
@@ -962,7 +966,7 @@ class VAETransformer(
 def _read(estimator, X, likelihood, categories, *, reset, **checks):
     """X as numbers, in any order in memory: codes for categories, and NaN for missing values."""
     checks |= {"ensure_all_finite": "allow-nan", "accept_sparse": "csr"}
-    if categories or (np.ndim(X) == 2 and _frames.has_objects(X)):
+    if (categories and _frames.is_table(X)) or _frames.has_objects(X):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
         codes = _tables.encode(X, categories, likelihood)
         return check_array(codes, estimator=estimator, input_name="X", **checks)
@@ -1015,11 +1019,6 @@ def _drop(data, weight):
     if weight is None:
         return data, None
     rows = np.flatnonzero(weight)
-    if len(rows) < 2:
-        raise ValueError(
-            "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
-            "above 0."
-        )
     if len(rows) < data.shape[0]:
         data, weight = _arrays.Subset(data, rows), weight[rows]
     return data, None if np.ptp(weight) == 0 else weight

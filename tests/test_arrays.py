@@ -1,6 +1,5 @@
 """The border between numpy and torch: units, blocks of rows, noise, devices, modes."""
 
-import functools
 import math
 import re
 import signal
@@ -34,8 +33,8 @@ def global_generators():
 @pytest.fixture(params=[1, 7, 100])
 def small_blocks(request, monkeypatch):
     """Blocks of a few values: of one row, of two with a ragged end, of all."""
-    blocks = functools.partial(_arrays.slices, n_values=request.param)
-    monkeypatch.setattr(_arrays, "slices", blocks)
+    slices, times = _arrays.slices, 2**20 // request.param
+    monkeypatch.setattr(_arrays, "slices", lambda X, n_features: slices(X, times * n_features))
 
 
 # --- describe_columns -------------------------------------------------------------------------

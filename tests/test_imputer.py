@@ -1,7 +1,10 @@
 """VAEImputer, against the exact conditional normal distribution and scikit-learn's imputers."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_wine
@@ -241,7 +244,7 @@ def test_a_table_of_categories_is_read_without_being_told(mixed, monkeypatch):
 
 
 def test_a_mark_for_missing_values_is_for_numbers(mixed):
-    with pytest.raises(ValueError, match="missing_values=-1 is for tables of numbers"):
+    with pytest.raises(ValueError, match="missing_values=-1 is for numbers of one likelihood"):
         VAEImputer(missing_values=-1).fit(mixed[1])
 
 
@@ -306,3 +309,61 @@ def test_a_category_that_only_fit_knew_is_filled_in(mixed):
     tall["size"] = pd.Categorical([None, None, "S", None, None], categories=["S"])
     filled = VAEImputer(vae).fit(table).transform(tall)
     assert filled["size"].tolist() == ["L", "L", "S", "L", "L"]
+
+
+@pytest.mark.parametrize("how", ["array", "polars", "set_output", "subclass"])
+def test_values_that_are_there_stay_whatever_the_containers(mixed, how):
+    vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
+    imputer = VAEImputer(vae, add_indicator=True).fit(mixed[1])
+    rows = mixed[1].dropna().head(6).copy()
+    rows.iloc[0, 1], rows.iloc[1, 0] = "new", None
+    if how == "array":
+        given = rows.to_numpy(dtype=object)
+    elif how == "polars":
+        loose = {"height": [None if v != v else v for v in rows["height"]]}
+        given = pl.DataFrame(loose | {name: rows[name].tolist() for name in rows.columns[1:]})
+    elif how == "subclass":
+        given = type("Frame", (pd.DataFrame,), {})(rows)
+    else:
+        given = rows
+        imputer.set_output(transform="polars")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X has categories|X does not have")
+        filled = imputer.transform(given)
+    names = list(filled.columns)
+    values = [[*map(lambda v: v, filled[name])] for name in names[:3]]
+    assert values[1] == ["new", *rows["size"].tolist()[1:]]
+    assert values[2] == rows["tall"].tolist()
+    assert values[0][2:] == rows["height"].tolist()[2:]
+    assert np.isfinite(values[0][1])
+    # What is unknown is not missing.
+    assert np.asarray(filled[names[4]]).tolist() == [False] * 6
+    assert np.asarray(filled[names[3]]).tolist() == [False, True, *[False] * 4]
+
+
+def test_imputed_bools_and_whole_numbers_are_such_in_arrays_of_objects_too():
+    X = np.array([[True, "x", 1], [None, "y", None], [False, None, 7]] * 20, dtype=object)
+    vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*whole numbers of fewer than 20")
+        filled = VAEImputer(vae).fit_transform(X)
+    assert [{type(value) for value in column} for column in filled.T] == [{bool}, {str}, {int}]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Int8", "float32"])
+def test_a_table_in_other_dtypes_than_that_of_fit_keeps_them_where_they_have_room(dtype):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"i": rng.integers(0, 100, 60).astype(float), "k": list("xy") * 30})
+    table.loc[::7, "i"] = np.nan
+    vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
+    other = table.astype({"i": dtype})
+    filled = VAEImputer(vae).fit(table).transform(other)
+    assert filled["i"].dtype == other["i"].dtype
+    assert filled["i"].notna().all()
+
+
+def test_columns_without_string_names_get_them_beside_the_indicator(mixed):
+    table = mixed[1].set_axis([0, 1, 2], axis=1)
+    vae = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0)
+    filled = VAEImputer(vae, add_indicator=True).fit_transform(table)
+    assert list(filled.columns)[:4] == ["x0", "x1", "x2", "missingindicator_x0"]

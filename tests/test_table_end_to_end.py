@@ -42,8 +42,8 @@ def test_the_search_finds_what_each_column_is(search, diabetes):
     kinds = dict(
         (type(part), columns) for part, columns in search.best_estimator_.likelihood_.parts
     )
-    assert kinds[Gaussian] == numbers
-    assert kinds[Categorical] == ["sex"]
+    assert list(kinds[Gaussian]) == numbers
+    assert list(kinds[Categorical]) == ["sex"]
 
 
 def test_columns_know_of_each_other(search, diabetes):

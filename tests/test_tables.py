@@ -702,6 +702,17 @@ def test_sparse_rows_are_never_dense_as_a_whole():
     assert peak < 8 * n_rows * n_columns / 2
 
 
+@pytest.mark.parametrize("dtype", [("uint8", 0), ("float64", 0.0)])
+def test_sparse_columns_of_a_frame_come_back_dense(dtype):
+    rng = np.random.default_rng(0)
+    dtype = pd.SparseDtype(*dtype)
+    frame = pd.DataFrame({"c": rng.integers(0, 2, 60), "k": list("xy") * 30}).astype({"c": dtype})
+    vae = model(Columns([("poisson", ["c"]), ("categorical", ["k"])])).fit(frame)
+    drawn = vae.sample(99, random_state=0)["c"]
+    assert drawn.dtype == frame["c"].dtype.subtype
+    assert drawn.between(0, 20).all()
+
+
 def test_auto_reads_the_dtype_of_sparse_rows():
     X = scipy.sparse.csr_array(np.eye(30, 4, dtype=bool))
     assert model("auto").fit(X).likelihood_ == Bernoulli()
