@@ -134,8 +134,8 @@ class VAE(nn.Module):
             )
         self.n_components = n_components
         self.missing = missing
-        # Whether rows may have missing values.
-        self.has_holes = missing
+        # Whether rows may have missing values; None: each block of them says for itself.
+        self.has_holes: bool | None = missing
         n_seen = (1 + missing) * n_features
         if isinstance(self.network, Conv):
             self.network.check_rows(n_features)
@@ -214,7 +214,7 @@ class VAE(nn.Module):
         over all is taken elsewhere, so that what is missing is to be added.
         """
         weight = self.varies.unsqueeze(-2)
-        if not self.has_holes:
+        if self.has_holes is False or (self.has_holes is None and not y.sum().isnan()):
             return y, weight, 0.0
         there = ~y.isnan()
         y = torch.where(there, y, self.typical.unsqueeze(-2))
@@ -303,10 +303,8 @@ class VAE(nn.Module):
         `log_scale` where a value is missing: log p(x_d|z) is then 0.
         """
         y, weight, _ = self._complete(y)
-        log_prob = self.likelihood.log_prob(self.observation, self.raw(z), y) * weight
-        if self.has_holes:
-            log_prob = torch.where(weight == 0, self.log_scale, log_prob)
-        return log_prob
+        log_prob = self.likelihood.log_prob(self.observation, self.raw(z), y)
+        return torch.where(weight == 0, self.log_scale, log_prob)
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
@@ -636,7 +634,7 @@ def from_state(
     tensors = {name: to_tensor(array, device) for name, array in state.items()}
     model.load_state_dict(tensors, assign=True)
     model.limit = float(state["bound"])
-    model.has_holes = True  # whatever it was trained on
+    model.has_holes = None  # whatever it was trained on
     return model
 
 

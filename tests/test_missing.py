@@ -136,10 +136,15 @@ def test_values_that_are_missing_change_nothing_whatever_they_were(wine):
     assert (vae.transform(same) != vae.transform(wine)).any(axis=1).all()
 
 
-def test_a_row_with_holes_has_the_same_bits_alone_or_among_others(wine):
+@pytest.mark.parametrize(
+    "likelihood",
+    ["gaussian", Gaussian("per_feature"), Gaussian("shared"), "student_t", "laplace"],
+    ids=str,
+)
+def test_a_row_with_holes_has_the_same_bits_alone_or_among_others(wine, likelihood):
     H = with_holes(wine)
     for data in (wine, H):  # a model that has seen holes, and one that has not
-        vae = VAETransformer(2, max_iter=3, random_state=0).fit(data)
+        vae = VAETransformer(2, likelihood=likelihood, max_iter=3, random_state=0).fit(data)
         for method in (vae.transform, vae.score_samples):
             together = method(H)
             np.testing.assert_array_equal(
