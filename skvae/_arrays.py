@@ -19,7 +19,6 @@ made but the result.
 
 import contextlib
 import functools
-import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,10 +183,6 @@ class Subset:
     def __init__(self, X: Array, rows: Array) -> None:
         self.X, self.rows, self.dtype = X, rows, X.dtype
         self.shape = len(rows), X.shape[1]
-        self.size = math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, rows: Any) -> Array:
         return self.X[self.rows[rows]]

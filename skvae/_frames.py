@@ -92,9 +92,9 @@ def kind(X, i):
     dtype = _column(X, i).dtype if hasattr(X, "columns") else X.dtype
     if str(dtype) in LOOSE:
         types = {type(value) for value in items(X, i) if not is_missing(value)}
-        for kind, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
+        for word, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
             if types and all(issubclass(type_, known) for type_ in types):
-                return kind
+                return word
         return "O"
     return _kind_of(dtype)
 

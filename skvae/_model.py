@@ -714,18 +714,15 @@ def n_noise(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
     return of_draw, model.n_redrawn, of_row
 
 
-def log_jacobian(likelihood: Any, scale: Array) -> float:
-    """sum_d log scale_d in nats over the columns that vary: log p(y) - log p(x).
-
-    A probability has no units: 0.
-    """
-    return float(log_scales(likelihood, scale).sum())
+def log_scales(state: State) -> Array:
+    """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary or has no units."""
+    varies = (state["scale"] > 0) & (state["has_units"] > 0)
+    return np.log(np.where(varies, state["scale"], 1.0))
 
 
-def log_scales(likelihood: Any, scale: Array) -> Array:
-    """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary."""
-    has_units = LIKELIHOODS.get(likelihood, likelihood).has_units(len(scale))
-    return np.log(np.where((scale > 0) & has_units, scale, 1.0))
+def log_jacobian(state: State) -> float:
+    """log p(y) - log p(x) in nats, the sum of all columns'."""
+    return float(log_scales(state).sum())
 
 
 def n_weights(state: State) -> int:

@@ -27,8 +27,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
-from skvae import _stack, _training
-from skvae._vae import VAETransformer, check_outcome
+from skvae import _report, _stack, _training
+from skvae._vae import VAETransformer
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -311,7 +311,7 @@ class _Fit:
         del estimator.fit  # from here on its class's
         if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
             return estimator.fit(X, y, **params)
-        check_outcome(self.trained, self.plan)
+        _report.check_outcome(self.trained, self.plan)
         _last_step(estimator)._become(self.attributes)
         if isinstance(estimator, Pipeline):
             estimator.steps = [*self.steps, estimator.steps[-1]]

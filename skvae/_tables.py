@@ -102,7 +102,7 @@ def _choose(X):
             f"{shown}{more}: whole numbers of fewer than {FEW_VALUES} different values, taken as "
             "real values. Say with skvae.likelihoods.Columns if they are categories or counts, or "
             "make them floats.",
-            stacklevel=7,
+            stacklevel=8,
         )
     kinds = [kind.replace("i", "f") for kind in kinds]
     if len(set(kinds)) == 1:

@@ -6,9 +6,7 @@ threads share nothing.
 """
 
 import copy
-import functools
 import math
-import warnings
 from numbers import Integral, Real
 from typing import get_args
 
@@ -22,13 +20,22 @@ from sklearn.base import (
     TransformerMixin,
     _fit_context,
 )
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import _safe_indexing, check_array, check_random_state, check_scalar
+from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from skvae import _arrays, _frames, _model, _objective, _stack, _tables, _training
+from skvae import (
+    _arrays,
+    _frames,
+    _input,
+    _model,
+    _objective,
+    _report,
+    _stack,
+    _tables,
+    _training,
+)
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
@@ -412,7 +419,7 @@ class VAETransformer(
 
         def end_epoch(records, states):
             if self.verbose:
-                _print_epoch(records[0])
+                _report.print_epoch(records[0])
             # A callback may be somebody's torch code.
             with torch.inference_mode(False), torch.enable_grad():
                 return callbacks.end_epoch(lambda: fitted(records[0], states()[0]))
@@ -422,7 +429,7 @@ class VAETransformer(
                 print(f"Iteration {epoch + 1}, {share:.0%} of the rows")
 
         (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-        check_outcome(trained, job.plan)
+        _report.check_outcome(trained, job.plan)
         attributes = fitted(trained.record, trained.state)
         callbacks.end(attributes)
         return self._become(attributes)
@@ -437,43 +444,20 @@ class VAETransformer(
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
         warm = self.warm_start and self.__sklearn_is_fitted__()
-        # Validation sets attributes: on a copy, so that a failure below leaves self alone.
-        reader = copy.copy(self)
         known = {} if known is None else known
-        table, as_table = _frames.to_validate(X), _tables.is_read(self.likelihood)
-        weight = _weigh(sample_weight, table)
-        if weight is not None and np.count_nonzero(weight) < 2:
-            raise ValueError(
-                "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
-                "above 0."
-            )
-        if as_table and weight is not None and not weight.all() and _frames.is_table(table):
-            rows = np.flatnonzero(weight)  # the others say nothing of what columns are
-            table, weight = _safe_indexing(table, rows), weight[rows]
-        placed, chosen = _tables.place(self.likelihood, table)
-        if warm:
-            before = _part(self._architecture["likelihood"]).with_categories({})
-            _check_same_architecture({"likelihood": before}, {"likelihood": placed})
-        if placed not in known:
-            categories = self._categories if warm else None
-            known[placed] = _read_first(reader, table, placed, categories, weight)
-        likelihood, data, weight, moments, attributes = known[placed]
+        likelihood, data, weight, moments, attributes = self._read_first(
+            X, known, sample_weight, warm
+        )
         if change is not None:
             data, moments = change(data), moments._replace(has_holes=True)
-        missing = moments.has_holes
-        if warm:
-            if missing and not self._architecture["missing"]:
-                raise ValueError(
-                    "X has missing values or unknown categories, but warm_start=True continues "
-                    "with a model that was fitted without any: its encoder has no inputs for them. "
-                    "Set warm_start=False."
-                )
-            missing = self._architecture["missing"]
-        n_features = len(moments.mean)
-        if isinstance(self.network, Conv) and n_features != data.shape[1]:
+        n_features, has_holes = len(moments.mean), moments.has_holes
+        self._check_network(data.shape[1], n_features)
+        missing = has_holes if not warm else self._architecture["missing"]
+        if has_holes and not missing:
             raise ValueError(
-                f"network={self.network!r} is for pixels that are numbers. Got categories, which "
-                f"become {n_features} features: use 'mlp', or a likelihood of numbers."
+                "X has missing values or unknown categories, but warm_start=True continues with a "
+                "model that was fitted without any: its encoder has no inputs for them. Set "
+                "warm_start=False."
             )
         architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
@@ -483,29 +467,23 @@ class VAETransformer(
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
             state = _model.initial_state(
-                architecture, moments, seed, lambda n: _take(data, n, seed, likelihood)
+                architecture, moments, seed, lambda n: _input.take(data, n, seed, likelihood)
             )
             n_before, history = 0, {}
-        constant = _model.log_jacobian(likelihood, state["scale"])
+        constant = _model.log_jacobian(state)
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
         n_rows = data.shape[0]
         n_at_once = _stack.rows_at_once(n_rows, n_features, dtype, n_least)
         plan = self._plan_training(architecture, n_rows, n_at_once, constant, warm)
-        # Here, so that `fitted` holds no rows.
-        output = _frames.describe(
-            table, data.dtype, as_table=as_table, categories=attributes["_categories"]
-        )
 
         def fitted(record, state):
             """All that `fit` sets, as if it had ended with this record."""
             return {
                 **attributes,
-                "_likelihood": _by_name(chosen),
                 "_architecture": architecture,
-                "_output": output,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
-                "history_": _join(history, n_before, record.history, record.n_iter),
+                "history_": _report.join(history, n_before, record.history, record.n_iter),
             }
 
         state = _model.cast(state, dtype)
@@ -513,6 +491,25 @@ class VAETransformer(
             data, n_at_once, architecture, state, plan, seed, device, self.precision, weight
         )
         return job, fitted
+
+    def _read_first(self, X, known, sample_weight, warm):
+        """Likelihood, rows, weights and moments of X, and the attributes that they decide."""
+        as_table = _tables.is_read(self.likelihood)
+        table, weight = _input.weigh_first(_frames.to_validate(X), sample_weight, as_table=as_table)
+        placed, chosen = _tables.place(self.likelihood, table)
+        if warm:
+            before = _part(self._architecture["likelihood"]).with_categories({})
+            _check_same_architecture({"likelihood": before}, {"likelihood": placed})
+        if placed not in known:
+            categories = self._categories if warm else None
+            # Validation sets attributes: on a copy, so that a failure leaves self alone.
+            reader = copy.copy(self)
+            known[placed] = _input.read_first(reader, table, placed, categories, weight)
+        *read, attributes = known[placed]
+        output = _frames.describe(
+            table, read[1].dtype, as_table=as_table, categories=attributes["_categories"]
+        )
+        return *read, {**attributes, "_likelihood": _by_name(chosen), "_output": output}
 
     def _become(self, attributes):
         """Be fitted, with these attributes."""
@@ -542,6 +539,13 @@ class VAETransformer(
             "activation": self.activation,
             "missing": missing,
         }
+
+    def _check_network(self, n_columns, n_features):
+        if isinstance(self.network, Conv) and n_features != n_columns:
+            raise ValueError(
+                f"network={self.network!r} is for pixels that are numbers. Got categories, which "
+                f"become {n_features} features: use 'mlp', or a likelihood of numbers."
+            )
 
     def _check_free_bits(self):
         if not self.free_bits:
@@ -798,7 +802,7 @@ class VAETransformer(
             return [_arrays.to_array(_objective.elbo(model, self._block(model, data, rows), eps))]
 
         self._map_rows(score, elbo, n_draws=len(noise))
-        elbo -= _model.log_jacobian(self._architecture["likelihood"], self.state_["scale"])
+        elbo -= _model.log_jacobian(self.state_)
         return elbo
 
     def score(self, X, y=None, sample_weight=None):
@@ -820,7 +824,7 @@ class VAETransformer(
             Nats per row.
         """
         elbo = self.score_samples(X)
-        return float(np.average(elbo, weights=_weigh(sample_weight, elbo)))
+        return float(np.average(elbo, weights=_input.weigh(sample_weight, elbo)))
 
     def to_module(self):
         """Make a torch module of the fitted model, to go on in torch.
@@ -842,7 +846,7 @@ class VAETransformer(
         check_is_fitted(self)
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        return _read(self, X, likelihood, self._categories, reset=False)
+        return _input.read(self, X, likelihood, self._categories, reset=False)
 
     def _block(self, model, X, rows):
         """Some rows of X in the units of `model`, as a tensor of a block's shape."""
@@ -960,74 +964,7 @@ class VAETransformer(
         return tags
 
 
-# --- reading the input --------------------------------------------------------------------
-
-
-def _read(estimator, X, likelihood, categories, *, reset, **checks):
-    """X as numbers, in any order in memory: codes for categories, and NaN for missing values."""
-    checks |= {"ensure_all_finite": "allow-nan", "accept_sparse": "csr"}
-    if (categories and _frames.is_table(X)) or _frames.has_objects(X):
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
-        codes = _tables.encode(X, categories, likelihood)
-        return check_array(codes, estimator=estimator, input_name="X", **checks)
-    return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
-
-
-def _read_first(estimator, X, likelihood, categories, weight):
-    """What `fit` reads of X: likelihood, rows, weights, moments of the features, and attributes.
-
-    The likelihood then knows its categories: those of an earlier fit, if there are `categories`.
-    """
-    reset = categories is None
-    if reset:
-        categories = _tables.learn_categories(X, likelihood)
-    data = _read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
-    data, weight = _drop(data, weight)
-    likelihood = likelihood.with_categories({i: len(c) for i, c in categories.items()})
-    labels = _arrays.Labels(getattr(estimator, "feature_names_in_", None))
-    places = likelihood.columns_of(data.shape[1])
-    support = functools.partial(likelihood.check_support, labels=labels)
-    moments = _arrays.describe_columns(data, support, labels._replace(places=places), weight)
-    attributes = {**_names_seen(estimator), "_categories": categories}
-    return likelihood, data, weight, moments, attributes
-
-
-def _weigh(sample_weight, X):
-    """How much each row of X counts, of mean 1 over those above 0; None: all the same."""
-    if sample_weight is None:
-        return None
-    weight = _check_sample_weight(_frames.to_validate(sample_weight), X, dtype=np.float64)
-    wrong = ~((weight >= 0) & (weight < np.inf))  # NaN, too
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(
-            f"sample_weight has the value {weight[row]:.6g} in row {row}. Weights say how much a "
-            "row counts, and are finite and at least 0: to leave a row out, make its weight 0."
-        )
-    if not weight.any():
-        raise ValueError(
-            "sample_weight is zero in all rows, so that none is left. Make it more than 0 in those "
-            "that count."
-        )
-    # By a power of 2, which rounds nothing: now no sum overflows.
-    weight = np.ldexp(weight, -np.frexp(weight.max())[1])
-    return np.count_nonzero(weight) * weight / weight.sum()
-
-
-def _drop(data, weight):
-    """Rows that count, and their weights; None where these are all the same."""
-    if weight is None:
-        return data, None
-    rows = np.flatnonzero(weight)
-    if len(rows) < data.shape[0]:
-        data, weight = _arrays.Subset(data, rows), weight[rows]
-    return data, None if np.ptp(weight) == 0 else weight
-
-
-def _names_seen(estimator):
-    """What validation has set on `estimator`."""
-    names = {"n_features_in_", "feature_names_in_"} & vars(estimator).keys()
-    return {name: getattr(estimator, name) for name in names}
+# --- parts ------------------------------------------------------------------------------
 
 
 def _part(value):
@@ -1053,13 +990,6 @@ def _network(value):
     return Own(*value)
 
 
-def _take(data, n, seed, likelihood):
-    """`n` random rows, all different if there are as many."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(data.shape[0], n, replace=n > data.shape[0]))
-    return likelihood.check_support(_arrays.dense(data[rows]))
-
-
 def _check_same_architecture(before, now):
     for name, value in now.items():
         if _part(before[name]) != _part(value):
@@ -1067,65 +997,3 @@ def _check_same_architecture(before, now):
                 f"warm_start=True continues with the fitted model, whose {name} is "
                 f"{before[name]!r}. Got {value!r}: set it back, or warm_start=False."
             )
-
-
-# --- reporting ----------------------------------------------------------------------------
-
-
-def _print_epoch(record):
-    latest = {name: values[-1] for name, values in record.history.items()}
-    line = f"Iteration {record.n_iter}, loss = {latest['loss']:.8f}"
-    if "validation_loss" in latest:
-        line += f", validation loss = {latest['validation_loss']:.8f}"
-    print(line)
-
-
-def _join(before, n_before, now, n_now):
-    """Two histories one after the other; NaN where one of them has no such number."""
-    missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
-    return {
-        name: np.concatenate([before.get(name, missing[0]), now.get(name, missing[1])])
-        for name in {**before, **now}
-    }
-
-
-def check_outcome(trained, plan):
-    """Warn of a training run that did not end well; raise if it left nothing."""
-    record = trained.record
-    epoch = record.n_iter + 1
-    if record.outcome == "diverged":
-        rate = plan.rate_at(epoch - 1)
-        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
-        remedy = "Use a smaller learning_rate, or look for extreme values in X."
-        if record.kept == 0 and not record.is_simple:
-            raise ValueError(where + remedy)
-        kept = (
-            "Factor analysis was"
-            if record.is_simple
-            else f"The weights of epoch {record.kept} were"
-        )
-        warnings.warn(
-            f"{where}{kept} kept. {remedy}",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-    elif record.outcome == "interrupted":
-        warnings.warn(
-            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=4
-        )
-    elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
-        # A rate that falls to 0 ends training by itself.
-        warnings.warn(
-            f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
-            f"stopped falling by tol={plan.tol}. Increase max_iter.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-    if trained.n_active == 0:
-        warnings.warn(
-            f"All {plan.n_components} components are inactive: no posterior mean has a variance "
-            f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
-            "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
-            "have nothing in common.",
-            stacklevel=4,
-        )

@@ -156,7 +156,7 @@ def reconstruction(
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = vae._read_again(X)
     result = np.empty((data.shape[0], vae.n_features_in_))
-    jacobian = _model.log_scales(vae._architecture["likelihood"], vae.state_["scale"])
+    jacobian = _model.log_scales(vae.state_)
     columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
 
     def measure(model, rows, noise):
@@ -380,7 +380,7 @@ def _weigh(estimator, X, n_samples, random_state):
         return map(_arrays.to_array, results)
 
     vae._map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
-    constant = _model.log_jacobian(vae._architecture["likelihood"], vae.state_["scale"])
+    constant = _model.log_jacobian(vae.state_)
     totals["log_mean"] -= constant
     totals["mean"] -= constant
     totals["reconstruction"] += constant

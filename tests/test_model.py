@@ -331,13 +331,13 @@ def test_log_jacobian_is_that_of_the_map_to_the_models_units(likelihood):
     location, scale = (torch.tensor(state[name][varies]) for name in ("location", "scale"))
     x = torch.tensor(data(likelihood)[0, varies])
     jacobian = torch.autograd.functional.jacobian(lambda x: (x - location) / scale, x)
-    assert _model.log_jacobian(likelihood, state["scale"]) == pytest.approx(
+    assert _model.log_jacobian(state) == pytest.approx(
         -torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-13, abs=1e-13
     )
 
 
 def test_log_jacobian_of_nothing_that_varies_is_0():
-    assert _model.log_jacobian("gaussian", np.zeros(3)) == 0
+    assert _model.log_jacobian({"scale": np.zeros(3), "has_units": np.ones(3)}) == 0
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 2e5])
@@ -350,7 +350,7 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
     y = torch.tensor((x - state["location"]) / state["scale"])
     with torch.no_grad():
         log_density = model.log_prob(y, torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
-    density = np.exp(log_density.numpy() - _model.log_jacobian(Gaussian(noise), state["scale"]))
+    density = np.exp(log_density.numpy() - _model.log_jacobian(state))
     # x itself is rounded to 2e-7 of a step of 1.
     assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
 
@@ -451,7 +451,7 @@ def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
         X_hat = model.decode(mean + std * eps[0]).numpy()
 
     kl = kl[0].sum(-1)
-    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian("gaussian", state["scale"])
+    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian(state)
 
     textbook = ((X - X_hat) ** 2).sum(axis=1) + kl.numpy()
     constant = 3 / 2 * math.log(math.pi)

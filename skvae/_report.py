@@ -1,0 +1,68 @@
+"""What a fit says of itself: a line an epoch, its history, and how it ended."""
+
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from skvae import _model
+
+
+def print_epoch(record):
+    """Print a line on the latest epoch."""
+    latest = {name: values[-1] for name, values in record.history.items()}
+    line = f"Iteration {record.n_iter}, loss = {latest['loss']:.8f}"
+    if "validation_loss" in latest:
+        line += f", validation loss = {latest['validation_loss']:.8f}"
+    print(line)
+
+
+def join(before, n_before, now, n_now):
+    """Two histories one after the other; NaN where one of them has no such number."""
+    missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
+    return {
+        name: np.concatenate([before.get(name, missing[0]), now.get(name, missing[1])])
+        for name in {**before, **now}
+    }
+
+
+def check_outcome(trained, plan):
+    """Warn of a training run that did not end well; raise if it left nothing."""
+    record = trained.record
+    epoch = record.n_iter + 1
+    if record.outcome == "diverged":
+        rate = plan.rate_at(epoch - 1)
+        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
+        remedy = "Use a smaller learning_rate, or look for extreme values in X."
+        if record.kept == 0 and not record.is_simple:
+            raise ValueError(where + remedy)
+        kept = (
+            "Factor analysis was"
+            if record.is_simple
+            else f"The weights of epoch {record.kept} were"
+        )
+        warnings.warn(
+            f"{where}{kept} kept. {remedy}",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    elif record.outcome == "interrupted":
+        warnings.warn(
+            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=4
+        )
+    elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
+        # A rate that falls to 0 ends training by itself.
+        warnings.warn(
+            f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
+            f"stopped falling by tol={plan.tol}. Increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    if trained.n_active == 0:
+        warnings.warn(
+            f"All {plan.n_components} components are inactive: no posterior mean has a variance "
+            f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
+            "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
+            "have nothing in common.",
+            stacklevel=4,
+        )
