@@ -409,7 +409,7 @@ class _Handout:
         vae = _last_step(estimator)
         vae._validate_params()
         job, fitted = vae._prepare(X, known, sample_weight)
-        return _Prepared(key, steps, job.plan, fitted), job
+        return _Prepared(key, steps, job.plan, fitted), job._replace(keeps_progress=False)
 
     def train(self, stacks, watch):
         """Train the stacks."""

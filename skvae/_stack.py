@@ -48,6 +48,8 @@ class Job(NamedTuple):
     device: torch.device
     precision: str
     sample_weight: _arrays.Array | None = None  # (n_rows,), float64, above 0; None: all the same
+    progress: Mapping[str, Any] | None = None  # where it goes on, in arrays and numbers
+    keeps_progress: bool = False  # whether it is to be known, after each epoch, how to go on
 
 
 class Trained(NamedTuple):
@@ -97,6 +99,22 @@ def _n_active(job: Job, state: _model.State) -> int:
     return _model.n_active(job.architecture, state, y)
 
 
+def to_arrays(progress: Any) -> Any:
+    """The progress of a training run as arrays, numbers and strings."""
+    if isinstance(progress, Mapping):
+        return {name: to_arrays(value) for name, value in progress.items()}
+    return _arrays.to_array(progress) if isinstance(progress, torch.Tensor) else progress
+
+
+def _to_tensors(progress: Any, device: torch.device) -> Any:
+    """The opposite of `to_arrays`."""
+    if isinstance(progress, Mapping):
+        # A generator's state is on the CPU wherever the generator is.
+        where = {"generator": torch.device("cpu")}
+        return {name: _to_tensors(v, where.get(name, device)) for name, v in progress.items()}
+    return _arrays.to_tensor(progress, device) if isinstance(progress, np.ndarray) else progress
+
+
 def run(
     jobs: Sequence[Job],
     begin_epoch: Callable[[], None],
@@ -141,6 +159,8 @@ def run(
             begin_epoch,
             lambda records: end_epoch(records, lambda: states(records)),
             become_simple if stack.contains_factors else None,
+            [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
+            keep_progress=first.keeps_progress,
         )
         trained = [
             Trained(record, state, _n_active(job, state))
@@ -153,8 +173,8 @@ def run(
 
 # --- rows ---------------------------------------------------------------------------------
 
-# Gives the training rows of an epoch in parts, each with its share of the epoch.
-Read = Callable[[], Iterable[tuple[float, _training.Rows]]]
+# Gives the training rows of an epoch, from 0, in parts, each with its share of the epoch.
+Read = Callable[[int], Iterable[tuple[float, _training.Rows]]]
 
 
 def rows_at_once(n_rows: int, n_features: int, dtype: Any, n_least: int) -> int:
@@ -204,7 +224,7 @@ def _read_once(
     if not first.plan.n_held_out:
         held_out = training[:, : _training.PROBE_ROWS]
     some = _weighted(data, rows.index[:, : _n_factor_rows(n_features)], weight)
-    return lambda: [(1.0, rows)], _weighted(data, held_out + begin, weight), lambda: some
+    return lambda epoch: [(1.0, rows)], _weighted(data, held_out + begin, weight), lambda: some
 
 
 def _to_weight(job: Job, sample_weight: _arrays.Array | None) -> torch.Tensor | None:
@@ -273,11 +293,9 @@ def _read_in_parts(
     n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
 
-    epochs = itertools.count()
-
-    def read() -> Iterable[tuple[float, _training.Rows]]:
-        epoch, done = next(epochs), 0.0
-        starts = rng.permutation(np.arange(0, n_rows, n_block))
+    def read(epoch: int) -> Iterable[tuple[float, _training.Rows]]:
+        done, order = 0.0, np.random.default_rng([job.seed + 1, epoch])
+        starts = order.permutation(np.arange(0, n_rows, n_block))
         for first in range(0, len(starts), n_blocks):
             end, weights = 0, []
             for start in starts[first : first + n_blocks]:

@@ -19,7 +19,7 @@ On CUDA the step is captured once, as a graph, and replayed.
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -125,6 +125,11 @@ class Plan:
         return self.learning_rate * (1 + math.cos(math.pi * epoch / self.max_iter)) / 2
 
 
+# What the training of one model needs, besides its rows and its plan, to go on after an epoch as
+# if it had not stopped there: tensors and numbers by name.
+Progress = Mapping[str, Any]
+
+
 @dataclass
 class Record:
     """What the training of one model did so far."""
@@ -138,6 +143,7 @@ class Record:
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
     # Parameters, end to end.
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
+    progress: Progress | None = field(default=None, compare=False)  # where it is kept
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
         """Add a complete epoch: its terms, and those of the held-out rows."""
@@ -225,6 +231,18 @@ class Adam:
         if self.max_norm is not None:
             self.max_norm = self.max_norm[members]
         self._lay_out()
+
+    def progress(self, member: int) -> Progress:
+        """What the steps of a model so far have left."""
+        mean, square = self.mean[member].clone(), self.square[member].clone()
+        return {"n_steps": self.n_steps, "mean": mean, "square": square}
+
+    def go_on(self, member: int, progress: Progress) -> None:
+        """Go on from there."""
+        self.n_steps = progress["n_steps"]
+        matrices = self.weights, self.mean, self.square
+        for matrix, name in zip(matrices, ("weights", "mean", "square"), strict=True):
+            matrix[member].copy_(progress[name])
 
     def coefficients(self, rates: Sequence[Sequence[float]]) -> list[tuple[torch.Tensor, ...]]:
         """What the next steps at these rates (steps, M) need: the rates (M, 1) and more.
@@ -501,6 +519,16 @@ class Members:
         self.adam.keep(chosen)
         self._prepare()
 
+    def progress(self, place: int) -> Progress:
+        """What the steps of the member at this place have left, and those to come will draw."""
+        return {**self.adam.progress(place), "generator": self.generators[place].get_state()}
+
+    def go_on(self, progress: Sequence[Progress]) -> None:
+        """Go on from there, all members."""
+        for place, own in enumerate(progress):
+            self.adam.go_on(place, own)
+            self.generators[place].set_state(own["generator"])
+
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
         """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
         shares = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
@@ -575,8 +603,8 @@ class Run:
 
     def __init__(self, member: int, plan: Plan, weights: torch.Tensor) -> None:
         self.plan, self.record, self.best = plan, Record(member=member), Best(weights)
-        # Complete epochs and the weights after them, together, whenever Ctrl-C comes.
-        self.last = (0, self.best.weights)
+        # Complete epochs, the weights and the progress after them, together, whenever Ctrl-C comes.
+        self.last: tuple[int, torch.Tensor, Progress | None] = (0, self.best.weights, None)
         # Those of a simple model that is to be beaten, and its loss.
         self.simple = (math.inf, self.best.weights)
 
@@ -585,7 +613,38 @@ class Run:
         if self.plan.continues and math.isfinite(loss):
             self.best.judge(loss, 0, self.best.weights, self.plan)
 
-    def end_epoch(self, numbers: Sequence[float], weights: torch.Tensor) -> None:
+    def progress(self, weights: torch.Tensor, of_steps: Progress) -> Progress:
+        """All that is to be known to go on from here."""
+        best, (simple_loss, simple) = self.best, self.simple
+        return {
+            **of_steps,
+            "weights": weights,
+            "n_iter": self.record.n_iter,
+            "history": {name: list(values) for name, values in self.record.history.items()},
+            "best": {
+                "weights": best.weights,
+                "epoch": best.epoch,
+                "key": best.key,
+                "mark": best.mark,
+                "waited": best.waited,
+            },
+            "simple": {"loss": simple_loss, "weights": simple if simple_loss < math.inf else None},
+        }
+
+    def go_on(self, progress: Progress) -> None:
+        """Go on from there."""
+        self.record.n_iter = n_iter = progress["n_iter"]
+        self.record.history = {name: list(own) for name, own in progress["history"].items()}
+        vars(self.best).update(progress["best"])
+        self.best.key = tuple(self.best.key)
+        simple = progress["simple"]
+        if simple["weights"] is not None:
+            self.simple = simple["loss"], simple["weights"]
+        self.last = (n_iter, progress["weights"], progress)
+
+    def end_epoch(
+        self, numbers: Sequence[float], weights: torch.Tensor, of_steps: Progress | None
+    ) -> None:
         """Note the terms of an epoch and of the judged rows, and the weights after it."""
         if not all(map(math.isfinite, numbers)):
             self.record.outcome = "diverged"
@@ -593,24 +652,25 @@ class Run:
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
         self.best.judge(numbers[3], n_iter, weights, self.plan)
-        self.last = (n_iter, weights)
-        self.record.weights = weights
+        progress = None if of_steps is None else self.progress(weights, of_steps)
+        self.last = (n_iter, weights, progress)
+        self.record.weights, self.record.progress = weights, progress
         if self.plan.n_held_out and self.best.waited >= self.plan.patience:
             self.record.outcome = "converged"
 
     def goes_on(self) -> bool:
         """Whether there is another epoch; if not, lets go of all others' weights."""
-        n_iter, weights = self.last
+        n_iter, weights, progress = self.last
         if self.record.outcome == "finished" and n_iter < self.plan.max_iter:
             return True
         # A row of a matrix that holds those of the whole stack.
         self.record.weights = weights.clone()
-        self.last = (n_iter, self.record.weights)
+        self.last = (n_iter, self.record.weights, progress)
         return False
 
     def interrupt(self) -> None:
         """End with the last complete epoch, unless it has ended by itself."""
-        record, (n_iter, _) = self.record, self.last
+        record, n_iter = self.record, self.last[0]
         if record.outcome != "finished":
             return
         record.outcome, record.n_iter = "interrupted", n_iter
@@ -619,9 +679,10 @@ class Run:
     def finish(self) -> Record:
         """The record, with the weights that are kept."""
         record = self.record
+        record.progress = self.last[2]
         complete = record.outcome != "diverged" and not self.plan.n_held_out
         if complete or record.outcome == "interrupted":
-            record.kept, record.weights = self.last
+            record.kept, record.weights, _ = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
             # Where not even the first epoch left finite weights, nothing stands in for them.
@@ -633,13 +694,16 @@ class Run:
 
 def train(
     stack: Stack,
-    read: Callable[[], Iterable[tuple[float, Rows]]],
+    read: Callable[[int], Iterable[tuple[float, Rows]]],
     judged: Rows,
     plans: Sequence[Plan],
     generators: Sequence[torch.Generator],
     begin_epoch: Callable[[], None],
     end_epoch: Callable[[Sequence[Record]], bool],
     become_simple: Callable[[], None] | None = None,
+    progress: Sequence[Progress] = (),
+    *,
+    keep_progress: bool = False,
 ) -> list[Record]:
     """Minimise reconstruction + beta * KL for each model of a stack.
 
@@ -648,7 +712,8 @@ def train(
     stack : Stack
         The models, changed in place; those that end leave it.
     read : callable
-        Gives the training rows of an epoch, part by part, each with its share of the epoch.
+        Gives the training rows of an epoch, counted from 0, part by part, each with its share of
+        the epoch.
     judged : Rows
         Rows to judge the weights by.
     plans : sequence of Plan
@@ -661,6 +726,10 @@ def train(
     become_simple : callable or None, default=None
         Makes the models simple ones, in place. Where rows are held out, and these judge none of a
         model's epochs better, the simple model is kept.
+    progress : sequence of Progress, default=()
+        Where earlier runs of the same plans on the same rows had come to: these go on.
+    keep_progress : bool, default=False
+        Whether the records have the progress after each epoch.
 
     Returns
     -------
@@ -676,7 +745,11 @@ def train(
     members = Members(stack, judged, plans, generators)
     rows = enumerate(zip(plans, members.adam.weights, strict=True))
     runs = [Run(m, plan, weights) for m, (plan, weights) in rows]
-    if any(plan.continues for plan in plans):
+    if progress:
+        members.go_on(progress)
+        for run, own in zip(runs, progress, strict=True):
+            run.go_on(own)
+    elif any(plan.continues for plan in plans):
         for run, loss in zip(runs, members.judge()[0].tolist(), strict=True):
             run.begin(loss)
     elif become_simple is not None and plans[0].n_held_out:
@@ -693,12 +766,14 @@ def train(
         while live:
             epoch = live[0].last[0]
             begin_epoch()
-            seen = members.run_epoch(read(), epoch)
+            seen = members.run_epoch(read(epoch), epoch)
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, members.judge()]).T.tolist()
-            for run, row, weights in zip(held, numbers, members.adam.weights.clone(), strict=True):
+            ends = zip(held, numbers, members.adam.weights.clone(), strict=True)
+            for place, (run, row, weights) in enumerate(ends):
                 if run in live:
-                    run.end_epoch(row, weights)
+                    of_steps = members.progress(place) if keep_progress else None
+                    run.end_epoch(row, weights, of_steps)
             sound = [run.record for run in live if run.record.outcome != "diverged"]
             if sound and end_epoch(sound):
                 for record in sound:

@@ -7,6 +7,7 @@ threads share nothing.
 
 import copy
 import math
+from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import get_args
 
@@ -166,7 +167,10 @@ class VAETransformer(
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
-        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew.
+        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. If that fit was
+        stopped before its end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`,
+        as if it had not been stopped: if it had warm_start=True, too, and as many rows, and the
+        parameters, but for `random_state`, are the same. For that the optimiser is kept.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
@@ -412,6 +416,41 @@ class VAETransformer(
         """
         return self._fit(X, y, sample_weight)
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Go on training with one pass over X, a block of rows.
+
+        The first block decides the units, the categories and whether values may be missing, of
+        the model: it should be like all. The optimiser goes on from block to block at a constant
+        `learning_rate`, which may be set anew between them. No rows are held out, and there is no
+        warm-up: `learning_rate_schedule`, `max_iter`, `beta_warmup` and what is about early
+        stopping are not used.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame or sparse matrix of shape (n_samples, n_features)
+            A block of at least two rows. It is not changed.
+        y : Ignored
+            Present for the API's sake.
+        sample_weight : float or array-like of shape (n_samples,), default=None
+            How much each row counts within the block, as in `fit`.
+
+        Returns
+        -------
+        self : VAETransformer
+            The estimator, fitted to all blocks so far; `n_iter_` counts them.
+
+        Raises
+        ------
+        ValueError
+            If X, a weight or a parameter cannot be used, or the loss is not finite. The estimator
+            is then as it was before the call.
+        """
+        job, fitted = self._prepare(X, sample_weight=sample_weight, partial=True)
+        (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+        _report.check_outcome(trained, job.plan)
+        return self._become(fitted(trained.record, trained.state))
+
     def _fit(self, X, y=None, sample_weight=None, change=None):
         """Fit to X; `change` makes of its rows, as numbers, those that are trained on."""
         job, fitted = self._prepare(X, sample_weight=sample_weight, change=change)
@@ -434,16 +473,17 @@ class VAETransformer(
         callbacks.end(attributes)
         return self._become(attributes)
 
-    def _prepare(self, X, known=None, sample_weight=None, change=None):
+    def _prepare(self, X, known=None, sample_weight=None, change=None, *, partial=False):
         """The job that training on X is, and what makes attributes of its outcome.
 
         Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
         keeps what was read of X for the next call with the same X and weights. `change` makes of
         the rows, as numbers, those that are trained on, some of whose values may be missing.
+        `partial`: one pass, after those of earlier calls.
         """
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
-        warm = self.warm_start and self.__sklearn_is_fitted__()
+        warm = (self.warm_start or partial) and self.__sklearn_is_fitted__()
         known = {} if known is None else known
         likelihood, data, weight, moments, attributes = self._read_first(
             X, known, sample_weight, warm
@@ -455,9 +495,9 @@ class VAETransformer(
         missing = has_holes if not warm else self._architecture["missing"]
         if has_holes and not missing:
             raise ValueError(
-                "X has missing values or unknown categories, but warm_start=True continues with a "
-                "model that was fitted without any: its encoder has no inputs for them. Set "
-                "warm_start=False."
+                "X has missing values or unknown categories, but training goes on with a model "
+                "that was fitted without any: its encoder has no inputs for them. Fit anew: the "
+                "first rows that it sees must have some."
             )
         architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
@@ -470,26 +510,40 @@ class VAETransformer(
                 architecture, moments, seed, lambda n: _input.take(data, n, seed, likelihood)
             )
             n_before, history = 0, {}
-        constant = _model.log_jacobian(state)
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
-        n_rows = data.shape[0]
-        n_at_once = _stack.rows_at_once(n_rows, n_features, dtype, n_least)
-        plan = self._plan_training(architecture, n_rows, n_at_once, constant, warm)
+        job = _stack.Job(
+            data=data,
+            n_at_once=_stack.rows_at_once(data.shape[0], n_features, dtype, n_least),
+            architecture=architecture,
+            state=_model.cast(state, dtype),
+            plan=None,
+            seed=seed,
+            device=device,
+            precision=self.precision,
+            sample_weight=weight,
+            keeps_progress=self.warm_start or partial,
+        )
+        job = self._plan_training(job, warm, partial)
+        run = _describe_run(job, partial)  # for `fitted`, which holds no rows
+        if job.progress is not None:
+            n_before -= job.progress["n_iter"]
+            history = {name: values[:n_before] for name, values in history.items()}
 
         def fitted(record, state):
             """All that `fit` sets, as if it had ended with this record."""
+            ended = record.outcome in ("converged", "diverged") or record.n_iter == run["max_iter"]
+            progress = None
+            if record.progress is not None and (partial or not ended):
+                progress = {"run": run, **_stack.to_arrays(record.progress)}
             return {
                 **attributes,
                 "_architecture": architecture,
+                "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
                 "history_": _report.join(history, n_before, record.history, record.n_iter),
             }
 
-        state = _model.cast(state, dtype)
-        job = _stack.Job(
-            data, n_at_once, architecture, state, plan, seed, device, self.precision, weight
-        )
         return job, fitted
 
     def _read_first(self, X, known, sample_weight, warm):
@@ -563,9 +617,31 @@ class VAETransformer(
                 f"posterior={self.posterior!r} and prior={self.prior!r}."
             )
 
-    def _plan_training(self, architecture, n_rows, n_at_once, constant, continues):
+    def _plan_training(self, job, continues, partial):
+        """The job with the numbers of its training, and the progress that it goes on from.
+
+        That is where an earlier run like it was stopped, or the partial fit before.
+        """
+        earlier = self._progress if continues else None
+        if partial:
+            known = {"partial": True, "device": job.device.type}
+            if earlier is not None and not known.items() <= earlier["run"].items():
+                earlier = None
+            n_passes = 0 if earlier is None else earlier["n_iter"]
+            plan = self._plan(job, continues, partial=True)
+            plan = replace(plan, max_iter=n_passes + 1, schedule="constant", n_warmup=0)
+            return job._replace(plan=plan, progress=earlier)
+        if earlier is not None:
+            run = earlier["run"]
+            same = job._replace(plan=self._plan(job, run["continues"]), seed=run["seed"])
+            if _describe_run(same, partial) == run:
+                return same._replace(progress=earlier)
+        return job._replace(plan=self._plan(job, continues))
+
+    def _plan(self, job, continues, *, partial=False):
         """The numbers of the training run, with "auto" resolved."""
-        early = self.early_stopping
+        architecture, n_rows, n_at_once = job.architecture, job.data.shape[0], job.n_at_once
+        early = False if partial else self.early_stopping
         if early == "auto":
             early = n_rows >= EARLY_STOPPING_ROWS
         n_held_out = int(self.validation_fraction * n_rows) if early else 0
@@ -604,9 +680,12 @@ class VAETransformer(
             patience=self.n_iter_no_change,
             n_held_back=math.ceil(share_held_back * self.max_iter),
             tol=self.tol,
-            constant=constant,
+            constant=_model.log_jacobian(job.state),
             continues=continues,
         )
+
+    # Of a fit that was stopped, if it can go on.
+    _progress = None
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "state_")
@@ -990,10 +1069,22 @@ def _network(value):
     return Own(*value)
 
 
+def _describe_run(job, partial):
+    """What tells a training run from others, but for the values of its rows."""
+    return {
+        "partial": partial,
+        "n_rows": job.data.shape[0],
+        "precision": job.precision,
+        "device": job.device.type,
+        "seed": job.seed,
+        **asdict(job.plan),
+    }
+
+
 def _check_same_architecture(before, now):
     for name, value in now.items():
         if _part(before[name]) != _part(value):
             raise ValueError(
-                f"warm_start=True continues with the fitted model, whose {name} is "
-                f"{before[name]!r}. Got {value!r}: set it back, or warm_start=False."
+                f"Training goes on with the fitted model, whose {name} is {before[name]!r}. Got "
+                f"{value!r}: set it back, or fit anew, without warm_start."
             )

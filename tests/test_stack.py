@@ -53,9 +53,9 @@ def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stop
         held_out = {rows[tuple(row)] for row in judged.data.numpy()} if early_stopping else set()
         assert len(held_out) == n_held_out
         epochs = []
-        for _ in range(2):
+        for epoch in range(2):
             seen, shares = [], []
-            for share, part in read():
+            for share, part in read(epoch):
                 assert part.index.shape[1] <= len(part.data) <= 65
                 shares.append(share)
                 seen += [rows[tuple(row)] for row in part.take(part.index)[0].numpy()]
@@ -72,7 +72,7 @@ def test_parts_are_of_many_blocks_from_everywhere(monkeypatch):
         job = job_of(X, early_stopping=False)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         read, _, _ = _stack._read_in_parts(job, lambda epoch, share: None)
-        parts = [part.take(part.index)[0].numpy() for _, part in read()]
+        parts = [part.take(part.index)[0].numpy() for _, part in read(0)]
     for part in parts[:-1]:
         blocks = np.reshape([rows[tuple(row)] for row in part], (-1, 5))
         np.testing.assert_array_equal(np.diff(blocks), 1)  # neighbours are read together
@@ -229,7 +229,7 @@ def test_a_part_has_a_batch_at_least():
     with config_context(working_memory=0):
         job = job_of(table(1000), batch_size=100, early_stopping=False)
         assert job.n_at_once == 100
-        assert {part.index.shape[1] for _, part in _stack._read_in_parts(job, print)[0]()} == {100}
+        assert {part.index.shape[1] for _, part in _stack._read_in_parts(job, print)[0](0)} == {100}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -276,8 +276,8 @@ def test_members_that_have_left_keep_their_own_weights_alone():
     jobs = [job._replace(data=jobs[0].data) for job in jobs]
     kept, train = [], _stack._training.train
 
-    def watched(*args):
-        records = train(*args)
+    def watched(*args, **more):
+        records = train(*args, **more)
         storages = {
             r.weights.untyped_storage().data_ptr(): r.weights.untyped_storage() for r in records
         }

@@ -175,7 +175,7 @@ class Problem:
         read, judged, _ = _stack._read_once(jobs, generators)
         return _training.train(
             self,
-            read if cut is None else lambda: cut(*read()),
+            read if cut is None else lambda epoch: cut(*read(epoch)),
             judged,
             plans,
             generators,
@@ -476,7 +476,7 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     orders = []
     for epoch in range(3):
         seen, total = [], 0.0
-        for share, rows in read():
+        for share, rows in read(epoch):
             assert rows.index.shape[1] <= 20
             part = numbers_of(rows.take(rows.index)[0])
             assert share == pytest.approx(len(part) / (n_rows - n_held_out))
