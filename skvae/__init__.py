@@ -1,6 +1,7 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
 from skvae import metrics
+from skvae._callbacks import Checkpoint
 from skvae._imputer import VAEImputer
 from skvae._pipeline import sample
 from skvae._search import VAEGridSearchCV
@@ -9,6 +10,7 @@ from skvae._vae import VAETransformer
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "VAEGridSearchCV",
     "VAEImputer",
     "VAETransformer",

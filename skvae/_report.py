@@ -26,15 +26,15 @@ def join(before, n_before, now, n_now):
     }
 
 
-def check_outcome(trained, plan):
-    """Warn of a training run that did not end well; raise if it left nothing."""
+def check_outcome(trained, plan, *, keep=True):
+    """Warn of a training run that did not end well; raise if it left nothing that is to be kept."""
     record = trained.record
     epoch = record.n_iter + 1
     if record.outcome == "diverged":
         rate = plan.rate_at(epoch - 1)
         where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
-        if record.kept == 0 and not record.is_simple:
+        if not keep or (record.kept == 0 and not record.is_simple):
             raise ValueError(where + remedy)
         kept = (
             "Factor analysis was"

@@ -615,20 +615,14 @@ class Run:
 
     def progress(self, weights: torch.Tensor, of_steps: Progress) -> Progress:
         """All that is to be known to go on from here."""
-        best, (simple_loss, simple) = self.best, self.simple
+        loss, simple = self.simple
         return {
             **of_steps,
             "weights": weights,
             "n_iter": self.record.n_iter,
             "history": {name: list(values) for name, values in self.record.history.items()},
-            "best": {
-                "weights": best.weights,
-                "epoch": best.epoch,
-                "key": best.key,
-                "mark": best.mark,
-                "waited": best.waited,
-            },
-            "simple": {"loss": simple_loss, "weights": simple if simple_loss < math.inf else None},
+            "best": dict(vars(self.best)),
+            "simple": {"loss": loss, "weights": simple if loss < math.inf else None},
         }
 
     def go_on(self, progress: Progress) -> None:
@@ -636,7 +630,6 @@ class Run:
         self.record.n_iter = n_iter = progress["n_iter"]
         self.record.history = {name: list(own) for name, own in progress["history"].items()}
         vars(self.best).update(progress["best"])
-        self.best.key = tuple(self.best.key)
         simple = progress["simple"]
         if simple["weights"] is not None:
             self.simple = simple["loss"], simple["weights"]

@@ -28,6 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvae import (
     _arrays,
+    _files,
     _frames,
     _input,
     _model,
@@ -448,7 +449,7 @@ class VAETransformer(
         """
         job, fitted = self._prepare(X, sample_weight=sample_weight, partial=True)
         (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
-        _report.check_outcome(trained, job.plan)
+        _report.check_outcome(trained, job.plan, keep=False)
         return self._become(fitted(trained.record, trained.state))
 
     def _fit(self, X, y=None, sample_weight=None, change=None):
@@ -686,6 +687,17 @@ class VAETransformer(
 
     # Of a fit that was stopped, if it can go on.
     _progress = None
+
+    def __getstate__(self):
+        return _files.seal(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(_files.unseal(state))
+
+    def __copy__(self):
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))  # nothing to check
+        return new
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "state_")

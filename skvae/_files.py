@@ -1,0 +1,89 @@
+"""Files that are whole or absent, and fitted models that are what was saved."""
+
+import contextlib
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+# Of what a saved estimator consists of. A reader of a later one reads all earlier ones:
+# 0: without a number and a checksum; 1: with both.
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` once the block has ended well.
+
+    Until then, and if the block or the machine fails, there is what was there before.
+    """
+    path = Path(os.path.realpath(path))  # a link stays one
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # before it has the name
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def seal(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an estimator with the format and a checksum."""
+    return {**state, "_skvae_format": FORMAT, "_skvae_checksum": _checksum(state)}
+
+
+def unseal(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an estimator without the two, or a ValueError if something is wrong."""
+    state = dict(state)
+    written, checksum = state.pop("_skvae_format", 0), state.pop("_skvae_checksum", None)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(
+            f"The file holds a model in format {written!r} of skvae, and this version reads "
+            f"formats up to {FORMAT}. Update skvae, or save the model with this version."
+        )
+    if written > 0 and checksum != _checksum(state):
+        raise ValueError(
+            "The file is damaged: the numbers of its model are not those that were saved. Load "
+            "another copy, or fit anew."
+        )
+    return state
+
+
+def _checksum(value: Any) -> int:
+    """A number that changes with any of the numbers, strings and arrays of them in `value`.
+
+    By no means a signature. Other objects, which may print otherwise one day, are passed over.
+    """
+    total = 0
+    for path, leaf in sorted(_leaves(value), key=lambda pair: pair[0]):
+        if isinstance(leaf, np.ndarray):
+            what = f"{path} {leaf.dtype.str} {leaf.shape}"
+            content: Any = np.ascontiguousarray(leaf).view(np.uint8) if leaf.size else b""
+            total = zlib.crc32(content, zlib.crc32(what.encode(), total))
+        else:
+            total = zlib.crc32(f"{path} {leaf!r}".encode(errors="surrogatepass"), total)
+    return total
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers, strings and arrays of numbers in nested dicts, lists and tuples, and their paths."""
+    if type(value) is dict:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}/{key!r}")
+    elif type(value) in (list, tuple):
+        for place, item in enumerate(value):
+            yield from _leaves(item, f"{path}/{place}")
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            yield path, value
+        elif value.dtype.kind == "O":
+            yield from _leaves(value.tolist(), path)
+    elif type(value) in (bool, int, float, str, type(None)):
+        yield path, value

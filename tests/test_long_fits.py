@@ -1,0 +1,373 @@
+"""Fits that take long: stopped and gone on with, block by block, saved on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from sklearn import config_context
+from sklearn.datasets import load_wine
+
+from skvae import Checkpoint, VAETransformer, _files, _stack
+from skvae.likelihoods import Categorical, Columns, Gaussian
+from skvae.priors import Vamp
+
+# --- stopped, and gone on with ----------------------------------------------------------------
+
+
+class Stop:
+    """Ends a fit after some epochs."""
+
+    def __init__(self, n_epochs, error=None):
+        self.n_epochs, self.error = n_epochs, error
+
+    def setup(self, estimator, context): ...
+
+    def teardown(self, estimator, context): ...
+
+    def on_fit_task_begin(self, estimator, context): ...
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name != "epoch" or context.task_id + 1 != self.n_epochs:
+            return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_wine().data
+
+
+def model(**params):
+    params = {"hidden_layer_sizes": (16,), "max_iter": 6, "random_state": 0} | params
+    return VAETransformer(3, warm_start=True, device="cpu", **params)
+
+
+def assert_same_fit(left, right):
+    assert left.n_iter_ == right.n_iter_
+    for attribute in ("state_", "history_"):
+        one, other = getattr(left, attribute), getattr(right, attribute)
+        assert one.keys() == other.keys()
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+WAYS = {
+    "defaults": {},
+    "warm-up and cycles": {"beta_warmup": 0.5, "n_beta_cycles": 2},
+    "no rows held out": {"early_stopping": False},
+    "patience": {"n_iter_no_change": 2, "max_iter": 12, "learning_rate": 0.1},
+    "linear, where factor analysis is to be beaten": {"hidden_layer_sizes": ()},
+    "rates that differ": {"weight_decay": 0.01, "max_grad_norm": 1.0},
+    "float64": {"precision": "float64"},
+    "importance": {"n_importance_samples": 3},
+    "variances that are held back": {"likelihood": "student_t"},
+    "another prior": {"prior": Vamp(4)},
+}
+
+
+@pytest.mark.parametrize("params", WAYS.values(), ids=WAYS)
+def test_a_fit_that_was_stopped_ends_as_one_that_was_not(wine, params):
+    pytest.importorskip("sklearn.callback")
+    whole = model(**params).fit(wine)
+    part = model(**params).set_callbacks(Stop(3)).fit(wine)
+    assert part.n_iter_ == 3
+    assert_same_fit(part.set_callbacks().fit(wine), whole)
+
+
+def test_a_fit_may_be_stopped_often(wine):
+    pytest.importorskip("sklearn.callback")
+    vae = model(max_iter=8)
+    for n_iter in (1, 2, 5):
+        vae.set_callbacks(Stop(n_iter - getattr(vae, "n_iter_", 0))).fit(wine)
+        assert vae.n_iter_ == n_iter
+    assert_same_fit(vae.set_callbacks().fit(wine), model(max_iter=8).fit(wine))
+
+
+def test_a_fit_after_another_goes_on_where_it_was_stopped(wine):
+    pytest.importorskip("sklearn.callback")
+    whole, part = model().fit(wine), model().fit(wine)
+    whole.set_params(learning_rate=1e-3).fit(wine)
+    part.set_params(learning_rate=1e-3).set_callbacks(Stop(2)).fit(wine)
+    assert part.n_iter_ == 8
+    part.set_callbacks().fit(wine)
+    assert_same_fit(part, whole)
+    assert part.n_iter_ == 12
+
+
+def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
+    pytest.importorskip("sklearn.callback")
+    X = np.random.default_rng(0).normal(size=(900, 5))
+    with config_context(working_memory=0.02):
+        whole = model().fit(X)
+        part = model().set_callbacks(Stop(3)).fit(X)
+        assert_same_fit(part.set_callbacks().fit(X), whole)
+        assert _stack._in_parts(part._prepare(X)[0])
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch_loses_that_epoch_alone(wine, monkeypatch):
+    whole, step, count = model().fit(wine), _stack._training.Adam.step, iter(range(100))
+
+    def interrupted(*args):
+        if next(count) == 20:  # of 6 steps an epoch: in the fourth
+            raise KeyboardInterrupt
+        return step(*args)
+
+    part = model()
+    with monkeypatch.context() as patch:
+        patch.setattr(_stack._training.Adam, "step", interrupted)
+        with pytest.warns(UserWarning, match="interrupted"):
+            part.fit(wine)
+    assert part.n_iter_ == 3
+    assert_same_fit(part.fit(wine), whole)
+
+
+def test_a_generator_as_seed_goes_on_with_the_draws_it_began_with(wine):
+    pytest.importorskip("sklearn.callback")
+    whole = model(random_state=np.random.RandomState(3)).fit(wine)
+    part = model(random_state=np.random.RandomState(3)).set_callbacks(Stop(3)).fit(wine)
+    assert_same_fit(part.set_callbacks().fit(wine), whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learning_rate": 1e-4}, {"max_iter": 7}, {"beta": 2.0}, {"precision": "float64"}],
+    ids=str,
+)
+def test_with_other_numbers_a_stopped_fit_begins_anew_from_its_weights(wine, change):
+    pytest.importorskip("sklearn.callback")
+    part = model(early_stopping=False).set_callbacks(Stop(3)).fit(wine)
+    vae = part.set_callbacks().set_params(**change).fit(wine)
+    assert vae.n_iter_ == 3 + vae.max_iter
+
+
+def test_a_fit_that_ended_keeps_no_optimiser_nor_one_without_warm_start(wine):
+    pytest.importorskip("sklearn.callback")
+    assert model().fit(wine)._progress is None
+    assert model().set_callbacks(Stop(6)).fit(wine)._progress is None
+    cold = model().set_params(warm_start=False).set_callbacks(Stop(3)).fit(wine)
+    assert cold._progress is None
+    assert model().set_callbacks(Stop(3)).fit(wine)._progress is not None
+
+
+# --- in another process -------------------------------------------------------------------
+
+GO_ON = """
+import sys, joblib
+from sklearn.datasets import load_wine
+vae = joblib.load(sys.argv[1])
+joblib.dump(vae.fit(load_wine().data), sys.argv[2])
+"""
+
+
+def test_a_stopped_fit_goes_on_from_a_file_in_another_process(wine, tmp_path):
+    pytest.importorskip("sklearn.callback")
+    part = model().set_callbacks(Stop(3)).fit(wine).set_callbacks()
+    joblib.dump(part, tmp_path / "part.joblib")
+    files = [str(tmp_path / name) for name in ("part.joblib", "whole.joblib")]
+    subprocess.run([sys.executable, "-c", GO_ON, *files], check=True, timeout=100)
+    assert_same_fit(joblib.load(files[1]), model().fit(wine))
+
+
+# --- checkpoints --------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_the_latest_epoch_and_then_the_end(wine, tmp_path):
+    pytest.importorskip("sklearn.callback")
+    path = tmp_path / "vae.joblib"
+    crash = Stop(5, RuntimeError("crash"))
+    with pytest.raises(RuntimeError, match="crash"):
+        model().set_callbacks(Checkpoint(path, every=2), crash).fit(wine)
+    saved = joblib.load(path)
+    assert saved.n_iter_ == 4
+    assert "_skl_callbacks" not in vars(saved)
+    whole = model().fit(wine)
+    assert_same_fit(saved.set_callbacks(Checkpoint(path)).fit(wine), whole)
+    assert_same_fit(joblib.load(path), whole)
+    assert os.listdir(tmp_path) == ["vae.joblib"]
+
+
+def test_a_checkpoint_needs_a_warm_start(wine, tmp_path):
+    pytest.importorskip("sklearn.callback")
+    vae = model().set_params(warm_start=False)
+    with pytest.raises(ValueError, match="Got warm_start=False"):
+        vae.set_callbacks(Checkpoint(tmp_path / "vae.joblib")).fit(wine)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_a_checkpoint_is_every_so_many_epochs(every, error):
+    with pytest.raises(error, match="every"):
+        Checkpoint("vae.joblib", every=every)
+
+
+KILLED = """
+import os, signal, sys
+from sklearn.datasets import load_wine
+from skvae import Checkpoint, VAETransformer
+
+class Kill:
+    def setup(self, estimator, context): ...
+    def teardown(self, estimator, context): ...
+    def on_fit_task_begin(self, estimator, context): ...
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name == "epoch" and context.task_id == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+vae = VAETransformer(3, hidden_layer_sizes=(16,), max_iter=6, random_state=0, warm_start=True,
+                     device="cpu")
+vae.set_callbacks(Checkpoint(sys.argv[1]), Kill()).fit(load_wine().data)
+"""
+
+
+def test_a_fit_whose_process_is_killed_goes_on_from_its_checkpoint(wine, tmp_path):
+    pytest.importorskip("sklearn.callback")
+    path = tmp_path / "vae.joblib"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=100)
+    assert ended.returncode == -signal.SIGKILL
+    saved = joblib.load(path)
+    assert saved.n_iter_ == 4
+    assert_same_fit(saved.fit(wine), model().fit(wine))
+
+
+# --- files that are whole or absent -------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def write_half():
+        with _files.replacing(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_takes_its_place_where_a_link_points(tmp_path):
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_bytes(b"before")
+    link.symlink_to(path)
+    with _files.replacing(link) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert link.is_symlink()
+    assert path.read_bytes() == b"after"
+
+
+# --- block by block -----------------------------------------------------------------------
+
+
+def blocks(X, n=4):
+    return [X[i::n] for i in range(n)]
+
+
+def test_partial_fits_learn_as_the_optimiser_goes_on(wine):
+    vae = model(learning_rate=0.01)
+    for _ in range(40):
+        for block in blocks(wine):
+            vae.partial_fit(block)
+    assert vae.n_iter_ == 160
+    assert vae.history_["loss"].shape == (160,)
+    fitted = model(learning_rate=0.01, max_iter=40, early_stopping=False).fit(wine)
+    # As many steps on the same rows, at a constant rate: a nat is a tenth of what is learned.
+    assert vae.score(wine) > fitted.score(wine) - 1
+    assert vae.history_["loss"][-1] < vae.history_["loss"][0] - 5
+
+
+def test_partial_fits_of_one_block_are_epochs_of_a_fit_at_a_constant_rate(wine):
+    numbers = {"early_stopping": False, "learning_rate_schedule": "constant"}
+    vae = model(likelihood=Gaussian("per_feature"))
+    for _ in range(6):
+        vae.partial_fit(wine)
+    whole = model(likelihood=Gaussian("per_feature"), **numbers).fit(wine)
+    assert_same_fit(vae, whole)
+
+
+def test_the_first_block_decides_the_units(wine):
+    vae = model().partial_fit(wine[:60])
+    location, scale = vae.state_["location"], vae.state_["scale"]
+    vae.partial_fit(10 * wine + 3)
+    np.testing.assert_array_equal(vae.state_["location"], location)
+    np.testing.assert_array_equal(vae.state_["scale"], scale)
+    np.testing.assert_allclose(location, wine[:60].mean(axis=0), rtol=1e-12)
+
+
+def test_a_partial_fit_goes_on_from_a_file(wine, tmp_path):
+    first, second = wine[::2], wine[1::2]
+    vae = model().partial_fit(first)
+    joblib.dump(vae, tmp_path / "vae.joblib")
+    assert_same_fit(
+        joblib.load(tmp_path / "vae.joblib").partial_fit(second), vae.partial_fit(second)
+    )
+
+
+def test_a_rate_may_be_set_between_partial_fits(wine):
+    vae = model().partial_fit(wine)
+    before = {name: values.copy() for name, values in vae.state_.items()}
+    vae.set_params(learning_rate=1e-30).partial_fit(wine)
+    for name, values in before.items():
+        np.testing.assert_allclose(vae.state_[name], values, rtol=0, atol=1e-25)
+
+
+def test_a_partial_fit_goes_on_after_a_fit_and_a_fit_after_a_partial_fit(wine):
+    vae = model().fit(wine).partial_fit(wine)
+    assert vae.n_iter_ == 7
+    assert np.isnan(vae.history_["validation_loss"][-1])
+    assert vae.fit(wine).n_iter_ == 13
+    assert vae.set_params(warm_start=False).fit(wine).n_iter_ == 6
+    assert_same_fit(vae, model().fit(wine))
+
+
+def test_a_partial_fit_weighs_its_rows(wine):
+    weight = np.r_[np.ones(100), np.zeros(78)]
+    assert_same_fit(
+        model().partial_fit(wine, sample_weight=weight), model().partial_fit(wine[:100])
+    )
+
+
+@pytest.mark.parametrize("spoil", ["columns", "holes", "rate", "infinity"])
+def test_a_partial_fit_that_fails_leaves_the_estimator_as_it_was(wine, spoil):
+    vae, X = model().partial_fit(wine), wine.copy()
+    message = {
+        "columns": "X has 12 features, but VAETransformer is expecting 13",
+        "holes": "the first rows that it sees must have some",
+        "rate": "The loss was not finite in epoch 2, at learning rate 1e[+]30",
+        "infinity": "infinity",
+    }[spoil]
+    if spoil == "columns":
+        X = X[:, 1:]
+    elif spoil == "holes":
+        X[3, 3] = np.nan
+    elif spoil == "infinity":
+        X[3, 3] = np.inf
+    else:
+        vae.set_params(learning_rate=1e30)
+    before = joblib.hash(vars(vae))
+    with pytest.raises(ValueError, match=message):
+        vae.partial_fit(X)
+    assert joblib.hash(vars(vae)) == before
+
+
+def test_categories_are_those_of_the_first_block():
+    rng = np.random.default_rng(0)
+    X = np.c_[rng.normal(size=(40, 2)), rng.choice(["a", "b"], 40)].astype(object)
+    X[:, :2] = X[:, :2].astype(float)
+    vae = model(
+        likelihood=Columns([(Gaussian(), [0, 1]), (Categorical(handle_unknown="error"), [2])])
+    )
+    vae.partial_fit(X[:20]).partial_fit(X[20:])
+    assert vae.n_iter_ == 2
+    X[3, 2] = "c"
+    with pytest.raises(ValueError, match="category 'c' in column 2, which was not in"):
+        vae.partial_fit(X)
