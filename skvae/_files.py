@@ -85,5 +85,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
         elif value.dtype.kind == "O":
             yield from _leaves(value.tolist(), path)
-    elif type(value) in (bool, int, float, str, type(None)):
+    elif isinstance(value, str):
+        yield path, str(value)
+    elif type(value) in (bool, int, float, type(None)):
         yield path, value

@@ -165,9 +165,9 @@ def test_rows_that_are_held_out_are_no_part_of_it(monkeypatch, working_memory):
         seen.extend(map(tuple, y.numpy()))
         return analyse(y, *args)
 
-    def watch_training(stack, read, rows, *args):
+    def watch_training(stack, read, rows, *args, **more):
         judged.extend(map(tuple, rows.take(rows.index)[0].double().numpy()))
-        return train(stack, read, rows, *args)
+        return train(stack, read, rows, *args, **more)
 
     monkeypatch.setattr(_factors, "analyse", watch_analysis)
     monkeypatch.setattr(_training, "train", watch_training)

@@ -156,9 +156,9 @@ def judged(monkeypatch):
     """The rows that each training run is judged by."""
     seen, train = [], _training.train
 
-    def watch(stack, read, rows, *args):
+    def watch(stack, read, rows, *args, **more):
         seen.append(rows)
-        return train(stack, read, rows, *args)
+        return train(stack, read, rows, *args, **more)
 
     monkeypatch.setattr(_training, "train", watch)
     return seen

@@ -1,0 +1,182 @@
+"""Fitted models in files that run no code when they are read.
+
+A file of safetensors: the arrays as tensors, by names such as ``state_.decoder.0.weight``, and all
+else as JSON in its metadata. Needs the extra ``skvae[safetensors]``.
+"""
+
+import dataclasses
+import json
+from typing import get_args
+
+import numpy as np
+
+from skvae import _files
+from skvae._vae import VAETransformer
+from skvae.likelihoods import Likelihood
+from skvae.networks import MLP, Conv
+from skvae.posteriors import Posterior
+from skvae.priors import Prior
+
+__all__ = ["load", "save"]
+
+# What may be built of a file, by name.
+_PARTS = {
+    part.__name__: part
+    for part in (*get_args(Likelihood), *get_args(Prior), *get_args(Posterior), MLP, Conv)
+}
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def save(vae, file):
+    """Save a model in a file that is safe to read.
+
+    Parameters
+    ----------
+    vae : VAETransformer
+        The model, with all of its parameters and fitted attributes.
+    file : str or path-like
+        Where to. What is there is replaced once the new file is whole.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed.
+    TypeError
+        If `vae` is no VAETransformer: a Pipeline, say, is for joblib or skops.
+    ValueError
+        If it holds what only code can make again, such as a network of your own, a random
+        generator, a callback or a category that is neither string nor number.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> import skvae.safetensors
+    >>> from skvae import VAETransformer
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "vae.safetensors")
+    ...     skvae.safetensors.save(vae, file)
+    ...     bool((skvae.safetensors.load(file).transform(X) == vae.transform(X)).all())
+    True
+    """
+    _, to_bytes = _library()
+    if type(vae) is not VAETransformer:
+        raise TypeError(f"save takes a VAETransformer. Got {vae!r}: use joblib or skops for it.")
+    arrays = {}
+    attributes = {name: _encode(value, name, arrays) for name, value in vae.__getstate__().items()}
+    content = to_bytes(arrays, {"skvae": json.dumps(attributes)})
+    with _files.replacing(file) as opened:
+        opened.write(content)
+
+
+def load(file):
+    """Load a model that `save` has saved.
+
+    Parameters
+    ----------
+    file : str or path-like
+        The file. Reading it runs no code that it could bring along.
+
+    Returns
+    -------
+    vae : VAETransformer
+        With the parameters and the fitted attributes that it had.
+
+    Raises
+    ------
+    ImportError
+        If safetensors is not installed.
+    ValueError
+        If the file is damaged, of something else, or of a newer format.
+    """
+    safe_open, _ = _library()
+    from safetensors import SafetensorError
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+            arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or no safetensors file: {error}.") from None
+    if "skvae" not in metadata:
+        raise ValueError(f"{file} holds tensors of something else than a model of skvae.")
+    vae = VAETransformer()
+    try:
+        attributes = json.loads(metadata["skvae"])
+        state = {name: _decode(value, arrays) for name, value in attributes.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} is damaged, or of another version of skvae: {type(error).__name__}: {error}."
+        ) from None
+    vae.__setstate__(state)
+    return vae
+
+
+def _library():
+    try:
+        from safetensors import safe_open
+        from safetensors.numpy import save
+    except ImportError:
+        raise ImportError(
+            "skvae.safetensors needs safetensors: pip install 'skvae[safetensors]'."
+        ) from None
+    return safe_open, save
+
+
+# --- values as JSON -----------------------------------------------------------------------
+
+
+def _encode(value, path, arrays):
+    """`value` for JSON; arrays of numbers go to `arrays`, by their paths."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str):  # numpy's, too
+        return str(value)
+    if type(value) in (list, tuple):
+        kind = type(value).__name__
+        return {kind: [_encode(v, f"{path}.{i}", arrays) for i, v in enumerate(value)]}
+    if type(value) is dict:
+        items = [
+            [_encode(key, path, arrays), _encode(item, f"{path}.{key}", arrays)]
+            for key, item in value.items()
+        ]
+        return {"dict": items}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        arrays[path] = value.copy(order="C")
+        return {"array": path}
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        values = [_encode(v, f"{path}.{i}", arrays) for i, v in enumerate(value.tolist())]
+        return {"objects": values}
+    if isinstance(value, np.bool_ | np.number):
+        return {"number": value.item(), "dtype": value.dtype.str}
+    if _PARTS.get(type(value).__name__) is type(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        values = [[n, _encode(getattr(value, n), f"{path}.{n}", arrays)] for n in names]
+        return {"part": type(value).__name__, "values": values}
+    raise ValueError(
+        f"{path} is {value!r}, which only code can make again. Set it to a number or a value of "
+        "skvae, or save the model by joblib or skops."
+    )
+
+
+def _decode(value, arrays):
+    """The opposite of `_encode`."""
+    if not isinstance(value, dict):
+        return value
+    if "list" in value:
+        return [_decode(item, arrays) for item in value["list"]]
+    if "tuple" in value:
+        return tuple(_decode(item, arrays) for item in value["tuple"])
+    if "dict" in value:
+        return {_decode(k, arrays): _decode(item, arrays) for k, item in value["dict"]}
+    if "array" in value:
+        return arrays[value["array"]]
+    if "objects" in value:
+        array = np.empty(len(value["objects"]), object)
+        array[:] = [_decode(item, arrays) for item in value["objects"]]
+        return array
+    if "number" in value:
+        return np.dtype(value["dtype"]).type(value["number"])
+    return _PARTS[value["part"]](**{name: _decode(v, arrays) for name, v in value["values"]})
