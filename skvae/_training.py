@@ -645,11 +645,11 @@ class Run:
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
         self.best.judge(numbers[3], n_iter, weights, self.plan)
+        if self.plan.n_held_out and self.best.waited >= self.plan.patience:
+            self.record.outcome = "converged"
         progress = None if of_steps is None else self.progress(weights, of_steps)
         self.last = (n_iter, weights, progress)
         self.record.weights, self.record.progress = weights, progress
-        if self.plan.n_held_out and self.best.waited >= self.plan.patience:
-            self.record.outcome = "converged"
 
     def goes_on(self) -> bool:
         """Whether there is another epoch; if not, lets go of all others' weights."""
@@ -664,7 +664,7 @@ class Run:
     def interrupt(self) -> None:
         """End with the last complete epoch, unless it has ended by itself."""
         record, n_iter = self.record, self.last[0]
-        if record.outcome != "finished":
+        if record.outcome != "finished" or n_iter == self.plan.max_iter:
             return
         record.outcome, record.n_iter = "interrupted", n_iter
         record.history = {name: values[:n_iter] for name, values in record.history.items()}

@@ -1,9 +1,16 @@
 """What several test files share: a small table, a quick estimator, the ELBO in numpy."""
 
+import os
+import random
 import signal
+import threading
+import warnings
 
+import joblib
 import numpy as np
 import pytest
+import sklearn
+import torch
 
 from skvae import VAETransformer
 
@@ -59,3 +66,32 @@ def numpy_elbo():
         return log_likelihood - kl
 
     return elbo
+
+
+@pytest.fixture
+def global_state():
+    """What gives all that a library could change behind the back of its caller."""
+
+    def state():
+        return {
+            "numpy": joblib.hash(np.random.get_state()),
+            "torch": torch.get_rng_state().tolist(),
+            "random": random.getstate(),
+            "threads": torch.get_num_threads(),
+            "interop threads": torch.get_num_interop_threads(),
+            "dtype": torch.get_default_dtype(),
+            "device": str(torch.get_default_device()),
+            "grad": torch.is_grad_enabled(),
+            "inference": torch.is_inference_mode_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "precision": torch.get_float32_matmul_precision(),
+            "environment": dict(os.environ),
+            "filters": list(warnings.filters),
+            "errors": np.geterr(),
+            "sklearn": sklearn.get_config(),
+            "ctrl-c": signal.getsignal(signal.SIGINT),
+            "live threads": threading.enumerate(),
+        }
+
+    return state

@@ -3,9 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
-import os
 import pickle
-import random
 import signal
 import subprocess
 import sys
@@ -1006,33 +1004,9 @@ def two_threads():
         yield
 
 
-def global_state():
-    """All that a library could change behind the back of its caller."""
-    return {
-        "numpy": joblib.hash(np.random.get_state()),
-        "torch": torch.get_rng_state().tolist(),
-        "random": random.getstate(),
-        "threads": torch.get_num_threads(),
-        "interop threads": torch.get_num_interop_threads(),
-        "dtype": torch.get_default_dtype(),
-        "device": str(torch.get_default_device()),
-        "grad": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-        "environment": dict(os.environ),
-        "filters": list(warnings.filters),
-        "errors": np.geterr(),
-        "sklearn": sklearn.get_config(),
-        "ctrl-c": signal.getsignal(signal.SIGINT),
-        "live threads": threading.enumerate(),
-    }
-
-
 @any_likelihood
 @pytest.mark.usefixtures("two_threads")
-def test_nothing_global_moves(X, quick, likelihood):
+def test_nothing_global_moves(X, quick, global_state, likelihood):
     X = suited(X, likelihood)
     vae = quick(likelihood=likelihood).fit(X)  # what is imported late is imported now
     before = global_state()
@@ -1046,7 +1020,7 @@ def test_nothing_global_moves(X, quick, likelihood):
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_nothing_global_moves_when_fit_fails(X, quick):
+def test_nothing_global_moves_when_fit_fails(X, quick, global_state):
     before = global_state()
     with pytest.raises(ValueError, match="learning rate"):
         quick(learning_rate=1e6).fit(X)

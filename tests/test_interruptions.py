@@ -1,0 +1,231 @@
+"""Faults in the middle: whatever is raised wherever, nothing is lost.
+
+A fault strikes before a line of the package that a seed has chosen, of all the lines that a call
+runs. An estimator is then as it was before the call or, after Ctrl-C, complete; nothing global has
+moved; and the next call does what it would have done.
+"""
+
+import copy
+import errno
+import itertools
+import os
+import signal
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+import skvae
+from skvae import Checkpoint, VAEGridSearchCV, VAEImputer, _files
+
+PACKAGE = str(Path(skvae.__file__).parent)
+# These put things back, where Python may be interrupted as well: no library can promise that.
+CLEANUP = {"computing", "replacing"}
+N_FAULTS = 30  # of each kind of call
+ERRORS = [RuntimeError("x"), MemoryError("x"), OSError("x"), torch.OutOfMemoryError("x")]
+
+
+class Fault:
+    """Raises `error` before the line of the package that is the n-th of a block."""
+
+    def __init__(self, n=None, error=None):
+        self.n, self.error, self.count, self.where = n, error, 0, None
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self.enter_function)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(self.before)
+
+    def enter_function(self, frame, event, arg):
+        code = frame.f_code
+        inside = code.co_filename.startswith(PACKAGE) and code.co_name not in CLEANUP
+        return self.enter_line if inside else None
+
+    def enter_line(self, frame, event, arg):
+        if event == "line":
+            self.count += 1
+            if self.count == self.n:
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                raise self.error
+        return self.enter_line
+
+
+def strike(call, n, error):
+    """What a call raises that is struck at its n-th line, and where that is."""
+    with Fault(n, error) as fault, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            call()
+        except BaseException as raised:
+            return raised, fault.where
+    return None, fault.where
+
+
+def lines_of(call, seed=0):
+    """Numbers of the lines to strike, of those that a call runs."""
+    with Fault() as fault:
+        call()
+    assert fault.count > 5 * N_FAULTS
+    return np.random.default_rng(seed).choice(fault.count, N_FAULTS, replace=False) + 1
+
+
+def content(estimator):
+    return joblib.hash(vars(estimator))
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_an_exception_anywhere_in_a_fit_leaves_everything_as_it_was(
+    X, quick, global_state, method, fitted
+):
+    vae = quick(early_stopping=True, warm_start=True, device="cpu")
+    if fitted:
+        getattr(vae, method)(X)
+    other, fresh = 2 * X[::-1], copy.deepcopy(vae)
+    expected = content(getattr(copy.deepcopy(vae), method)(other))
+    before, hashed = global_state(), content(vae)
+    for i, n in enumerate(lines_of(lambda: getattr(fresh, method)(other), seed=fitted)):
+        error = ERRORS[i % len(ERRORS)]
+        raised, where = strike(lambda: getattr(vae, method)(other), n, error)
+        assert raised is error, where
+        assert content(vae) == hashed, where
+        assert global_state() == before, where
+    assert content(getattr(vae, method)(other)) == expected
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_ctrl_c_anywhere_in_a_fit_loses_one_epoch_at_most(X, quick, global_state, early_stopping):
+    def make():
+        return quick(early_stopping=early_stopping, warm_start=True, device="cpu", max_iter=6)
+
+    whole, before = make().fit(X), global_state()
+    ends = set()
+    for n in lines_of(lambda: make().fit(X)):
+        vae = make()
+        unfitted = content(vae)
+        raised, where = strike(partial(vae.fit, X), n, KeyboardInterrupt())
+        assert global_state() == before, where
+        ends.add((type(raised), getattr(vae, "n_iter_", 0)))
+        if raised is not None and not hasattr(vae, "state_"):
+            assert content(vae) == unfitted, where
+            vae.fit(X)
+        else:
+            assert len(vae.history_["loss"]) == vae.n_iter_, where
+            assert np.isfinite(vae.score(X)), where
+            if vae.n_iter_ < 6:  # and the rest is not another fit
+                vae.fit(X)
+        assert content(vae) == content(whole), where
+    assert len(ends) > 4  # struck in many epochs
+
+
+@pytest.mark.parametrize("error", [*ERRORS, KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("method", ["transform", "score_samples", "inverse_transform", "sample"])
+def test_a_fault_in_inference_changes_nothing(X, quick, global_state, method, error):
+    vae = quick(device="cpu").fit(X)
+    given = {"inverse_transform": (vae.transform(X),), "sample": (60, 0)}.get(method, (X,))
+    expected, before, hashed = getattr(vae, method)(*given), global_state(), content(vae)
+    with Fault() as fault:
+        getattr(vae, method)(*given)
+    for n in np.random.default_rng(0).choice(fault.count, 6, replace=False) + 1:
+        raised, where = strike(lambda: getattr(vae, method)(*given), n, error)
+        assert raised is error, where
+        assert content(vae) == hashed, where
+        assert global_state() == before, where
+    np.testing.assert_array_equal(getattr(vae, method)(*given), expected)
+
+
+@pytest.mark.parametrize("kind", ["imputer", "search"])
+def test_a_fault_in_what_fits_models_leaves_it_as_it_was(X, quick, global_state, kind):
+    vae = quick(device="cpu")
+    kinds = {"imputer": VAEImputer(vae), "search": VAEGridSearchCV(vae, {"beta": [1, 2]}, cv=2)}
+    holes = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, X)
+    rows = holes if kind == "imputer" else X
+    before, hashed = global_state(), content(kinds[kind])
+    for i, n in enumerate(lines_of(partial(clone(kinds[kind]).fit, rows))):
+        error, estimator = [*ERRORS, KeyboardInterrupt()][i % 5], clone(kinds[kind])
+        raised, where = strike(partial(estimator.fit, rows), n, error)
+        assert global_state() == before, where
+        if raised is None:  # fits one by one stood in for a stack, or the last one was complete
+            assert np.isfinite(estimator.transform(rows)).all(), where
+        else:
+            assert type(raised) is type(error), where
+            assert content(estimator) == hashed, where
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+class Disk:
+    """A file that is full after so many bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        self.room -= len(content)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(content)
+
+
+@pytest.mark.parametrize("share", np.random.default_rng(0).random(10).round(2))
+def test_a_disk_that_is_full_leaves_the_last_checkpoint_whole(
+    X, quick, tmp_path, monkeypatch, share
+):
+    pytest.importorskip("sklearn.callback")
+    path = tmp_path / "vae.joblib"
+    vae = quick(warm_start=True, device="cpu").set_callbacks(Checkpoint(path))
+    unfitted = content(vae)
+    opened = itertools.count()
+
+    def open_on_disk(name, mode):
+        room = share * path.stat().st_size if next(opened) == 2 else np.inf
+        return Disk(open(name, mode), room)
+
+    monkeypatch.setattr(_files, "open", open_on_disk, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        vae.fit(X)
+    assert content(vae) == unfitted
+    assert os.listdir(tmp_path) == ["vae.joblib"]
+    saved = joblib.load(path)
+    assert saved.n_iter_ == 2
+    assert content(saved.fit(X)) == content(quick(warm_start=True, device="cpu").fit(X))
+
+
+# --- processes ----------------------------------------------------------------------------
+
+
+def kill_worker(estimator, X, y=None):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", [GridSearchCV, VAEGridSearchCV])
+def test_a_worker_that_is_killed_ends_the_search_and_leaves_it_as_it_was(X, quick, kind):
+    search = kind(quick(device="cpu"), {"beta": [1, 2]}, scoring=kill_worker, cv=2, n_jobs=2)
+    before = content(search.estimator)
+    with pytest.raises(TerminatedWorkerError):
+        search.fit(X)
+    assert not hasattr(search, "cv_results_")
+    assert content(search.estimator) == before
+    search.set_params(scoring=None, n_jobs=1).fit(X)
+    assert np.isfinite(search.best_score_)
