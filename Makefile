@@ -1,5 +1,5 @@
 # Each target makes its own .venv and installs what it needs, once.
-#   make demo | test | lint | doctest | bench | clean
+#   make demo | test | lint | doctest | test-oldest | coverage | cases | bench | clean
 # Another interpreter: make PYTHON=python3.13 test
 # Another torch:       make clean, then make CONSTRAINTS=/dev/null test, or a file of your own
 
@@ -10,14 +10,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint doctest bench clean
+.PHONY: demo test lint doctest test-oldest coverage cases bench clean
 .NOTPARALLEL: # two pips must not write to one .venv
 
 demo: $(VENV)/.with-plot,progress
 	$(BIN)/python docs/examples/plot_quickstart.py
 
 test: $(VENV)/.with-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
@@ -28,12 +28,22 @@ lint: $(VENV)/.with-lint
 doctest: $(VENV)/.with-test
 	$(BIN)/python -m pytest --doctest-modules skvae
 
+# The lowest versions that pyproject.toml declares. ARGS="tests/test_vae.py": a part of the suite.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="$(ARGS)"
+
+coverage: $(VENV)/.with-test,coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+cases: $(VENV)/.with-test
+	$(BIN)/python docs/count_cases.py
+
 bench: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/bench_fit.py
 	$(BIN)/python benchmarks/bench_search.py
 
 clean:
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, by itself: its pin decides what the rest resolves to.
