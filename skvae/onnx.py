@@ -12,8 +12,6 @@ network it has. `register` puts the same graph into what skl2onnx makes of a Pip
 import contextlib
 import importlib
 import logging
-import os
-import secrets
 import threading
 import warnings
 
@@ -22,6 +20,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skvae import _files
 from skvae._vae import VAETransformer
 
 # Of the operators: what torch's exporter has without converting, since torch 2.6.
@@ -99,7 +98,8 @@ def export(vae, file, part="encoder"):
         )
     check_is_fitted(vae)
     model = _graph(vae, part, getattr(torch, vae._dtype_out))
-    _write(model.SerializeToString(deterministic=True), file)
+    with _files.replacing(file) as opened:
+        opened.write(model.SerializeToString(deterministic=True))
 
 
 def register():
@@ -292,25 +292,6 @@ def _tracing():
 
 def _is_news(record):
     return "torchvision is not installed" not in record.getMessage()
-
-
-# --- files --------------------------------------------------------------------------------
-
-
-def _write(content, file):
-    """Make a file of bytes: whole, or as it was before."""
-    path = os.path.realpath(os.fsdecode(file))  # a link stays one
-    temporary = f"{path}.{secrets.token_hex(4)}"  # in the same folder, so that a move is at once
-    stream = open(temporary, "xb")  # noqa: SIM115
-    try:
-        with stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 # --- skl2onnx -----------------------------------------------------------------------------
