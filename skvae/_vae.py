@@ -568,8 +568,8 @@ class VAETransformer(
 
     def _become(self, attributes):
         """Be fitted, with these attributes."""
-        vars(self).pop("feature_names_in_", None)
-        vars(self).update(attributes)
+        kept = {name: v for name, v in vars(self).items() if name != "feature_names_in_"}
+        self.__dict__ = kept | attributes  # all at once, whenever Ctrl-C comes
         return self
 
     def _describe_architecture(self, likelihood, n_features, missing):

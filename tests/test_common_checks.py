@@ -67,10 +67,9 @@ def test_only_the_array_api_check_is_skipped_and_only_that_of_repeated_rows_fail
     results = check_estimator(
         QUICK[-1], on_skip=None, on_fail=None, expected_failed_checks=NO_REPETITION
     )
-    assert {(r["check_name"], r["status"]) for r in results if r["status"] != "passed"} == {
-        ("check_array_api_input", "skipped"),
-        *((name, "xfail") for name in NO_REPETITION),
-    }
+    others = {(r["check_name"], r["status"]) for r in results if r["status"] != "passed"}
+    others.discard(("check_array_api_input", "skipped"))  # scikit-learn 1.6 doesn't have it
+    assert others == {(name, "xfail") for name in NO_REPETITION}
     assert {r["check_name"] for r in results if r["expected_to_fail"]} == {*NO_REPETITION}
 
 

@@ -221,6 +221,7 @@ def test_a_model_fitted_on_cuda_computes_the_same_on_the_cpu(X, quick, tmp_path)
 FILES = Path(__file__).with_name("files")
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.InconsistentVersionWarning")
 @pytest.mark.parametrize("written", range(_files.FORMAT + 1))
 def test_files_of_every_format_still_load_and_compute_what_they_did(written):
     path, X = FILES / f"format_{written}.joblib", tables()

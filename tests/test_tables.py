@@ -679,8 +679,9 @@ def test_sparse_rows_are_the_same_rows(likelihood):
 @pytest.mark.filterwarnings(ALL_INACTIVE)
 def test_sparse_rows_are_never_dense_as_a_whole():
     n_rows, n_columns = 20_000, 500  # 40 MB in float32
-    S = scipy.sparse.random_array((n_rows, n_columns), density=0.002, rng=0, format="csr")
-    S.data = np.ceil(5 * S.data)
+    rng = np.random.default_rng(0)
+    places = rng.integers(n_rows, size=20_000), rng.integers(n_columns, size=20_000)
+    S = scipy.sparse.csr_array((rng.integers(1, 6, 20_000) / 1, places), (n_rows, n_columns))
     vae = model("poisson", 1, early_stopping=False)
     with sklearn.config_context(working_memory=4):  # MiB
         tracemalloc.start()

@@ -1240,7 +1240,10 @@ def test_data_in_any_form_gives_the_same_model_and_is_not_changed(whole, quick, 
         np.testing.assert_array_equal(output(vae, data), output(vae, data))
     np.testing.assert_allclose(vae.transform(data), expected.transform(whole), rtol=1e-6)
     np.testing.assert_array_equal(vae.score_samples(data), expected.score_samples(whole))
-    assert pickle.dumps(data) == before
+    if hasattr(data, "equals"):  # a frame, which may keep what it was asked for
+        assert data.equals(pickle.loads(before))
+    else:
+        assert pickle.dumps(data) == before
     assert str(getattr(data, "flags", None)) == flags
 
 
