@@ -62,11 +62,12 @@ MODELS = {
     "mlp": [
         WIDE
         | {
+            "network": PLAIN,
             "n_components": 40,
             "posterior": "full",
             "beta_warmup": 0.2,
             "learning_rate": 2e-3,
-            "max_iter": 65,
+            "max_iter": 55,
         },
         {
             "n_importance_samples": 5,
