@@ -203,13 +203,6 @@ def test_a_column_without_a_value_is_named(wine, names, where):
     assert not hasattr(vae, "n_features_in_")
 
 
-def test_infinity_is_still_refused(wine):
-    X = wine.copy()
-    X[2, 1] = np.inf
-    with pytest.raises(ValueError, match="infinity"):
-        VAETransformer(2, max_iter=1).fit(X)
-
-
 def test_pipelines_and_searches_take_missing_values(wine):
     H = with_holes(wine, 0.05)
     pipe = make_pipeline(StandardScaler(), VAETransformer(2, max_iter=5, random_state=0))

@@ -509,22 +509,6 @@ def test_what_is_no_weight_is_refused(method, change, message):
     assert vars(vae) == before
 
 
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        (np.ones(119), r"sample_weight.shape == \(119,\), expected \(120,\)"),
-        (np.ones((120, 2)), "must be 1D array or scalar"),
-        (np.nan, "has the value nan in row 0"),
-        (-np.inf, "has the value -inf in row 0"),
-        (0, "zero"),
-        (np.eye(1, 120)[0], "needs at least two rows. Got n_samples = 1 with a sample_weight"),
-    ],
-)
-def test_weights_of_other_rows_are_refused(weight, message):
-    with pytest.raises(ValueError, match=message):
-        small().fit(table(), sample_weight=weight)
-
-
 # --- where scikit-learn hands them on ---------------------------------------------------------
 
 
