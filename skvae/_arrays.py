@@ -32,8 +32,9 @@ from scipy.stats import qmc
 from threadpoolctl import ThreadpoolController
 
 # Largest distance from the training data, in units of `scale`, that float32 can carry
-# through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38.
-FARTHEST = 1e10
+# through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38. A float64, so that
+# what is compared with it becomes one too: no float16 is as large.
+FARTHEST = np.float64(1e10)
 
 # Multiplications in a training step below which one thread takes it: about a millisecond.
 # Two that wait for each other in every operation were up to 90 times slower while another
@@ -229,12 +230,13 @@ def describe_columns(
     for block in map(support, slices(X, n_features)):
         low = np.fmin(low, np.fmin.reduce(block, axis=0))
         high = np.fmax(high, np.fmax.reduce(block, axis=0))
-    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
+        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
     if empty.any():
         name = labels.of(int(np.argmax(empty)))
         raise ValueError(f"Input X has only missing values in {name}. Drop the column.")
-    if infinite.any():  # only under assume_finite=True
+    if infinite.any():  # under assume_finite=True, or as float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2

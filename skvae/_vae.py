@@ -812,7 +812,8 @@ class VAETransformer(
         def decode(model, rows):
             z = latent[rows]
             if not _arrays.within_reach(z):
-                worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
+                with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
+                    worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
                 raise ValueError(
                     f"X has the value {z.flat[worst]:.6g}. Latent rows are about "
                     f"standard normal, and float32 carries them to {_arrays.FARTHEST:.0e}: "

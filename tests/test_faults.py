@@ -133,6 +133,13 @@ def objects(X, value):
 NO_DATA = [
     pytest.param(put(np.inf), ValueError, "Input X contains infinity", id="02 infinity"),
     pytest.param(put(-np.inf), ValueError, "Input X contains infinity", id="02 minus infinity"),
+    pytest.param(
+        # Infinity in the words of the message, since that is what it is as float64.
+        lambda X: put(np.longdouble("1e400"))(X.astype(np.longdouble)),
+        ValueError,
+        "contains infinity|X has the value inf in column 2",
+        id="03 beyond float64",
+    ),
     pytest.param(put(1j), ValueError, "Complex data not supported", id="04 complex"),
     pytest.param(lambda X: X[0], ValueError, "Expected 2D array, got 1D array", id="06 1-D"),
     pytest.param(
@@ -352,6 +359,11 @@ def test_14_another_number_of_columns_is_refused_where_fit_goes_on(X, quick):
         pytest.param(lambda Z: Z[0], "Expected 2D array, got 1D array", id="16 1-D"),
         pytest.param(dates, "Got dtype datetime64", id="16 dates"),
         pytest.param(lambda Z: Z + 1e30, "X has the value 1e\\+30.*Latent rows", id="16 too far"),
+        pytest.param(
+            lambda Z: Z + np.longdouble("1e400"),
+            "the value inf|contains inf",
+            id="16 beyond float64",
+        ),
     ],
 )
 def test_inverse_transform_refuses_what_transform_never_gave(X, quick, spoil, match):
@@ -842,6 +854,16 @@ def test_38_booleans_are_zeros_and_ones(whole, quick):
     for likelihood in ("gaussian", "bernoulli"):
         vae = quick(likelihood=likelihood)
         assert_same_state(clone(vae).fit(whole > 3), clone(vae).fit((whole > 3) * 1.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, np.uint8])
+def test_38_counts_and_latent_rows_of_any_dtype_are_the_same_numbers(whole, quick, dtype):
+    vae = quick(likelihood="poisson").fit(whole.astype(dtype))
+    assert_same_state(vae, quick(likelihood="poisson").fit(whole))
+    Z = np.rint(vae.transform(whole) + 2)
+    np.testing.assert_array_equal(vae.inverse_transform(Z.astype(dtype)), vae.inverse_transform(Z))
+    with pytest.raises(ValueError, match=r"expects counts, whole numbers from 0 to 1e\+10"):
+        vae.fit(whole / np.array([1, 1, 1, 2], np.float16))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
