@@ -1,7 +1,7 @@
 """Containers: what rows come in, and what they go back in.
 
-Tables come as numpy arrays, lists, torch tensors, pandas or polars DataFrames. They leave as
-arrays, or as a frame like that of `fit`, of whose kind plain values are kept.
+Tables come as numpy arrays, masked or not, lists, torch tensors, pandas or polars DataFrames. They
+leave as arrays, or as a frame like that of `fit`, of whose kind plain values are kept.
 """
 
 import importlib
@@ -24,6 +24,11 @@ def to_validate(X):
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if hasattr(X, "tocsr"):
         return X.tocsr()  # not every sparse format gives its rows
+    if isinstance(X, np.ma.MaskedArray):
+        if X.mask.any():  # these are missing, whatever stands there
+            room = {"f": X.dtype, "i": np.float64, "u": np.float64, "b": np.float64}
+            X = X.astype(room.get(X.dtype.kind, object)).filled(np.nan)
+        X = np.asarray(X)
     if isinstance(X, list | tuple):
         rows, X = X, np.asarray(X)
         if X.dtype.kind in "US":  # numbers among them have become strings, too
