@@ -8,6 +8,7 @@ and surroundings that are unusual and right, and have to change nothing.
 import concurrent.futures
 import contextlib
 import io
+import math
 import multiprocessing
 import os
 import pickle
@@ -407,7 +408,7 @@ BAD_PARAMETERS = {
         *(0, -3, "8", None, (8, 0), (8, -1), (8.5,), ("8",), (0,), (2.0,), (True,)),
         *((16, (8,)), [[16, 8], [4, 4]]),
     ],
-    "activation": ["sine", torch.tanh, None],
+    "activation": ["sine", math.tanh, None],
     "beta": [-1, np.nan, np.inf, None, "1"],
     "beta_warmup": [-0.1, 1.0, np.nan, None],
     "n_beta_cycles": [0, 1.5, None],
