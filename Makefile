@@ -16,8 +16,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 demo: $(VENV)/.with-plot,progress
 	$(BIN)/python docs/examples/plot_quickstart.py
 
+# A process for each core, of one thread: tests that need more threads say so themselves.
 test: $(VENV)/.with-test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
@@ -33,7 +34,7 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt ARGS="$(ARGS)"
 
 coverage: $(VENV)/.with-test,coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 cases: $(VENV)/.with-test
 	$(BIN)/python docs/count_cases.py
