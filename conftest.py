@@ -4,11 +4,15 @@ import importlib.util
 
 import pytest
 
-NEEDED = ("onnx", "onnxruntime", "onnxscript", "skl2onnx")
+NEEDED = {
+    "skvae.onnx.": ("onnx", "onnxruntime", "onnxscript", "skl2onnx"),
+    "skvae.safetensors.": ("safetensors",),
+}
 
 
 def pytest_collection_modifyitems(items):
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    for item in items:
-        if lacking and item.name.startswith("skvae.onnx."):
-            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(lacking)}"))
+    for module, names in NEEDED.items():
+        lacking = [name for name in names if importlib.util.find_spec(name) is None]
+        for item in items:
+            if lacking and item.name.startswith(module):
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(lacking)}"))

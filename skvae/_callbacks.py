@@ -1,6 +1,8 @@
 """scikit-learn's callbacks around a fit: none before scikit-learn 1.9."""
 
+import os
 from numbers import Integral
+from pathlib import Path
 
 import joblib
 from sklearn.base import clone
@@ -66,24 +68,29 @@ class Checkpoint:
 
     Raises
     ------
-    ValueError
-        In `fit`, if the estimator has no ``warm_start=True``, without which a fit can't go on.
+    TypeError, FileNotFoundError, ValueError
+        In `fit`, before it begins: if the estimator is no VAETransformer, if there is no such
+        folder, or if it has no ``warm_start=True``, without which a fit can't go on.
 
     Notes
     -----
     After a crash, ``joblib.load(path).fit(X)`` goes on after the last epoch that was saved, up to
     the same `max_iter`, and ends with the model that one uninterrupted fit ends with: on a CPU, to
-    the last bit.
+    the last bit. Once the fit has ended, the file holds what it ended with: a further `fit` trains
+    that anew, as after any fit.
 
     Examples
     --------
+    >>> import os, tempfile
     >>> import joblib
     >>> from sklearn.datasets import load_iris
     >>> from skvae import Checkpoint, VAETransformer
     >>> X = load_iris().data
     >>> vae = VAETransformer(2, max_iter=4, warm_start=True, random_state=0)
-    >>> vae = vae.set_callbacks(Checkpoint("vae.joblib", every=2)).fit(X)  # doctest: +SKIP
-    >>> joblib.load("vae.joblib").n_iter_  # doctest: +SKIP
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "vae.joblib")
+    ...     vae = vae.set_callbacks(Checkpoint(path, every=2)).fit(X)
+    ...     joblib.load(path).n_iter_
     4
     """
 
@@ -91,11 +98,21 @@ class Checkpoint:
     __module__ = "skvae"
 
     def __init__(self, path, *, every=1):
-        self.path, self.every = path, check_scalar(every, "every", Integral, min_val=1)
+        self.path = Path(path).absolute()
+        self.every = check_scalar(every, "every", Integral, min_val=1)
 
     def setup(self, estimator, context):
         """Check, before anything is trained, that the fit can go on."""
-        if not getattr(estimator, "warm_start", True):
+        if not hasattr(estimator, "_progress"):
+            raise TypeError(
+                f"Checkpoint is for a VAETransformer. Got a {type(estimator).__name__}: set it on "
+                "the VAETransformer within, and for one fit at a time."
+            )
+        if not os.access(self.path.parent, os.W_OK):
+            raise FileNotFoundError(
+                f"{self.path.parent} is no folder that can be written to. Make it first."
+            )
+        if not estimator.warm_start:
             raise ValueError(
                 "Checkpoint saves what a fit needs to go on, which is kept with warm_start=True "
                 "only. Got warm_start=False."

@@ -634,7 +634,7 @@ def from_state(
     tensors = {name: to_tensor(array, device) for name, array in state.items()}
     model.load_state_dict(tensors, assign=True)
     model.limit = float(state["bound"])
-    model.has_holes = None  # whatever it was trained on
+    model.has_holes = True  # whatever it was trained on
     return model
 
 

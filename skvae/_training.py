@@ -126,8 +126,9 @@ class Plan:
 
 
 # What the training of one model needs, besides its rows and its plan, to go on after an epoch as
-# if it had not stopped there: tensors and numbers by name.
+# if it had not stopped there: tensors and numbers by name. Without "n_iter", of its steps alone.
 Progress = Mapping[str, Any]
+OF_STEPS = ("n_steps", "mean", "square", "generator")
 
 
 @dataclass
@@ -240,9 +241,8 @@ class Adam:
     def go_on(self, member: int, progress: Progress) -> None:
         """Go on from there."""
         self.n_steps = progress["n_steps"]
-        matrices = self.weights, self.mean, self.square
-        for matrix, name in zip(matrices, ("weights", "mean", "square"), strict=True):
-            matrix[member].copy_(progress[name])
+        self.mean[member].copy_(progress["mean"])
+        self.square[member].copy_(progress["square"])
 
     def coefficients(self, rates: Sequence[Sequence[float]]) -> list[tuple[torch.Tensor, ...]]:
         """What the next steps at these rates (steps, M) need: the rates (M, 1) and more.
@@ -527,6 +527,8 @@ class Members:
         """Go on from there, all members."""
         for place, own in enumerate(progress):
             self.adam.go_on(place, own)
+            if "weights" in own:
+                self.adam.weights[place].copy_(own["weights"])
             self.generators[place].set_state(own["generator"])
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
@@ -603,6 +605,7 @@ class Run:
 
     def __init__(self, member: int, plan: Plan, weights: torch.Tensor) -> None:
         self.plan, self.record, self.best = plan, Record(member=member), Best(weights)
+        self.first = 0  # complete epochs of earlier runs, which this one goes on from
         # Complete epochs, the weights and the progress after them, together, whenever Ctrl-C comes.
         self.last: tuple[int, torch.Tensor, Progress | None] = (0, self.best.weights, None)
         # Those of a simple model that is to be beaten, and its loss.
@@ -620,6 +623,7 @@ class Run:
             **of_steps,
             "weights": weights,
             "n_iter": self.record.n_iter,
+            "outcome": self.record.outcome,
             "history": {name: list(values) for name, values in self.record.history.items()},
             "best": dict(vars(self.best)),
             "simple": {"loss": loss, "weights": simple if loss < math.inf else None},
@@ -627,7 +631,8 @@ class Run:
 
     def go_on(self, progress: Progress) -> None:
         """Go on from there."""
-        self.record.n_iter = n_iter = progress["n_iter"]
+        self.record.n_iter = self.first = n_iter = progress["n_iter"]
+        self.record.outcome = progress["outcome"]
         self.record.history = {name: list(own) for name, own in progress["history"].items()}
         vars(self.best).update(progress["best"])
         simple = progress["simple"]
@@ -720,7 +725,8 @@ def train(
         Makes the models simple ones, in place. Where rows are held out, and these judge none of a
         model's epochs better, the simple model is kept.
     progress : sequence of Progress, default=()
-        Where earlier runs of the same plans on the same rows had come to: these go on.
+        Where earlier runs of the same plans on the same rows had come to: these go on, unless they
+        had ended there. Or only what their steps had left: these runs begin with that.
     keep_progress : bool, default=False
         Whether the records have the progress after each epoch.
 
@@ -733,13 +739,14 @@ def train(
     Raises
     ------
     KeyboardInterrupt
-        Before the first epoch was complete.
+        Before the first epoch, of this run, was complete.
     """
     members = Members(stack, judged, plans, generators)
     rows = enumerate(zip(plans, members.adam.weights, strict=True))
     runs = [Run(m, plan, weights) for m, (plan, weights) in rows]
     if progress:
         members.go_on(progress)
+    if progress and "n_iter" in progress[0]:
         for run, own in zip(runs, progress, strict=True):
             run.go_on(own)
     elif any(plan.continues for plan in plans):
@@ -752,8 +759,8 @@ def train(
         for run, (loss, weights) in zip(runs, simple, strict=True):
             run.simple = (loss, weights)
         members.adam.weights.copy_(start)
-    live = list(runs)  # in training
-    held = live  # in the stack
+    held = runs  # in the stack
+    live = [run for run in runs if run.goes_on()]  # in training
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)
     try:
         while live:
@@ -770,13 +777,14 @@ def train(
             sound = [run.record for run in live if run.record.outcome != "diverged"]
             if sound and end_epoch(sound):
                 for record in sound:
-                    record.outcome = "stopped"
+                    if record.outcome == "finished":
+                        record.outcome = "stopped"
             live = [run for run in live if run.goes_on()]
             if live and len(live) < (1 - idle_share) * len(held):
                 members.keep([held.index(run) for run in live])
                 held = live
     except KeyboardInterrupt:
-        if not any(run.last[0] for run in live):
+        if not any(run.last[0] > run.first for run in live):
             raise
         for run in live:
             run.interrupt()

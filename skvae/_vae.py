@@ -7,6 +7,7 @@ threads share nothing.
 
 import copy
 import math
+import warnings
 from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import get_args
@@ -46,6 +47,21 @@ from skvae.priors import PRIORS, Prior
 
 # With early_stopping="auto", fewer rows than this are all trained on.
 EARLY_STOPPING_ROWS = 50
+# Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
+FINGERPRINT_ROWS = 1000
+# What a saved model is checked by, besides its parameters.
+FITTED = (
+    "state_",
+    "history_",
+    "n_iter_",
+    "n_features_in_",
+    "feature_names_in_",
+    "_architecture",
+    "_categories",
+    "_likelihood",
+    "_output",
+    "_progress",
+)
 
 
 class VAETransformer(
@@ -425,7 +441,7 @@ class VAETransformer(
         the model: it should be like all. The optimiser goes on from block to block at a constant
         `learning_rate`, which may be set anew between them. No rows are held out, and there is no
         warm-up: `learning_rate_schedule`, `max_iter`, `beta_warmup` and what is about early
-        stopping are not used.
+        stopping are not used. Callbacks and `verbose` are told nothing.
 
         Parameters
         ----------
@@ -462,7 +478,7 @@ class VAETransformer(
                 _report.print_epoch(records[0])
             # A callback may be somebody's torch code.
             with torch.inference_mode(False), torch.enable_grad():
-                return callbacks.end_epoch(lambda: fitted(records[0], states()[0]))
+                return callbacks.end_epoch(lambda: fitted(records[0], states()[0], goes_on=True))
 
         def end_part(epoch, share):
             if self.verbose > 1:
@@ -489,6 +505,8 @@ class VAETransformer(
         likelihood, data, weight, moments, attributes = self._read_first(
             X, known, sample_weight, warm
         )
+        if partial and warm:
+            attributes["_output"] = self._output
         if change is not None:
             data, moments = change(data), moments._replace(has_holes=True)
         n_features, has_holes = len(moments.mean), moments.has_holes
@@ -525,17 +543,21 @@ class VAETransformer(
             keeps_progress=self.warm_start or partial,
         )
         job = self._plan_training(job, warm, partial)
-        run = _describe_run(job, partial)  # for `fitted`, which holds no rows
-        if job.progress is not None:
+        if job.progress is not None and not partial:
             n_before -= job.progress["n_iter"]
             history = {name: values[:n_before] for name, values in history.items()}
+        # For `fitted`, which holds no rows.
+        run = _describe_run(job, partial) if job.keeps_progress else None
+        max_iter = job.plan.max_iter
 
-        def fitted(record, state):
-            """All that `fit` sets, as if it had ended with this record."""
-            ended = record.outcome in ("converged", "diverged") or record.n_iter == run["max_iter"]
+        def fitted(record, state, *, goes_on=partial):
+            """All that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
+            stopped = record.outcome in ("stopped", "interrupted") and record.n_iter < max_iter
             progress = None
-            if record.progress is not None and (partial or not ended):
+            if record.progress is not None and (goes_on or stopped):
                 progress = {"run": run, **_stack.to_arrays(record.progress)}
+            if partial:  # the next one begins with the weights
+                progress = {name: progress[name] for name in ("run", *_training.OF_STEPS)}
             return {
                 **attributes,
                 "_architecture": architecture,
@@ -625,18 +647,23 @@ class VAETransformer(
         """
         earlier = self._progress if continues else None
         if partial:
-            known = {"partial": True, "device": job.device.type}
-            if earlier is not None and not known.items() <= earlier["run"].items():
-                earlier = None
-            n_passes = 0 if earlier is None else earlier["n_iter"]
+            goes_on = earlier is not None and earlier["run"] == _describe_run(job, partial)
             plan = self._plan(job, continues, partial=True)
-            plan = replace(plan, max_iter=n_passes + 1, schedule="constant", n_warmup=0)
-            return job._replace(plan=plan, progress=earlier)
-        if earlier is not None:
+            plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0)
+            return job._replace(plan=plan, progress=earlier if goes_on else None)
+        if earlier is not None and not earlier["run"]["partial"]:
             run = earlier["run"]
             same = job._replace(plan=self._plan(job, run["continues"]), seed=run["seed"])
-            if _describe_run(same, partial) == run:
+            now = _describe_run(same, partial)
+            if now == run:
                 return same._replace(progress=earlier)
+            changed = ", ".join(name for name in now if now[name] != run.get(name))
+            warnings.warn(
+                f"The fit that was stopped after {earlier['n_iter']} of {run['max_iter']} epochs "
+                f"does not go on, since something is not what it was: {changed}. This one begins "
+                "anew from its weights.",
+                stacklevel=5,
+            )
         return job._replace(plan=self._plan(job, continues))
 
     def _plan(self, job, continues, *, partial=False):
@@ -689,10 +716,11 @@ class VAETransformer(
     _progress = None
 
     def __getstate__(self):
-        return _files.seal(super().__getstate__())
+        return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
 
     def __setstate__(self, state):
-        super().__setstate__(_files.unseal(state))
+        names = [*self._get_param_names(), *FITTED]
+        super().__setstate__(_files.unseal(state, names))
 
     def __copy__(self):
         new = object.__new__(type(self))
@@ -1006,6 +1034,7 @@ class VAETransformer(
         device = _arrays.device_or_cpu(self.device)
         with _arrays.computing(device, one_thread=True):
             model = _model.from_state(self._architecture, self.state_, device)
+        model.has_holes = None  # each block is looked at
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(self.state_) + 16 * self.n_features_in_)
         n_rows = _arrays.block_rows(n_products, model.width)
@@ -1083,12 +1112,18 @@ def _network(value):
 
 
 def _describe_run(job, partial):
-    """What tells a training run from others, but for the values of its rows."""
+    """What tells a training run from others; a partial fit goes on with any rows."""
+    device = {"partial": partial, "device": job.device.type}
+    if partial:
+        return device
+    n_rows = job.data.shape[0]
+    places = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
+    some = np.asarray(_arrays.dense(job.data[places]))
     return {
-        "partial": partial,
-        "n_rows": job.data.shape[0],
+        **device,
+        "rows": _files.checksum([n_rows, some, job.sample_weight]),
+        "working_memory": job.n_at_once,
         "precision": job.precision,
-        "device": job.device.type,
         "seed": job.seed,
         **asdict(job.plan),
     }

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 
 from skvae import _files
-from skvae._vae import VAETransformer
+from skvae._vae import FITTED, VAETransformer
 from skvae.likelihoods import Likelihood
 from skvae.networks import MLP, Conv
 from skvae.posteriors import Posterior
@@ -25,6 +25,9 @@ _PARTS = {
     for part in (*get_args(Likelihood), *get_args(Prior), *get_args(Posterior), MLP, Conv)
 }
 _PLAIN = (bool, int, float, str, type(None))
+_SEALED = {"_skvae_format", "_skvae_checksum"}
+# What may be set.
+_NAMES = {*VAETransformer._get_param_names(), *FITTED, *_SEALED, "_sklearn_output_config"}
 
 
 def save(vae, file):
@@ -92,24 +95,25 @@ def load(file):
         If the file is damaged, of something else, or of a newer format.
     """
     safe_open, _ = _library()
-    from safetensors import SafetensorError
-
+    with open(file, "rb"):  # what the system says of it is said as it is
+        pass
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
+            if "skvae" not in metadata:
+                raise ValueError("it holds tensors of something else")
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or no safetensors file: {error}.") from None
-    if "skvae" not in metadata:
-        raise ValueError(f"{file} holds tensors of something else than a model of skvae.")
-    vae = VAETransformer()
-    try:
         attributes = json.loads(metadata["skvae"])
+        strange = attributes.keys() - _NAMES
+        if strange or not attributes.keys() >= _SEALED:
+            raise ValueError(f"it has other attributes than a model: {sorted(strange)}")
         state = {name: _decode(value, arrays) for name, value in attributes.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # hostile files fail in any way
         raise ValueError(
-            f"{file} is damaged, or of another version of skvae: {type(error).__name__}: {error}."
+            f"{file} is damaged, or no model of this version of skvae: {type(error).__name__}: "
+            f"{error}."
         ) from None
+    vae = VAETransformer()
     vae.__setstate__(state)
     return vae
 
@@ -156,8 +160,8 @@ def _encode(value, path, arrays):
         values = [[n, _encode(getattr(value, n), f"{path}.{n}", arrays)] for n in names]
         return {"part": type(value).__name__, "values": values}
     raise ValueError(
-        f"{path} is {value!r}, which only code can make again. Set it to a number or a value of "
-        "skvae, or save the model by joblib or skops."
+        f"{path} is {value!r}, which only code can make again. Give the model a number or a value "
+        "of skvae there, or nothing, or save it by joblib or skops."
     )
 
 
@@ -178,5 +182,8 @@ def _decode(value, arrays):
         array[:] = [_decode(item, arrays) for item in value["objects"]]
         return array
     if "number" in value:
-        return np.dtype(value["dtype"]).type(value["number"])
+        dtype = np.dtype(value["dtype"])
+        if dtype.kind not in "biuf":
+            raise ValueError(f"{dtype} is no dtype of a number")
+        return dtype.type(value["number"])
     return _PARTS[value["part"]](**{name: _decode(v, arrays) for name, v in value["values"]})

@@ -7,9 +7,12 @@ import sys
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import config_context
 from sklearn.datasets import load_wine
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skvae import Checkpoint, VAETransformer, _files, _stack
 from skvae.likelihoods import Categorical, Columns, Gaussian
@@ -142,8 +145,74 @@ def test_a_generator_as_seed_goes_on_with_the_draws_it_began_with(wine):
 def test_with_other_numbers_a_stopped_fit_begins_anew_from_its_weights(wine, change):
     pytest.importorskip("sklearn.callback")
     part = model(early_stopping=False).set_callbacks(Stop(3)).fit(wine)
-    vae = part.set_callbacks().set_params(**change).fit(wine)
-    assert vae.n_iter_ == 3 + vae.max_iter
+    part.set_callbacks().set_params(**change)
+    (name,) = change
+    with pytest.warns(UserWarning, match=f"stopped after 3 of 6 epochs does not go on, .*{name}"):
+        part.fit(wine)
+    assert part.n_iter_ == 3 + part.max_iter
+
+
+CHANGES = {
+    "units": lambda X: X * 100,
+    "columns": lambda X: np.roll(X, 1, axis=1),
+    "order": lambda X: X[::-1],
+    "dtype": lambda X: X.astype(np.float32),
+    "number": lambda X: X[:-1],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_on_other_rows_a_stopped_fit_begins_anew(wine, change):
+    pytest.importorskip("sklearn.callback")
+    part = model(early_stopping=False).set_callbacks(Stop(3)).fit(wine).set_callbacks()
+    with pytest.warns(UserWarning, match="something is not what it was: rows"):
+        part.fit(change(wine))
+    assert part.n_iter_ == 9
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False)])
+def test_with_other_weights_a_stopped_fit_begins_anew(wine, before, now):
+    pytest.importorskip("sklearn.callback")
+    weight = {False: None, True: np.arange(1.0, 179.0)}
+    part = model(early_stopping=False).set_callbacks(Stop(3))
+    part.fit(wine, sample_weight=weight[before]).set_callbacks()
+    with pytest.warns(UserWarning, match="something is not what it was: rows"):
+        part.fit(wine, sample_weight=weight[now])
+
+
+def test_rows_that_are_read_otherwise_are_others():
+    pytest.importorskip("sklearn.callback")
+    X = np.random.default_rng(0).normal(size=(900, 5))
+    part = model(early_stopping=False, batch_size=32).set_callbacks(Stop(3)).fit(X).set_callbacks()
+    warned = pytest.warns(UserWarning, match="not what it was: working_memory")
+    with config_context(working_memory=0.02), warned:
+        part.fit(X)
+
+
+def test_a_fit_that_is_stopped_where_it_converges_has_ended(wine):
+    pytest.importorskip("sklearn.callback")
+    numbers = {"n_iter_no_change": 2, "max_iter": 40, "learning_rate": 0.1}
+    whole = model(**numbers).fit(wine)
+    assert whole.n_iter_ < 40
+    part = model(**numbers).set_callbacks(Stop(whole.n_iter_)).fit(wine)
+    assert_same_fit(part, whole)
+    assert part._progress is None
+
+
+def test_ctrl_c_before_a_further_epoch_is_complete_changes_nothing(wine, monkeypatch):
+    pytest.importorskip("sklearn.callback")
+    part = model().set_callbacks(Stop(3)).fit(wine).set_callbacks()
+    before = joblib.hash(vars(part))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_stack._training.Adam, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            part.fit(wine)
+    assert joblib.hash(vars(part)) == before
+    assert_same_fit(part.fit(wine), model().fit(wine))
 
 
 def test_a_fit_that_ended_keeps_no_optimiser_nor_one_without_warm_start(wine):
@@ -200,6 +269,36 @@ def test_a_checkpoint_needs_a_warm_start(wine, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def ends(early):
+    """Numbers of a fit whose best epoch is not its last, by patience or not."""
+    return (
+        {"n_iter_no_change": 3, "max_iter": 40, "learning_rate": 0.1}
+        if early
+        else {"learning_rate": 0.3}
+    )
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_checkpoint_of_the_last_epoch_ends_as_the_fit_would_have(wine, tmp_path, early):
+    pytest.importorskip("sklearn.callback")
+    path, whole = tmp_path / "vae.joblib", model(**ends(early)).fit(wine)
+    crash = Stop(whole.n_iter_, RuntimeError("crash"))
+    with pytest.raises(RuntimeError, match="crash"):
+        model(**ends(early)).set_callbacks(Checkpoint(path), crash).fit(wine)
+    saved = joblib.load(path)
+    assert saved.n_iter_ == whole.n_iter_
+    assert_same_fit(saved.fit(wine), whole)
+
+
+def test_a_checkpoint_is_refused_where_it_can_save_nothing(wine, tmp_path):
+    pytest.importorskip("sklearn.callback")
+    pipe = make_pipeline(StandardScaler(), model())
+    with pytest.raises(TypeError, match="Got a Pipeline: set it on the VAETransformer within"):
+        pipe.set_callbacks(Checkpoint(tmp_path / "vae.joblib")).fit(wine)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
+        model().set_callbacks(Checkpoint(tmp_path / "nowhere" / "vae.joblib")).fit(wine)
+
+
 @pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.5, TypeError)])
 def test_a_checkpoint_is_every_so_many_epochs(every, error):
     with pytest.raises(error, match="every"):
@@ -252,6 +351,22 @@ def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, error):
         write_half()
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_keeps_its_mode_and_nothing_else_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    path.chmod(0o600)
+    with _files.replacing(path) as file:
+        file.write(b"after")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+    def replace_folder():
+        with _files.replacing(tmp_path):
+            pass
+
+    with pytest.raises(OSError, match="is no file"):
+        replace_folder()
 
 
 def test_a_file_takes_its_place_where_a_link_points(tmp_path):
@@ -336,13 +451,39 @@ def test_a_partial_fit_weighs_its_rows(wine):
     )
 
 
+def test_the_first_block_decides_what_comes_back(wine):
+    names = [f"c{i}" for i in range(13)]
+    vae = model().partial_fit(pd.DataFrame(wine, columns=names))
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        vae.partial_fit(wine.astype(np.float32))
+    assert list(vae.sample(2, 0).columns) == names
+    assert vae.transform(pd.DataFrame(wine, columns=names)).dtype == np.float64
+
+
+@pytest.mark.parametrize("n_before", [0, 1])
+def test_ctrl_c_in_a_partial_fit_is_raised_and_changes_nothing(wine, monkeypatch, n_before):
+    vae = model()
+    for _ in range(n_before):
+        vae.partial_fit(wine)
+    before = joblib.hash(vars(vae))
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_stack._training.Adam, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            vae.partial_fit(wine)
+    assert joblib.hash(vars(vae)) == before
+
+
 @pytest.mark.parametrize("spoil", ["columns", "holes", "rate", "infinity"])
 def test_a_partial_fit_that_fails_leaves_the_estimator_as_it_was(wine, spoil):
     vae, X = model().partial_fit(wine), wine.copy()
     message = {
         "columns": "X has 12 features, but VAETransformer is expecting 13",
         "holes": "the first rows that it sees must have some",
-        "rate": "The loss was not finite in epoch 2, at learning rate 1e[+]30",
+        "rate": "The loss was not finite in epoch 1, at learning rate 1e[+]30",
         "infinity": "infinity",
     }[spoil]
     if spoil == "columns":

@@ -1,5 +1,6 @@
 """Files: what a fitted model consists of, and what comes back of it."""
 
+import copy
 import dataclasses
 import pickle
 import pickletools
@@ -260,8 +261,10 @@ def changed(name):
         lambda state: state.update(activation="relu"),
         lambda state: state.update(_output={**state["_output"], "dtype": "float32"}),
         lambda state: state["history_"].pop("loss"),
+        lambda state: state.update(likelihood=Gaussian(0.25)),
+        lambda state: state.update(beta=np.float64(2.0)),
     ],
-    ids=["unit", "weight", "number", "word", "nested", "absent"],
+    ids=["unit", "weight", "number", "word", "nested", "absent", "value", "scalar"],
 )
 def test_numbers_that_are_not_those_that_were_saved_are_refused(X, quick, change):
     state = quick().fit(X).__getstate__()
@@ -269,6 +272,29 @@ def test_numbers_that_are_not_those_that_were_saved_are_refused(X, quick, change
     change(state)
     with pytest.raises(ValueError, match="file is damaged"):
         VAETransformer().__setstate__(state)
+
+
+class Caching(VAETransformer):
+    """Keeps what it can compute again, but not in files."""
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        state.pop("means", None)
+        return state | {"left_out": "means"}
+
+
+def test_what_a_subclass_keeps_is_its_own_affair(X):
+    vae = Caching(2, max_iter=2, random_state=0).fit(X)
+    vae.means = vae.transform(X)
+    for other in (pickle.loads(pickle.dumps(vae)), copy.deepcopy(vae), copy.copy(vae)):
+        np.testing.assert_array_equal(other.transform(X), vae.transform(X))
+
+
+def test_a_file_of_another_byte_order_is_not_damaged(X, quick, tmp_path):
+    vae = quick(hidden_layer_sizes=np.array([8], ">i4")).fit(X)
+    joblib.dump(vae, tmp_path / "vae.joblib")
+    loaded = joblib.load(tmp_path / "vae.joblib")
+    np.testing.assert_array_equal(loaded.transform(X), vae.transform(X))
 
 
 @pytest.fixture(scope="module")

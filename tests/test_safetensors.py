@@ -175,23 +175,31 @@ def test_a_file_that_is_cut_off_is_refused(X, tmp_path, share):
     file = tmp_path / "vae.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="damaged or no safetensors file"):
+    with pytest.raises(ValueError, match="is damaged, or no model"):
         skvae.safetensors.load(file)
 
 
 def test_tensors_of_something_else_are_refused(tmp_path):
     save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds tensors of something else"):
+    with pytest.raises(ValueError, match="it holds tensors of something else"):
         skvae.safetensors.load(tmp_path / "other.safetensors")
+
+
+SEALED = {"_skvae_format": 1, "_skvae_checksum": 0}
 
 
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"beta": {"part": "os.system", "values": []}},
-        {"beta": {"part": "Own", "values": [["make_encoder", "print"]]}},
-        {"beta": {"number": 1.0, "dtype": "nonsense"}},
-        {"beta": {"else": 1}},
+        SEALED | {"beta": {"part": "os.system", "values": []}},
+        SEALED | {"beta": {"part": "Own", "values": [["make_encoder", "print"]]}},
+        SEALED | {"beta": {"number": 1.0, "dtype": "nonsense"}},
+        SEALED | {"beta": {"number": 3e8, "dtype": "V"}},
+        SEALED | {"beta": {"number": 1000, "dtype": "|i1"}},
+        SEALED | {"beta": {"else": 1}},
+        SEALED | {"transform": "x"},
+        {"beta": 2.0},
+        {},
         ["beta"],
     ],
     ids=str,
@@ -199,7 +207,14 @@ def test_tensors_of_something_else_are_refused(tmp_path):
 def test_nothing_is_built_but_the_values_of_skvae(tmp_path, attributes):
     file = tmp_path / "vae.safetensors"
     save_file({"weight": np.zeros(3)}, file, {"skvae": json.dumps(attributes)})
-    with pytest.raises(ValueError, match="damaged, or of another version"):
+    with pytest.raises(ValueError, match="damaged, or no model of this version"):
+        skvae.safetensors.load(file)
+
+
+def test_what_is_nested_without_end_is_refused(tmp_path):
+    file = tmp_path / "vae.safetensors"
+    save_file({"weight": np.zeros(3)}, file, {"skvae": '{"list": [' * 50_000})
+    with pytest.raises(ValueError, match="damaged, or no model of this version"):
         skvae.safetensors.load(file)
 
 
