@@ -1,5 +1,5 @@
 # Each target makes its own .venv and installs what it needs, once.
-#   make demo | test | lint | doctest | test-oldest | coverage | cases | bench | clean
+#   make demo | test | lint | doctest | test-oldest | coverage | cases | mutants | bench | clean
 # Another interpreter: make PYTHON=python3.13 test
 # Another torch:       make clean, then make CONSTRAINTS=/dev/null test, or a file of your own
 
@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint doctest test-oldest coverage cases bench clean
+.PHONY: demo test lint doctest test-oldest coverage cases mutants bench clean
 .NOTPARALLEL: # two pips must not write to one .venv
 
 demo: $(VENV)/.with-plot,progress
@@ -38,6 +38,9 @@ coverage: $(VENV)/.with-test,coverage
 
 cases: $(VENV)/.with-test
 	$(BIN)/python docs/count_cases.py
+
+mutants: $(VENV)/.with-test,mutants
+	PATH="$(BIN):$$PATH" python tests/mutants.py --workers 2 --json mutants.json
 
 bench: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/bench_fit.py
