@@ -728,6 +728,18 @@ def test_the_module_encodes_and_decodes_in_the_units_of_x(X, quick, likelihood, 
     np.testing.assert_allclose(decoded, vae.inverse_transform(vae.transform(X)), rtol=1e-4)
 
 
+def test_the_module_can_be_differentiated_row_by_row(X, quick):
+    module = quick().fit(X).to_module().double()
+    x = torch.tensor(X[:5])
+
+    def mean(row):
+        return module.encode(row[None])[0][0]
+
+    slopes = torch.vmap(torch.func.jacrev(mean))(x)
+    expected = torch.stack([torch.autograd.functional.jacobian(mean, row) for row in x])
+    torch.testing.assert_close(slopes, expected)
+
+
 def test_training_the_module_leaves_the_estimator_alone(X, quick):
     vae = quick().fit(X)
     before, hashed = vae.score_samples(X), joblib.hash(vars(vae))
