@@ -129,7 +129,8 @@ def race_all(title, repeats):
     vae, scored = fitted(w), w.X[:: SCORED[title]].copy()
     bare, bare_scored = Bare(vae, w.X), Bare(vae, scored)
     expected = bare_scored.score(32).numpy() - np.log(vae.state_["scale"]).sum()
-    np.testing.assert_allclose(vae.score_samples(scored), expected, rtol=1e-3)  # one model
+    # One model: sums of hundreds, of which some come near 0.
+    np.testing.assert_allclose(vae.score_samples(scored), expected, rtol=1e-3, atol=1e-2)
     sides: dict[str, dict[str, Callable]] = {
         "transform": {"skvae": lambda: vae.transform(w.X)}
         | {f"batches of {n}": lambda n=n: bare.encode(n) for n in ENCODED},
