@@ -186,8 +186,9 @@ class VAETransformer(
         If True, `fit` continues from the weights of the previous fit, in its units, for up
         to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. If that fit was
         stopped before its end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`,
-        as if it had not been stopped: if it had warm_start=True, too, and as many rows, and the
-        parameters, but for `random_state`, are the same. For that the optimiser is kept.
+        as if it had not been stopped: if it had warm_start=True, too, and the rows, their weights
+        and the parameters, but for `random_state`, are the same; else a warning says what is not.
+        For that the optimiser is kept.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
