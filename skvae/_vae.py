@@ -6,9 +6,6 @@ threads share nothing.
 """
 
 import copy
-import math
-import warnings
-from dataclasses import asdict, replace
 from numbers import Integral, Real
 from typing import get_args
 
@@ -34,6 +31,7 @@ from skvae import (
     _input,
     _model,
     _objective,
+    _plan,
     _report,
     _stack,
     _tables,
@@ -45,10 +43,6 @@ from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
 
-# With early_stopping="auto", fewer rows than this are all trained on.
-EARLY_STOPPING_ROWS = 50
-# Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
-FINGERPRINT_ROWS = 1000
 # What a saved model is checked by, besides its parameters.
 FITTED = (
     "state_",
@@ -543,12 +537,12 @@ class VAETransformer(
             sample_weight=weight,
             keeps_progress=self.warm_start or partial,
         )
-        job = self._plan_training(job, warm, partial)
+        job = _plan.plan_training(self, job, warm, partial)
         if job.progress is not None and not partial:
             n_before -= job.progress["n_iter"]
             history = {name: values[:n_before] for name, values in history.items()}
         # For `fitted`, which holds no rows.
-        run = _describe_run(job, partial) if job.keeps_progress else None
+        run = _plan.describe_run(job, partial) if job.keeps_progress else None
         max_iter = job.plan.max_iter
 
         def fitted(record, state, *, goes_on=partial):
@@ -640,78 +634,6 @@ class VAETransformer(
                 "components: posterior='diagonal' and prior='standard_normal'. Got "
                 f"posterior={self.posterior!r} and prior={self.prior!r}."
             )
-
-    def _plan_training(self, job, continues, partial):
-        """The job with the numbers of its training, and the progress that it goes on from.
-
-        That is where an earlier run like it was stopped, or the partial fit before.
-        """
-        earlier = self._progress if continues else None
-        if partial:
-            goes_on = earlier is not None and earlier["run"] == _describe_run(job, partial)
-            plan = self._plan(job, continues, partial=True)
-            plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0)
-            return job._replace(plan=plan, progress=earlier if goes_on else None)
-        if earlier is not None and not earlier["run"]["partial"]:
-            run = earlier["run"]
-            same = job._replace(plan=self._plan(job, run["continues"]), seed=run["seed"])
-            now = _describe_run(same, partial)
-            if now == run:
-                return same._replace(progress=earlier)
-            changed = ", ".join(name for name in now if now[name] != run.get(name))
-            warnings.warn(
-                f"The fit that was stopped after {earlier['n_iter']} of {run['max_iter']} epochs "
-                f"does not go on, since something is not what it was: {changed}. This one begins "
-                "anew from its weights.",
-                stacklevel=5,
-            )
-        return job._replace(plan=self._plan(job, continues))
-
-    def _plan(self, job, continues, *, partial=False):
-        """The numbers of the training run, with "auto" resolved."""
-        architecture, n_rows, n_at_once = job.architecture, job.data.shape[0], job.n_at_once
-        early = False if partial else self.early_stopping
-        if early == "auto":
-            early = n_rows >= EARLY_STOPPING_ROWS
-        n_held_out = int(self.validation_fraction * n_rows) if early else 0
-        n_held_out = min(n_held_out, n_rows - 1)
-        if n_at_once < n_rows:  # a part, with the noise of its draws
-            n_draws = max(_training.N_VALIDATION_DRAWS, self.n_importance_samples)
-            n_features, n_components = architecture["n_features"], architecture["n_components"]
-            n_room = n_at_once * n_features // (n_features + 2 * n_draws * n_components)
-            n_held_out = min(n_held_out, max(1, n_room))
-        if early and n_held_out < 1:
-            raise ValueError(
-                f"The validation set is too small: {self.validation_fraction} of {n_rows} rows. "
-                "Increase 'validation_fraction', or set early_stopping=False."
-            )
-        n_training = n_rows - n_held_out
-        batch_size = self.batch_size
-        if batch_size == "auto":
-            # About 16 steps an epoch, in batches of 32 to 256 rows.
-            batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
-        share_held_back = 0.0 if continues else _part(architecture["likelihood"]).share_held_back
-        return _training.Plan(
-            n_components=self.n_components,
-            n_held_out=n_held_out,
-            batch_size=min(batch_size, n_training),
-            max_iter=self.max_iter,
-            learning_rate=self.learning_rate,
-            schedule=self.learning_rate_schedule,
-            weight_decay=self.weight_decay,
-            max_grad_norm=math.inf if self.max_grad_norm is None else self.max_grad_norm,
-            beta=self.beta,
-            n_warmup=int(self.beta_warmup * (self.max_iter // self.n_beta_cycles)),
-            n_cycles=self.n_beta_cycles,
-            n_importance_samples=self.n_importance_samples,
-            free_bits=float(self.free_bits),
-            n_noise=_model.n_noise(architecture),
-            patience=self.n_iter_no_change,
-            n_held_back=math.ceil(share_held_back * self.max_iter),
-            tol=self.tol,
-            constant=_model.log_jacobian(job.state),
-            continues=continues,
-        )
 
     # Of a fit that was stopped, if it can go on.
     _progress = None
@@ -1110,24 +1032,6 @@ def _network(value):
             f"Got {value!r} instead."
         )
     return Own(*value)
-
-
-def _describe_run(job, partial):
-    """What tells a training run from others; a partial fit goes on with any rows."""
-    device = {"partial": partial, "device": job.device.type}
-    if partial:
-        return device
-    n_rows = job.data.shape[0]
-    places = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
-    some = np.asarray(_arrays.dense(job.data[places]))
-    return {
-        **device,
-        "rows": _files.checksum([n_rows, some, job.sample_weight]),
-        "working_memory": job.n_at_once,
-        "precision": job.precision,
-        "seed": job.seed,
-        **asdict(job.plan),
-    }
 
 
 def _check_same_architecture(before, now):

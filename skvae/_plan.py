@@ -1,0 +1,108 @@
+"""The numbers of a training run, "auto" resolved, and the earlier run that it goes on from."""
+
+import math
+import warnings
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from skvae import _arrays, _files, _model, _training
+from skvae.likelihoods import LIKELIHOODS
+
+# With early_stopping="auto", fewer rows than this are all trained on.
+EARLY_STOPPING_ROWS = 50
+# Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
+FINGERPRINT_ROWS = 1000
+
+
+def plan_training(vae, job, continues, partial):
+    """The job with the numbers of its training, and the progress that it goes on from.
+
+    That is where an earlier run like it was stopped, or the partial fit before.
+    """
+    earlier = vae._progress if continues else None
+    if partial:
+        goes_on = earlier is not None and earlier["run"] == describe_run(job, partial)
+        plan = _plan(vae, job, continues, partial=True)
+        plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0)
+        return job._replace(plan=plan, progress=earlier if goes_on else None)
+    if earlier is not None and not earlier["run"]["partial"]:
+        run = earlier["run"]
+        same = job._replace(plan=_plan(vae, job, run["continues"]), seed=run["seed"])
+        now = describe_run(same, partial)
+        if now == run:
+            return same._replace(progress=earlier)
+        changed = ", ".join(name for name in now if now[name] != run.get(name))
+        warnings.warn(
+            f"The fit that was stopped after {earlier['n_iter']} of {run['max_iter']} epochs "
+            f"does not go on, since something is not what it was: {changed}. This one begins "
+            "anew from its weights.",
+            stacklevel=5,
+        )
+    return job._replace(plan=_plan(vae, job, continues))
+
+
+def _plan(vae, job, continues, *, partial=False):
+    """The numbers of the training run, with "auto" resolved."""
+    architecture, n_rows, n_at_once = job.architecture, job.data.shape[0], job.n_at_once
+    early = False if partial else vae.early_stopping
+    if early == "auto":
+        early = n_rows >= EARLY_STOPPING_ROWS
+    n_held_out = int(vae.validation_fraction * n_rows) if early else 0
+    n_held_out = min(n_held_out, n_rows - 1)
+    if n_at_once < n_rows:  # a part, with the noise of its draws
+        n_draws = max(_training.N_VALIDATION_DRAWS, vae.n_importance_samples)
+        n_features, n_components = architecture["n_features"], architecture["n_components"]
+        n_room = n_at_once * n_features // (n_features + 2 * n_draws * n_components)
+        n_held_out = min(n_held_out, max(1, n_room))
+    if early and n_held_out < 1:
+        raise ValueError(
+            f"The validation set is too small: {vae.validation_fraction} of {n_rows} rows. "
+            "Increase 'validation_fraction', or set early_stopping=False."
+        )
+    n_training = n_rows - n_held_out
+    batch_size = vae.batch_size
+    if batch_size == "auto":
+        # About 16 steps an epoch, in batches of 32 to 256 rows.
+        batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
+    likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
+    share_held_back = 0.0 if continues else likelihood.share_held_back
+    return _training.Plan(
+        n_components=vae.n_components,
+        n_held_out=n_held_out,
+        batch_size=min(batch_size, n_training),
+        max_iter=vae.max_iter,
+        learning_rate=vae.learning_rate,
+        schedule=vae.learning_rate_schedule,
+        weight_decay=vae.weight_decay,
+        max_grad_norm=math.inf if vae.max_grad_norm is None else vae.max_grad_norm,
+        beta=vae.beta,
+        n_warmup=int(vae.beta_warmup * (vae.max_iter // vae.n_beta_cycles)),
+        n_cycles=vae.n_beta_cycles,
+        n_importance_samples=vae.n_importance_samples,
+        free_bits=float(vae.free_bits),
+        n_noise=_model.n_noise(architecture),
+        patience=vae.n_iter_no_change,
+        n_held_back=math.ceil(share_held_back * vae.max_iter),
+        tol=vae.tol,
+        constant=_model.log_jacobian(job.state),
+        continues=continues,
+    )
+
+
+def describe_run(job, partial):
+    """What tells a training run from others; a partial fit goes on with any rows."""
+    device = {"partial": partial, "device": job.device.type}
+    if partial:
+        return device
+    n_rows = job.data.shape[0]
+    places = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
+    some = np.asarray(_arrays.dense(job.data[places]))
+    return {
+        **device,
+        "rows": _files.checksum([n_rows, some, job.sample_weight]),
+        "working_memory": job.n_at_once,
+        "precision": job.precision,
+        "seed": job.seed,
+        **asdict(job.plan),
+    }
