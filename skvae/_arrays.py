@@ -290,10 +290,12 @@ def standardise(
     a number is too far from the training data for float32.
     """
     varies = scale > 0
-    with np.errstate(over="ignore"):
-        Y = np.subtract(X, location, dtype=np.float64)
-        into = Y if dtype == np.float64 else np.empty(Y.shape, dtype)
-        Y = np.divide(Y, np.where(varies, scale, 1.0), out=into, casting="same_kind")
+    with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
+        known: Any = np.float32 if X.dtype == np.float32 else np.float64
+        rows = np.require(X, known, ["C", "W"])  # a memory map may be read-only
+    y = torch.from_numpy(rows) - to_tensor(location, "cpu")
+    y /= to_tensor(np.where(varies, scale, 1.0), "cpu")
+    Y = (y if dtype == np.float64 else y.float()).numpy()
     if not varies.all():
         Y[:, ~varies] = 0.0
     if not within_reach(Y) and (np.abs(Y) > FARTHEST).any():

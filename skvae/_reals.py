@@ -25,6 +25,7 @@ from torch import nn
 from skvae._arrays import Array, Moments
 from skvae._likelihood import Likelihood, Pullback, draw_uniform
 from skvae._normal import LOG_2PI
+from skvae._tanh import tanh
 
 aten = torch.ops.aten
 
@@ -139,7 +140,7 @@ class _RealValues(Likelihood):
 
     def _own(self, module: Any, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What of the variance is learned, where rows have their own, and tanh of the deviation."""
-        bend = torch.tanh(deviation / DEVIATION_BOUND)
+        bend = tanh(deviation / DEVIATION_BOUND)
         log_own = torch.add(module.raw_variance.unsqueeze(-2), bend, alpha=DEVIATION_BOUND)
         return log_own.exp(), bend
 

@@ -39,10 +39,20 @@ from scipy.special import ndtri
 from torch import nn
 
 from skvae import _products
+from skvae._tanh import tanh
 from skvae._vjp import each, values
 from skvae._vjp import vjp as autograd_vjp
 
 aten = torch.ops.aten
+
+
+class Tanh(nn.Tanh):
+    """tanh, faster on a CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each value."""
+        return tanh(x)
+
 
 # Each with its derivative: (gradient of output, input, output) -> gradient of input.
 Derivative = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -52,7 +62,7 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], Derivative]] = {
     "relu": (nn.ReLU, lambda g, x, y: aten.threshold_backward.default(g, y, 0)),
     "silu": (nn.SiLU, lambda g, x, y: aten.silu_backward.default(g, x)),
     "softplus": (nn.Softplus, lambda g, x, y: aten.softplus_backward.default(g, x, 1.0, 20.0)),
-    "tanh": (nn.Tanh, lambda g, x, y: aten.tanh_backward.default(g, y)),
+    "tanh": (Tanh, lambda g, x, y: aten.tanh_backward.default(g, y)),
 }
 DERIVATIVES = dict(ACTIVATIONS.values())
 
