@@ -20,6 +20,7 @@ from skvae._arrays import UNNAMED, Labels, Moments, describe_columns, standardis
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
+    Categorical,
     ContinuousBernoulli,
     DiscretizedLogistic,
     Gaussian,
@@ -1035,3 +1036,31 @@ def test_a_continuous_bernoulli_starts_from_the_mean_of_each_column():
     mean = likelihood.mean(module, torch.zeros(1, 5, dtype=torch.float64))
     # The log-odds are bent a little towards their bound.
     np.testing.assert_allclose(mean[0].numpy(), means, rtol=0.02)
+
+
+# --- Categorical ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_vjp_of_categories_is_that_of_autograd_where_some_are_missing(n_models):
+    likelihood = Categorical(n_categories=(3, 2, 3))
+    hot = likelihood.check_support(np.random.default_rng(0).integers(2, size=(30, 3)) * 1.0)
+    columns = describe_columns(hot)
+    module = likelihood.build(8).double()
+    likelihood.initialise(module, columns, np.ones(8))
+    x = torch.tensor(hot)[: 6 * n_models].unflatten(0, (-1, 6))
+    there = (normals(n_models, 6, 3) > -0.5).repeat_interleave(torch.tensor([3, 2, 3]), -1)
+    raw, g = normals(n_models, 6, 8, seed=1), normals(n_models, 6, seed=2)
+    raw.requires_grad_()
+    total = (likelihood.log_prob(module, raw, x) * there).sum(-1)
+    (expected,) = torch.autograd.grad(total, raw, g)
+    assert (expected != 0).any((0, 1)).all()
+
+    with torch.inference_mode():
+        module.log_odds = module.log_odds.expand(n_models, -1).clone()
+        same, pull = likelihood.vjp(module, raw.clone(), x.clone(), there.double())
+        g_raw, learned = pull(g)
+
+    torch.testing.assert_close(same, total.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(g_raw, expected, rtol=1e-12, atol=1e-12)
+    assert learned == []

@@ -570,6 +570,26 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
             assert torch.count_nonzero(gradients[m]) == n_learned
 
 
+def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_has_alone():
+    architecture = describe() | {"missing": True}
+    columns = describe_columns(data())
+    states = [
+        _model.cast(_model.initial_state(architecture, columns, seed), np.float64)
+        for seed in range(3)
+    ]
+    y, eps = normals(3, 7, 4), normals(3, 3, 7, 2, seed=1)  # as many draws as models
+    y[normals(3, 7, 4, seed=2) > 0.5] = torch.nan
+    with torch.inference_mode():
+        stack = stacked([architecture] * 3, states)
+        terms, _ = stack.vjp(y, eps, y[..., :0], by_draw=False)
+        for m, state in enumerate(states):
+            expected = _model.from_state(architecture, state)(y[m], eps[m])
+            torch.testing.assert_close(terms[0][m], expected[0], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(terms[1][m], expected[1], rtol=1e-12, atol=1e-12)
+    # Units of 1e3 and 0.1 are in the terms of what is missing.
+    assert (terms.log_likelihood.isfinite()).all()
+
+
 @every_likelihood
 def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
     architectures, states = made_several(likelihood, (2, 2, 5, 5))

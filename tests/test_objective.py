@@ -215,6 +215,29 @@ def test_loss_gradient_with_free_bits_is_that_of_their_formula(betas, n_draws, n
     check_loss_gradient(betas, free_bits, False, n_draws, n_rows)
 
 
+@pytest.mark.parametrize("free_bits", [[0.25], [0.25, 1.25]])
+def test_loss_with_free_bits_and_weights_of_rows_is_that_of_their_formula(free_bits):
+    n_models, n_rows = len(free_bits), 5
+    log_likelihood = normals(n_models, 2, n_rows).requires_grad_()
+    kl = normals(n_models, 1, n_rows, 3, seed=1).square().requires_grad_()
+    weight = normals(n_models, n_rows, seed=2).square()  # whose mean is not 1
+    expected = []
+    for m, free in enumerate(free_bits):
+        reconstruction = -(log_likelihood[m] * weight[m]).mean()
+        mean_kl = (kl[m, 0] * weight[m][:, None]).mean(0)
+        held = torch.maximum(mean_kl, free * weight[m].mean())
+        assert 0 < (held > mean_kl).sum() < 3
+        expected.append(reconstruction + 0.5 * held.sum())
+    gradients = torch.autograd.grad(sum(expected), [log_likelihood, kl])
+
+    weights = weights_of([0.5] * n_models, free_bits)
+    with torch.no_grad():
+        numbers, *own = _objective.loss(_model.Terms(log_likelihood, kl), weights, weight)
+
+    torch.testing.assert_close(numbers[0], torch.stack(expected).detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(own, list(gradients), rtol=1e-12, atol=1e-15)
+
+
 def test_loss_gradient_of_members_with_unlike_free_bits_is_that_of_each_formula():
     check_loss_gradient([1.0, 0.5, 4.0, 1.0], [0.0, 0.9, 0.3, 100.0], False, 3, 7)
 
