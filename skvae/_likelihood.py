@@ -1,4 +1,4 @@
-"""What likelihoods have in common.
+"""What likelihoods have in common, and what a new one has to say.
 
 A likelihood turns the columns of X, which are numbers, into the features of the model: one for
 each column, or more, as for categories. All but `check_support`, `give_back` and what speaks of
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from skvae import _vjp
 from skvae._arrays import UNNAMED, Array, Labels, Moments
@@ -22,7 +23,46 @@ Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 class Likelihood:
-    """What likelihoods have in common."""
+    """What a likelihood of your own inherits from: p(x|z) of a row, by the decoder's outputs.
+
+    A likelihood is a value, such as a frozen dataclass, with pure functions of tensors. It has to
+    say `log_prob`, `mean` and `sample`, each of the decoder's outputs `raw` (..., n_outputs) and of
+    rows in the units that `units` chose; the rest has defaults. What is learned besides the
+    decoder, such as a noise variance, or kept of the data, is in the module that `build` makes and
+    `initialise` fills. Derivatives come by autograd, of several models at once.
+
+    Examples
+    --------
+    Waiting times, exponential with mean exp(raw) in units of the mean of their column:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import torch
+    >>> from skvae import VAETransformer
+    >>> from skvae.likelihoods import Likelihood
+    >>> @dataclass(frozen=True)
+    ... class Exponential(Likelihood):
+    ...     def units(self, columns):
+    ...         varies = columns.std > 0
+    ...         return np.where(varies, 0.0, columns.mean), np.where(varies, columns.mean, 0.0)
+    ...
+    ...     def log_prob(self, module, raw, x):
+    ...         return -raw - x * torch.exp(-raw)
+    ...
+    ...     def mean(self, module, raw):
+    ...         return torch.exp(raw)
+    ...
+    ...     def sample(self, module, raw, generator):
+    ...         noise = torch.empty(raw.shape, dtype=raw.dtype, device=generator.device)
+    ...         return torch.exp(raw) * noise.exponential_(generator=generator).to(raw.device)
+    >>> X = np.random.default_rng(0).exponential(3.0, (200, 2))
+    >>> vae = VAETransformer(1, likelihood=Exponential(), max_iter=5, random_state=0).fit(X)
+    >>> bool((vae.sample(100, random_state=0) > 0).all())
+    True
+    """
+
+    # A name for links that survives when files move.
+    __module__ = "skvae.likelihoods"
 
     # Whether the numbers are probabilities and no densities: these have no units.
     is_mass: ClassVar[bool] = False
@@ -76,6 +116,13 @@ class Likelihood:
         """Number of raw decoder outputs."""
         return n_features
 
+    def build(self, n_features: int) -> Any:
+        """Make the module of what is learned or kept besides the decoder: nothing."""
+        return nn.Module()
+
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
+        """Fill the module, from moments of the columns in units of X and the `scale` of `units`."""
+
     def variance(self, module: Any) -> torch.Tensor | None:
         """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
         return None
@@ -88,7 +135,15 @@ class Likelihood:
         return x
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """log p(x_d|z) per feature in nats, (..., D)."""
+        """log p(x_d|z) per feature in nats, every constant kept, (..., D)."""
+        raise NotImplementedError
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
+        """E[x|z], (..., D)."""
+        raise NotImplementedError
+
+    def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draws of x by the generator, which may be on another device, (..., D)."""
         raise NotImplementedError
 
     def total(

@@ -305,7 +305,7 @@ class VAETransformer(
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
-        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), *get_args(Likelihood)],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
         "prior": [StrOptions(set(PRIORS)), *get_args(Prior)],
         "posterior": [StrOptions(set(POSTERIORS)), *get_args(Posterior)],
         "network": [StrOptions(set(NETWORKS)), MLP, Conv, tuple],

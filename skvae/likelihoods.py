@@ -13,6 +13,7 @@ from skvae._categories import Categorical
 from skvae._columns import Columns
 from skvae._counts import NegativeBinomial, Poisson, ZeroInflated
 from skvae._levels import DiscretizedLogistic
+from skvae._likelihood import Likelihood
 from skvae._reals import Gaussian, Laplace, StudentT
 from skvae._unit_interval import Bernoulli, ContinuousBernoulli
 
@@ -24,25 +25,12 @@ __all__ = [
     "DiscretizedLogistic",
     "Gaussian",
     "Laplace",
+    "Likelihood",
     "NegativeBinomial",
     "Poisson",
     "StudentT",
     "ZeroInflated",
 ]
-
-Likelihood = (
-    Gaussian
-    | Laplace
-    | StudentT
-    | Bernoulli
-    | ContinuousBernoulli
-    | DiscretizedLogistic
-    | Poisson
-    | NegativeBinomial
-    | ZeroInflated
-    | Categorical
-    | Columns
-)
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "gaussian": Gaussian(),

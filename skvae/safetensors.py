@@ -10,9 +10,8 @@ from typing import get_args
 
 import numpy as np
 
-from skvae import _files
+from skvae import _files, likelihoods
 from skvae._vae import FITTED, VAETransformer
-from skvae.likelihoods import Likelihood
 from skvae.networks import MLP, Conv
 from skvae.posteriors import Posterior
 from skvae.priors import Prior
@@ -20,9 +19,10 @@ from skvae.priors import Prior
 __all__ = ["load", "save"]
 
 # What may be built of a file, by name.
+_LIKELIHOODS = [getattr(likelihoods, name) for name in likelihoods.__all__]
 _PARTS = {
     part.__name__: part
-    for part in (*get_args(Likelihood), *get_args(Prior), *get_args(Posterior), MLP, Conv)
+    for part in (*_LIKELIHOODS, *get_args(Prior), *get_args(Posterior), MLP, Conv)
 }
 _PLAIN = (bool, int, float, str, type(None))
 _SEALED = {"_skvae_format", "_skvae_checksum"}

@@ -14,6 +14,8 @@ import torch
 
 from skvae import VAETransformer
 
+pytest.register_assert_rewrite("likelihood_laws")
+
 # A shell lets what runs in the background ignore Ctrl-C, of which some tests are.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
