@@ -1,10 +1,14 @@
 """Examples in docstrings: those that need an extra run where it is installed."""
 
 import importlib.util
+import os
 
 import pytest
 
+os.environ.setdefault("MPLBACKEND", "agg")  # no windows, here and in the tests
+
 NEEDED = {
+    "skvae.inspection.": ("matplotlib",),
     "skvae.onnx.": ("onnx", "onnxruntime", "onnxscript", "skl2onnx"),
     "skvae.safetensors.": ("safetensors",),
 }

@@ -1,6 +1,6 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
-from skvae import metrics
+from skvae import inspection, metrics
 from skvae._callbacks import Checkpoint
 from skvae._imputer import VAEImputer
 from skvae._pipeline import sample
@@ -15,6 +15,7 @@ __all__ = [
     "VAEImputer",
     "VAETransformer",
     "__version__",
+    "inspection",
     "metrics",
     "sample",
 ]

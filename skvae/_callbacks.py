@@ -102,7 +102,15 @@ class Checkpoint:
         self.every = check_scalar(every, "every", Integral, min_val=1)
 
     def setup(self, estimator, context):
-        """Check, before anything is trained, that the fit can go on."""
+        """Check, before anything is trained, that the fit can go on.
+
+        Parameters
+        ----------
+        estimator : VAETransformer
+            What is fitted.
+        context : sklearn.callback.CallbackContext
+            Where the fit is.
+        """
         if not hasattr(estimator, "_progress"):
             raise TypeError(
                 f"Checkpoint is for a VAETransformer. Got a {type(estimator).__name__}: set it on "
@@ -119,13 +127,39 @@ class Checkpoint:
             )
 
     def teardown(self, estimator, context):
-        """Nothing is left to do."""
+        """Nothing is left to do.
+
+        Parameters
+        ----------
+        estimator : VAETransformer
+            What is fitted.
+        context : sklearn.callback.CallbackContext
+            Where the fit is.
+        """
 
     def on_fit_task_begin(self, estimator, context):
-        """Nothing has been learned yet."""
+        """Nothing has been learned yet.
+
+        Parameters
+        ----------
+        estimator : VAETransformer
+            What is fitted.
+        context : sklearn.callback.CallbackContext
+            Where the fit is.
+        """
 
     def on_fit_task_end(self, estimator, context, *, fitted_estimator):
-        """Save the model, at the end of an epoch or of the fit."""
+        """Save the model, at the end of an epoch or of the fit.
+
+        Parameters
+        ----------
+        estimator : VAETransformer
+            What is fitted.
+        context : sklearn.callback.CallbackContext
+            Where the fit is.
+        fitted_estimator : VAETransformer
+            What the fit would give if it ended here.
+        """
         if context.task_name == "epoch" and (context.task_id + 1) % self.every:
             return
         saved = clone(estimator).set_callbacks()

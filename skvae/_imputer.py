@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from skvae import _arrays, _frames, _tables
-from skvae._vae import VAETransformer
+from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian
 
 # Of the model that estimator=None is, besides its likelihood and seed. It is trained on the rows
@@ -87,7 +87,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     n_features_in_ : int
         Number of features seen during `fit`.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features. Only where X had names that are strings.
 
     See Also
@@ -110,6 +110,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     # A name for pickles, skops and links that survives when files move.
     __module__ = "skvae"
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     _parameter_constraints: dict = {
         "estimator": [VAETransformer, None],
@@ -315,7 +316,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return draw
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the columns that `transform` gives back.
+        """The names of the columns that `transform` gives back.
 
         Parameters
         ----------

@@ -638,6 +638,16 @@ def from_state(
     return model
 
 
+def observation(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    """What the likelihood of the model with this state has learned, without the model."""
+    likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
+    prefix, module = "observation.", likelihood.build(architecture["n_features"])
+    own = {name: array for name, array in state.items() if name.startswith(prefix)}
+    tensors = {name.removeprefix(prefix): to_tensor(own[name], "cpu") for name in own}
+    module.load_state_dict(tensors, assign=True)
+    return module
+
+
 def n_active(architecture: Mapping[str, Any], state: State, y: torch.Tensor) -> int:
     """Number of components whose posterior mean varies over rows y (B, D), on the CPU."""
     means = from_state(architecture, state).encode_mean(y).double()

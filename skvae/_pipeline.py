@@ -44,26 +44,57 @@ def sample(estimator, n_samples=1, random_state=None, *, mean=False):
     >>> skvae.sample(pipe.fit(X), 3, random_state=0).shape
     (3, 4)
     """
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    if isinstance(estimator, VAETransformer):
-        return estimator.sample(n_samples, random_state, mean=mean)
-    if not isinstance(estimator, Pipeline):
-        raise TypeError(
-            "sample expects a VAETransformer, a Pipeline that ends in one or a fitted search "
-            f"over either. Got {estimator!r}."
-        )
-    for name, step in estimator.steps[:-1]:
-        if not _has_inverse(step):
+    before, vae = split(estimator, "sample expects")
+    for name, step in before:
+        if not has_inverse(step):
             raise TypeError(
                 f"Step {name!r} of the Pipeline has no inverse_transform, so samples cannot "
                 "be brought to the units of its input. Draw them in those of the last step "
                 "with estimator[-1].sample(...)."
             )
-    X = sample(estimator[-1], n_samples, random_state, mean=mean)
-    return estimator[:-1].inverse_transform(X) if len(estimator) > 1 else X
+    return invert(before, vae.sample(n_samples, random_state, mean=mean))
 
 
-def _has_inverse(step):
+def split(estimator, who):
+    """The steps before the last, by their names, and the VAETransformer that this is.
+
+    `who` begins the message of the TypeError where it is something else.
+    """
+    estimator, before = getattr(estimator, "best_estimator_", estimator), []
+    while isinstance(estimator, Pipeline):
+        before += estimator.steps[:-1]
+        estimator = estimator.steps[-1][1]
+    if not isinstance(estimator, VAETransformer):
+        raise TypeError(
+            f"{who} a VAETransformer, a Pipeline that ends in one or a fitted search over "
+            f"either. Got {estimator!r}."
+        )
+    return before, estimator
+
+
+def transform(before, X):
+    """X as these steps make it."""
+    for _, step in before:
+        X = X if _is_passed(step) else step.transform(X)
+    return X
+
+
+def invert(before, X):
+    """Rows X that these steps have made, as they were."""
+    for _, step in reversed(before):
+        X = X if _is_passed(step) else step.inverse_transform(X)
+    return X
+
+
+def has_inverse(step):
+    """Whether a step of a Pipeline can be inverted."""
     if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
         return step.func is None or step.inverse_func is not None
-    return step in ("passthrough", None) or hasattr(step, "inverse_transform")
+    # SimpleImputer has one only with an indicator of what was missing.
+    return _is_passed(step) or (
+        hasattr(step, "inverse_transform") and getattr(step, "add_indicator", True)
+    )
+
+
+def _is_passed(step):
+    return step is None or isinstance(step, str)

@@ -28,7 +28,7 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
 from skvae import _report, _stack, _training
-from skvae._vae import VAETransformer
+from skvae._vae import DOC_LINK, VAETransformer
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -120,6 +120,7 @@ class VAEGridSearchCV(GridSearchCV):
     """
 
     __module__ = "skvae"
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     _parameter_constraints: dict = {
         **GridSearchCV._parameter_constraints,

@@ -174,7 +174,7 @@ def encode(X, categories, likelihood):
     handle = likelihood.categorical(X.shape[1])
     for i in range(X.shape[1]):
         if i not in categories:
-            numbers[:, i] = _to_numbers(X, i, labels)
+            numbers[:, i] = to_numbers(X, i, labels)
             continue
         values = _frames.items(X, i)
         codes = _code(_distinct(values, labels.of(i)), categories[i], labels.of(i))
@@ -213,7 +213,7 @@ def _code(values, categories, where):
     return codes
 
 
-def _to_numbers(X, i, labels):
+def to_numbers(X, i, labels):
     """A column of numbers, or an error that names the value that is none."""
     numbers = _frames.numbers(X, i)
     if numbers is not None:

@@ -43,11 +43,15 @@ from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
 
+# What scikit-learn's HTML needs to link an estimator: its package, and the page in the docs.
+DOC_LINK = "skvae", "https://skvae.github.io/skvae/api/{estimator_module}.{estimator_name}.html"
+
 # What a saved model is checked by, besides its parameters.
 FITTED = (
     "state_",
     "history_",
     "n_iter_",
+    "kept_iter_",
     "n_features_in_",
     "feature_names_in_",
     "_architecture",
@@ -87,7 +91,7 @@ class VAETransformer(
         `ZeroInflated` is for counts with many zeros, `DiscretizedLogistic` for levels of grey.
         `Columns` has one for each part of a table. "auto" makes such parts by dtypes: real and
         whole numbers are "gaussian", bools "bernoulli", strings, objects and categories
-        "categorical".
+        "categorical". One of your own inherits from `Likelihood`.
 
     prior : {"standard_normal"} or value, default="standard_normal"
         What z is before a row is seen, of `skvae.priors`: "standard_normal" is N(0, I);
@@ -207,7 +211,11 @@ class VAETransformer(
     n_iter_ : int
         Number of epochs that were run.
 
-    history_ : dict of str to ndarray of shape (n_iter_,)
+    kept_iter_ : int
+        The epoch whose weights were kept, counted from 1: with early stopping the best, else the
+        last. 0 where factor analysis was kept.
+
+    history_ : dict of str to ndarray of shape (`n_iter_`,)
         Numbers of every epoch, in nats per row: `loss` (what was minimised),
         `reconstruction` = -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and
         `beta`; with early stopping, `validation_loss` and so on for the held-out rows. Where
@@ -226,7 +234,7 @@ class VAETransformer(
     n_features_in_ : int
         Number of features seen during `fit`.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features. Only where X had names that are strings.
 
     See Also
@@ -302,6 +310,7 @@ class VAETransformer(
 
     # A name for pickles, skops and links that survives when files move.
     __module__ = "skvae"
+    _doc_link_module, _doc_link_template = DOC_LINK
 
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
@@ -524,6 +533,8 @@ class VAETransformer(
                 architecture, moments, seed, lambda n: _input.take(data, n, seed, likelihood)
             )
             n_before, history = 0, {}
+        # None of a file that was saved before there was such a number.
+        kept_before = getattr(self, "kept_iter_", None) if warm else None
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
         job = _stack.Job(
             data=data,
@@ -551,6 +562,7 @@ class VAETransformer(
             progress = None
             if record.progress is not None and (goes_on or stopped):
                 progress = {"run": run, **_stack.to_arrays(record.progress)}
+            kept = record.n_iter if goes_on else record.kept
             if partial:  # the next one begins with the weights
                 progress = {name: progress[name] for name in ("run", *_training.OF_STEPS)}
             return {
@@ -559,6 +571,8 @@ class VAETransformer(
                 "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
+                # Where none is kept, the first weights are: those of an earlier run.
+                "kept_iter_": n_before + kept if kept else 0 if record.is_simple else kept_before,
                 "history_": _report.join(history, n_before, record.history, record.n_iter),
             }
 
@@ -984,17 +998,18 @@ class VAETransformer(
         """Variance of the observation noise in squared units of X: float or (n_features,)."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
-        model = self.to_module()
-        if isinstance(getattr(model.likelihood, "noise", None), Real):
-            return float(model.likelihood.noise)
-        variance = model.likelihood.variance(model.observation)
+        likelihood = _part(self._architecture["likelihood"])
+        if isinstance(getattr(likelihood, "noise", None), Real):
+            return float(likelihood.noise)
+        # Of the whole model no more than is asked for: notebooks show this with every estimator.
+        variance = likelihood.variance(_model.observation(self._architecture, self.state_))
         if variance is None:
-            raise AttributeError(f"{model.likelihood!r} has no noise variance of its own.")
+            raise AttributeError(f"{likelihood!r} has no noise variance of its own.")
         scale = self.state_["scale"]
         variance = _arrays.to_array(variance).astype(np.float64)
-        if model.likelihood.noise == "per_feature":
-            return variance * scale**2
-        return float(variance[0] * scale.max() ** 2)
+        if getattr(likelihood, "noise", None) == "shared":
+            return float(variance[0] * scale.max() ** 2)
+        return variance * scale**2
 
     @property
     def _n_features_out(self):

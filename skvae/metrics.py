@@ -24,11 +24,9 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, check_scalar
 
-from skvae import _arrays, _model
-from skvae._vae import VAETransformer
+from skvae import _arrays, _model, _pipeline
 
 __all__ = [
     "active_units",
@@ -80,6 +78,16 @@ def log_likelihood(
         Nats per row.
     std_error : float or ndarray of shape (n_samples,)
         Only with `return_std_error`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import elbo, log_likelihood
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> bool(log_likelihood(vae, X, random_state=0) > elbo(vae, X, random_state=0))
+    True
     """
     totals = _weigh(estimator, X, n_samples, random_state)
     value = totals["log_mean"]
@@ -99,12 +107,25 @@ def elbo(
 ):
     """Evidence lower bound, with draws of each row's own: mean over the rows of X.
 
-    `VAETransformer.score` is the same by fixed draws that all rows share.
+    `skvae.VAETransformer.score` is the same by fixed draws that all rows share.
 
     Parameters
     ----------
-    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
+    n_samples : int, default=100
+        Draws of z for each row, of its own.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+    per_sample : bool, default=False
+        If True, return an estimate for each row.
+    return_std_error : bool, default=False
+        If True, return the standard error too: of a row that of its draws, of the mean that of
+        the rows' estimates.
 
     Returns
     -------
@@ -112,6 +133,17 @@ def elbo(
         Nats per row.
     std_error : float or ndarray of shape (n_samples,)
         Only with `return_std_error`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import elbo
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> value, error = elbo(vae, X, random_state=0, return_std_error=True)
+    >>> bool(abs(value - vae.score(X)) < error)
+    True
     """
     totals = _weigh(estimator, X, n_samples, random_state)
     return _give(totals["mean"], totals["error"], per_sample, return_std_error)
@@ -132,11 +164,24 @@ def reconstruction(
 
     Parameters
     ----------
-    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
+    n_samples : int, default=100
+        Draws of z for each row, of its own.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+    per_sample : bool, default=False
+        If True, return an estimate for each row.
     per_feature : bool, default=False
         If True, that of each column, which says which columns make a row unlikely. They sum to
         the whole; constant columns have 0. Not with `return_std_error`.
+    return_std_error : bool, default=False
+        If True, return the standard error too: of a row that of its draws, of the mean that of
+        the rows' estimates.
 
     Returns
     -------
@@ -144,6 +189,17 @@ def reconstruction(
         Nats per row.
     std_error : float or ndarray of shape (n_samples,)
         Only with `return_std_error`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import elbo, kl, reconstruction
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> total = reconstruction(vae, X, random_state=0) + kl(vae, X, random_state=0)
+    >>> bool(abs(total + elbo(vae, X, random_state=0)) < 1e-6)
+    True
     """
     if not per_feature:
         totals = _weigh(estimator, X, n_samples, random_state)
@@ -189,8 +245,21 @@ def kl(
 
     Parameters
     ----------
-    estimator, X, y, n_samples, random_state, per_sample, return_std_error :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
+    n_samples : int, default=100
+        Draws of z for each row, of its own.
+    random_state : int, RandomState instance or None, default=None
+        Decides the draws; None uses numpy's global generator.
+    per_sample : bool, default=False
+        If True, return an estimate for each row.
+    return_std_error : bool, default=False
+        If True, return the standard error too: of a row that of its draws, of the mean that of
+        the rows' estimates.
 
     Returns
     -------
@@ -198,6 +267,16 @@ def kl(
         Nats per row.
     std_error : float or ndarray of shape (n_samples,)
         Only with `return_std_error`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import kl, kl_per_component
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> bool(abs(kl(vae, X) - kl_per_component(vae, X).sum()) < 1e-4)  # exact: no draws
+    True
     """
     totals = _weigh(estimator, X, n_samples, random_state)
     return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
@@ -208,8 +287,12 @@ def kl_per_component(estimator, X, y=None):
 
     Parameters
     ----------
-    estimator, X, y :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
 
     Returns
     -------
@@ -221,10 +304,20 @@ def kl_per_component(estimator, X, y=None):
     ValueError
         If the divergence is no sum over components: a posterior other than "diagonal", or a
         prior other than "standard_normal".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import kl_per_component
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> kl_per_component(vae, X).shape
+    (2,)
     """
     vae, X = _last(estimator, X)
     model = vae.to_module()
-    if not (model.has_kl and model.posterior.factorises):
+    if not has_kl_per_component(model):
         raise ValueError(
             "The KL divergence is a sum over the components only for posterior='diagonal' and "
             f"prior='standard_normal'. Got posterior={model.posterior!r} and "
@@ -241,13 +334,22 @@ def kl_per_component(estimator, X, y=None):
     return result.mean(axis=0)
 
 
+def has_kl_per_component(model):
+    """Whether the KL divergence of a model is a sum over its components."""
+    return model.has_kl and model.posterior.factorises
+
+
 def active_units(estimator, X, y=None, *, threshold=_model.ACTIVE_VARIANCE):
     """Number of components whose posterior mean changes with the row.
 
     Parameters
     ----------
-    estimator, X, y :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
     threshold : float, default=0.01
         Variance of the posterior mean over rows above which a component is active [1]_.
 
@@ -260,6 +362,16 @@ def active_units(estimator, X, y=None, *, threshold=_model.ACTIVE_VARIANCE):
     ----------
     .. [1] Importance weighted autoencoders (Y. Burda, R. Grosse & R. Salakhutdinov, 2016),
        https://arxiv.org/abs/1509.00519, section 5.2.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import active_units
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> active_units(vae, X)
+    2
     """
     vae, X = _last(estimator, X)
     return int((np.var(vae.transform(X), axis=0, dtype=np.float64) > threshold).sum())
@@ -272,8 +384,12 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
 
     Parameters
     ----------
-    estimator, X, y :
-        As in `log_likelihood`.
+    estimator : VAETransformer or Pipeline
+        Fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    y : Ignored
+        Present for the API's sake.
     n_samples : int, default=1
         Draws of z for each row. Each is compared with all rows: N**2 densities.
     random_state : int, RandomState instance or None, default=None
@@ -293,6 +409,16 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
     ----------
     ELBO surgery: yet another way to carve up the variational evidence lower bound
     (M. D. Hoffman & M. J. Johnson, 2016), eq. 8.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import kl, mutual_information
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(2, max_iter=20, random_state=0).fit(X)
+    >>> bool(mutual_information(vae, X, random_state=0) < kl(vae, X))
+    True
     """
     vae, X = _last(estimator, X)
     posterior = vae.to_module().posterior
@@ -332,16 +458,8 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
 
 def _last(estimator, X):
     """The model, and X as its Pipeline's earlier steps make it."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
-    if isinstance(estimator, Pipeline):
-        for _, _, step in estimator._iter(with_final=False):
-            X = step.transform(X)
-        estimator = estimator.steps[-1][1]
-    if not isinstance(estimator, VAETransformer):
-        raise TypeError(
-            f"Metrics expect a VAETransformer, or a Pipeline that ends in one. Got {estimator!r}."
-        )
-    return estimator, X
+    before, vae = _pipeline.split(estimator, "Metrics expect")
+    return vae, _pipeline.transform(before, X)
 
 
 def _parts(n_samples, y, model):

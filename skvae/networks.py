@@ -43,6 +43,8 @@ from skvae._tanh import tanh
 from skvae._vjp import each, values
 from skvae._vjp import vjp as autograd_vjp
 
+__all__ = ["MLP", "Conv"]
+
 aten = torch.ops.aten
 
 

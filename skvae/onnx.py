@@ -23,6 +23,8 @@ from torch import nn
 from skvae import _files
 from skvae._vae import VAETransformer
 
+__all__ = ["export", "register"]
+
 # Of the operators: what torch's exporter has without converting, since torch 2.6.
 OPSET = 18
 

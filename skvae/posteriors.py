@@ -26,6 +26,8 @@ from skvae import _normal, _products
 from skvae._arrays import score_noise
 from skvae._normal import LOG_2PI
 
+__all__ = ["Diagonal", "Flow", "Full"]
+
 aten = torch.ops.aten
 
 # log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the

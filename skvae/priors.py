@@ -27,6 +27,8 @@ from torch import nn
 from skvae import _normal
 from skvae._normal import LOG_2PI
 
+__all__ = ["Mixture", "StandardNormal", "Vamp"]
+
 LOG_STD_BOUND = 6.0  # of a component of a mixture: from 0.002 to 400
 
 # Log-densities (..., K) of latent rows (..., L) under the posteriors of the pseudo-inputs.

@@ -93,6 +93,19 @@ def load(file):
         If safetensors is not installed.
     ValueError
         If the file is damaged, of something else, or of a newer format.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> import skvae.safetensors
+    >>> from skvae import VAETransformer
+    >>> vae = VAETransformer(2, max_iter=3, random_state=0).fit(load_iris().data)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "vae.safetensors")
+    ...     skvae.safetensors.save(vae, file)
+    ...     skvae.safetensors.load(file).n_iter_
+    3
     """
     safe_open, _ = _library()
     with open(file, "rb"):  # what the system says of it is said as it is

@@ -637,6 +637,7 @@ def test_the_weights_of_the_best_epoch_are_restored(X, quick):
     ).fit(X)
     best = int(np.argmin(vae.history_["validation_loss"])) + 1
     assert best < vae.n_iter_ < 300
+    assert vae.kept_iter_ == best
     shorter = clone(vae).set_params(max_iter=best)
     with pytest.warns(ConvergenceWarning, match=f"Maximum number of epochs \\({best}\\)"):
         shorter.fit(X)
@@ -649,7 +650,7 @@ def test_no_early_stopping_trains_to_the_end_and_keeps_the_last_weights(X, quick
     )
     vae.set_params(n_iter_no_change=1)
     short, long = clone(vae).fit(X), clone(vae).set_params(max_iter=9).fit(X)
-    assert (short.n_iter_, long.n_iter_) == (4, 9)
+    assert (short.n_iter_, long.n_iter_) == (short.kept_iter_, long.kept_iter_) == (4, 9)
     np.testing.assert_array_equal(long.history_["loss"][:4], short.history_["loss"])
     assert long.score(X) != short.score(X)
 
@@ -1230,13 +1231,40 @@ def test_a_warm_start_that_finds_nothing_better_ends_as_it_began(quick):
     X = load_wine().data
     vae = quick(max_iter=60, warm_start=True, early_stopping=True, learning_rate=5e-3).fit(X)
     before = vae.history_["validation_loss"].min(), vae.score(X)
+    kept, n_iter = vae.kept_iter_, vae.n_iter_
     vae.set_params(max_iter=1, learning_rate=0.5, learning_rate_schedule="cosine").fit(X)
     assert vae.history_["validation_loss"][-1] > before[0]  # one giant step
     assert vae.score(X) == before[1]
+    assert (vae.kept_iter_, vae.n_iter_) == (kept, n_iter + 1)
+
+
+def test_the_epoch_that_was_kept_is_counted_over_all_fits(X, quick):
+    vae = quick(warm_start=True).fit(X).fit(X)
+    assert vae.kept_iter_ == vae.n_iter_ == 8
+    vae = quick().partial_fit(X)
+    assert vae.partial_fit(X).kept_iter_ == 2
 
 
 def test_a_fixed_noise_variance_is_given_back_as_it_was(X, quick):
     assert quick(likelihood=Gaussian(0.3)).fit(X).noise_variance_ == 0.3
+
+
+class Unlearned(likelihoods.Likelihood):
+    """Of its own making: normal values whose variance is that of their column."""
+
+    def units(self, columns):
+        return columns.mean, columns.std
+
+    def log_prob(self, module, raw, x):
+        return -0.5 * (x - raw) ** 2 - 0.5 * np.log(2 * np.pi)
+
+    def variance(self, module):
+        return torch.ones(1)
+
+
+def test_a_likelihood_of_ones_own_may_have_a_noise_variance(X, quick):
+    vae = quick(likelihood=Unlearned()).fit(X)
+    np.testing.assert_allclose(vae.noise_variance_, X.var(axis=0), rtol=1e-12)
 
 
 def test_sample_goes_through_a_pipeline_in_a_pipeline(X, quick):
