@@ -1,5 +1,5 @@
 # Each target makes its own .venv and installs what it needs, once.
-#   make demo | test | lint | doctest | test-oldest | coverage | cases | mutants | bench | clean
+#   make demo | test | lint | doctest | docs | test-oldest | coverage | cases | mutants | bench | clean
 # Another interpreter: make PYTHON=python3.13 test
 # Another torch:       make clean, then make CONSTRAINTS=/dev/null test, or a file of your own
 
@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint doctest test-oldest coverage cases mutants bench clean
+.PHONY: demo test lint doctest docs test-oldest coverage cases mutants bench clean
 .NOTPARALLEL: # two pips must not write to one .venv
 
 demo: $(VENV)/.with-plot,progress
@@ -28,6 +28,11 @@ lint: $(VENV)/.with-lint
 
 doctest: $(VENV)/.with-test
 	$(BIN)/python -m pytest --doctest-modules skvae
+
+# Warnings are errors. Sphinx needs no network, nor do the pages.
+docs: $(VENV)/.with-docs
+	$(BIN)/python -m sphinx -b html -E -W --keep-going docs docs/_build/html $(ARGS)
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 # The lowest versions that pyproject.toml declares. ARGS="tests/test_vae.py": a part of the suite.
 test-oldest:
@@ -47,7 +52,7 @@ bench: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/bench_search.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, by itself: its pin decides what the rest resolves to.

@@ -61,8 +61,3 @@ def test_loaded_search_gives_the_same_numbers(readme):
         loaded.best_estimator_.sample(100, random_state=0), readme["X_new"]
     )
     assert loaded.best_params_ == search.best_params_
-
-
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^):]+)\)", README))
-def test_link_leads_to_a_file(target):
-    assert (ROOT / target).is_file()

@@ -2,12 +2,14 @@
 Quickstart: tune, judge, save and look at a VAE
 ===============================================
 
-The handwritten digits of scikit-learn, 8 x 8 pixels with grey values from 0 to 16. A grid
-search over two parameters finds the model with the smallest negative evidence lower bound
-(ELBO) on held-out rows. It runs in about a minute on two cores.
+A VAE found by a short grid search gives digits that it has not seen a higher density than `PCA` or
+`FactorAnalysis` of the same size do. The digits are scikit-learn's, 8 x 8 pixels with grey values
+from 0 to 16; the search takes the model with the smallest negative evidence lower bound (ELBO) on
+held-out rows.
 """
 
 import contextlib
+import sys
 import time
 from pathlib import Path
 
@@ -19,11 +21,11 @@ from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.manifold import TSNE
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import GridSearchCV, KFold, train_test_split
+from sklearn.model_selection import KFold, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 
 import skvae
-from skvae import VAETransformer
+from skvae import VAEGridSearchCV, VAETransformer, metrics
 
 # %%
 # The data
@@ -45,19 +47,20 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=300, random_
 #
 # The score of the estimator is the mean ELBO of the rows, minus the negative ELBO, always
 # computed with beta = 1. So the search prefers the smallest negative ELBO, and candidates
-# with different beta compare fairly.
+# with different beta compare fairly. `VAEGridSearchCV` is scikit-learn's `GridSearchCV`, but
+# trains all candidates and folds together.
 
-vae = VAETransformer(max_iter=60, device="cpu", random_state=0)
-search = GridSearchCV(
+vae = VAETransformer(max_iter=40, learning_rate=0.005, device="cpu", random_state=0)
+search = VAEGridSearchCV(
     Pipeline([("ink", VarianceThreshold(0.5)), ("vae", vae)]),
-    {"vae__beta": [0.5, 1, 4], "vae__n_components": [2, 8, 16]},
-    cv=KFold(3, shuffle=True, random_state=0),
-    n_jobs=2,
+    {"vae__beta": [0.5, 1, 4], "vae__n_components": [2, 16]},
+    cv=KFold(2, shuffle=True, random_state=0),
 )
-with contextlib.suppress(ImportError):  # scikit-learn < 1.9 or no rich: no progress bar
-    from sklearn.callback import ProgressBar
+if sys.stdout.isatty():  # a progress bar, but with scikit-learn < 1.9 or without rich
+    with contextlib.suppress(ImportError):
+        from sklearn.callback import ProgressBar
 
-    search.set_callbacks(ProgressBar(max_propagation_depth=0))
+        search.set_callbacks(ProgressBar(max_propagation_depth=0))
 
 start = time.perf_counter()
 search.fit(X_train)
@@ -84,6 +87,8 @@ best = search.best_estimator_
 n_components = best["vae"].n_components
 print(f"\nOn {len(X_test)} rows kept aside, nats per row")
 print(f"{-best.score(X_test):8.1f}  negative ELBO of the best candidate")
+log_density = metrics.log_likelihood(best, X_test, random_state=0)
+print(f"{-log_density:8.1f}  its negative log-density, by 100 draws of z for each row")
 for peer in (
     GaussianMixture(10, reg_covar=0.1, random_state=0),
     FactorAnalysis(n_components),
@@ -98,7 +103,7 @@ for peer in (
 # The fitted state is numpy arrays, so a file made on a machine with a GPU loads anywhere. On
 # the CPU, what comes back gives the same numbers bit for bit.
 
-model_file = Path("quickstart.joblib").resolve()
+model_file = Path("quickstart.joblib")
 joblib.dump(best, model_file)
 loaded = joblib.load(model_file)
 for before, after in (
@@ -145,6 +150,6 @@ else:
     ax.set(title=f"{n_components} posterior means of the rows kept aside, by t-SNE")
     ax.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
 
-picture_file = Path("quickstart.png").resolve()
+picture_file = Path("quickstart.png")
 figure.savefig(picture_file, dpi=100)
 print(f"Picture: {picture_file}")
