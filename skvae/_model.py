@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._device import device_decorator
 
 from skvae import _factors, _vjp, networks
 from skvae._arrays import (
@@ -532,8 +533,8 @@ class VAE(nn.Module):
 
 def _empty(architecture: Mapping[str, Any]) -> VAE:
     """A model without values, made without asking any generator for them."""
-    with torch.device("meta"):
-        return VAE(**architecture)
+    # Not by a `with` of ours, whose end Ctrl-C may prevent: all of torch would stay on "meta".
+    return device_decorator(torch.device("meta"), lambda: VAE(**architecture))()
 
 
 # torch's generator is everybody's.
