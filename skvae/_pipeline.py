@@ -1,5 +1,6 @@
 """What ends in a `VAETransformer`: a Pipeline or a fitted search, used as one model."""
 
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -48,7 +49,7 @@ def sample(estimator, n_samples=1, random_state=None, *, mean=False):
     for name, step in before:
         if not has_inverse(step):
             raise TypeError(
-                f"Step {name!r} of the Pipeline has no inverse_transform, so samples cannot "
+                f"Step {name!r} of the Pipeline has no inverse, so samples cannot "
                 "be brought to the units of its input. Draw them in those of the last step "
                 "with estimator[-1].sample(...)."
             )
@@ -56,33 +57,42 @@ def sample(estimator, n_samples=1, random_state=None, *, mean=False):
 
 
 def split(estimator, who):
-    """The steps before the last, by their names, and the VAETransformer that this is.
+    """The steps before the last, with their names, and the VAETransformer that this is.
 
-    `who` begins the message of the TypeError where it is something else.
+    Those of a Pipeline within are steps like others; what passes rows on is none. `who` begins the
+    message of the TypeError where it is something else.
     """
     estimator, before = getattr(estimator, "best_estimator_", estimator), []
     while isinstance(estimator, Pipeline):
-        before += estimator.steps[:-1]
+        before += _flatten(estimator.steps[:-1])
         estimator = estimator.steps[-1][1]
     if not isinstance(estimator, VAETransformer):
         raise TypeError(
-            f"{who} a VAETransformer, a Pipeline that ends in one or a fitted search over "
-            f"either. Got {estimator!r}."
+            f"{who} a VAETransformer, a Pipeline that ends in one or a search over either that "
+            f"was fitted, with refit=True. Got {estimator!r}."
         )
     return before, estimator
+
+
+def _flatten(steps):
+    for name, step in steps:
+        if isinstance(step, Pipeline):
+            yield from _flatten(step.steps)
+        elif step is not None and not isinstance(step, str):  # "passthrough"
+            yield name, step
 
 
 def transform(before, X):
     """X as these steps make it."""
     for _, step in before:
-        X = X if _is_passed(step) else step.transform(X)
+        X = step.transform(X)
     return X
 
 
 def invert(before, X):
     """Rows X that these steps have made, as they were."""
     for _, step in reversed(before):
-        X = X if _is_passed(step) else step.inverse_transform(X)
+        X = step.inverse_transform(X)
     return X
 
 
@@ -90,11 +100,5 @@ def has_inverse(step):
     """Whether a step of a Pipeline can be inverted."""
     if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
         return step.func is None or step.inverse_func is not None
-    # SimpleImputer has one only with an indicator of what was missing.
-    return _is_passed(step) or (
-        hasattr(step, "inverse_transform") and getattr(step, "add_indicator", True)
-    )
-
-
-def _is_passed(step):
-    return step is None or isinstance(step, str)
+    # That of SimpleImputer asks its indicator, whose columns a model gives as no exact 0.
+    return hasattr(step, "inverse_transform") and not isinstance(step, SimpleImputer)

@@ -22,6 +22,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, RobustScaler, StandardScaler
@@ -536,12 +537,40 @@ def test_sample_names_the_step_that_has_no_inverse(X, quick):
         skvae.sample(pipe, 3)
 
 
+def test_sample_of_a_pipeline_within_a_pipeline_inverts_all_steps(X, quick):
+    pipe = make_pipeline(make_pipeline(RobustScaler(), None, StandardScaler()), quick()).fit(X)
+    drawn = skvae.sample(pipe, 5, random_state=0)
+    expected = pipe[0].inverse_transform(pipe[-1].sample(5, random_state=0))
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (make_pipeline(StandardScaler(), FunctionTransformer(np.tanh)), "functiontransformer"),
+        (SimpleImputer(add_indicator=True), "simpleimputer"),
+    ],
+)
+def test_sample_refuses_steps_whose_inverse_is_none_of_new_rows(X, quick, step, name):
+    X[0, 0] = np.nan
+    pipe = make_pipeline(step, quick()).fit(X)
+    with pytest.raises(TypeError, match=f"Step '{name}' of the Pipeline has no inverse,"):
+        skvae.sample(pipe, 3)
+
+
 @pytest.mark.parametrize(
     "estimator", [StandardScaler(), make_pipeline(VAETransformer(), StandardScaler()), None]
 )
 def test_sample_refuses_what_does_not_end_in_a_vae(estimator):
     with pytest.raises(TypeError, match="expects a VAETransformer, a Pipeline that ends in one"):
         skvae.sample(estimator)
+
+
+def test_sample_of_a_search_without_a_best_estimator_says_what_it_lacks(X, quick):
+    search = GridSearchCV(quick(), {"beta": [0.5, 4]}, cv=2, refit=False).fit(X)
+    for unknown in (search, clone(search)):
+        with pytest.raises(TypeError, match="a search over either that was fitted, with refit=Tr"):
+            skvae.sample(unknown)
 
 
 def test_sample_of_an_unfitted_pipeline_says_so(quick):
@@ -1276,7 +1305,7 @@ def test_sample_goes_through_a_pipeline_in_a_pipeline(X, quick):
 
 def test_sample_refuses_a_step_whose_inverse_is_not_known(X, quick):
     pipe = make_pipeline(FunctionTransformer(np.exp), quick()).fit(X)
-    with pytest.raises(TypeError, match=r"'functiontransformer' .* no inverse_transform"):
+    with pytest.raises(TypeError, match=r"'functiontransformer' .* no inverse,"):
         skvae.sample(pipe)
 
 
