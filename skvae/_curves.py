@@ -9,8 +9,11 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
-from skvae import _pipeline, metrics
+from skvae import _pipeline
 from skvae._display import BESIDE, COLOURS, Display, Source
+
+MOST_TICKS = 8  # one for each value
+ELBO = "ELBO (nats per row)"
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -112,7 +115,7 @@ class LossCurveDisplay(Display):
             self.beta_ax_ = ax.twinx()
             self.beta_ax_.step(epochs, beta, where="mid", color="0.7")
             self.beta_ax_.set(ylim=(0, 1.05 * beta.max()))
-            self.beta_ax_.set_ylabel("β", color="0.5", rotation=0)
+            self.beta_ax_.set_ylabel("β", color="0.5", rotation=0, labelpad=10)
             self.beta_ax_.tick_params(axis="y", colors="0.5")
         ax.set(xlabel="Epoch", ylabel="Nats per row", ylim=_limits(history))
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
@@ -134,7 +137,8 @@ class SearchDisplay(Display):
     """What a search has found: held-out negative ELBO, or rate and distortion.
 
     Over `beta` and `n_components`. Where other parameters vary, too, the best candidate of each
-    pair is shown.
+    pair is shown. Of a search by successive halving the last iteration is shown, whose candidates
+    alone can be compared with the best.
 
     Parameters
     ----------
@@ -150,8 +154,8 @@ class SearchDisplay(Display):
         which they are not quite: they share training rows.
     kl, reconstruction : ndarray of shape (n_sizes, n_betas) or None, default=None
         Held-out rate and distortion in nats per row, where the search has measured them.
-    name : str, default="negative ELBO"
-        What `negative_elbo` is called.
+    name : str, default="negative ELBO (nats per row)"
+        What `negative_elbo` is called, with its units.
 
     Attributes
     ----------
@@ -185,7 +189,7 @@ class SearchDisplay(Display):
     std_error: np.ndarray
     kl: np.ndarray | None = None
     reconstruction: np.ndarray | None = None
-    name: str = "negative ELBO"
+    name: str = "negative ELBO (nats per row)"
 
     @classmethod
     def from_estimator(cls, search, *, score=None, ax=None, **options):
@@ -212,33 +216,25 @@ class SearchDisplay(Display):
         if not isinstance(search, BaseSearchCV):
             raise TypeError(f"SearchDisplay expects a fitted search. Got {search!r}.")
         check_is_fitted(search, "cv_results_")
-        results, score = search.cv_results_, _score_of(search, score)
+        score = _score_of(search, score)
+        results = _ranked(search.cv_results_, score)
         candidates = [_candidate(search, params) for params in results["params"]]
         (sizes, i), (betas, j) = (
             np.unique([getattr(vae, name) for vae in candidates], return_inverse=True)
             for name in ("n_components", "beta")
         )
-        means = results[f"mean_test_{score}"]
-        order = np.argsort(np.nan_to_num(means, nan=-np.inf), kind="stable")
-
-        def lay_out(values):
-            table = np.full((len(sizes), len(betas)), np.nan)
-            for candidate in order:  # the best comes last, and stays
-                table[i[candidate], j[candidate]] = values[candidate]
-            return table
-
+        shape, places = (len(sizes), len(betas)), (i, j)
         folds = np.stack([results[f"split{k}_test_{score}"] for k in range(search.n_splits_)])
-        from_best = folds - folds[:, order[-1:]]
-        n_folds = len(folds)
-        std = from_best.std(axis=0, ddof=1) if n_folds > 1 else np.full(len(means), np.nan)
+        from_best, n_folds = folds - folds[:, -1:], len(folds)
+        std = from_best.std(axis=0, ddof=1) if n_folds > 1 else np.full(folds.shape[1], np.nan)
         display = cls(
             beta=betas,
             n_components=sizes,
-            negative_elbo=-lay_out(means),
-            std_error=lay_out(std / math.sqrt(n_folds)),
-            name=f"negative {'ELBO' if score in ('elbo', 'score') else score}",
+            negative_elbo=-_lay_out(results[f"mean_test_{score}"], places, shape),
+            std_error=_lay_out(std / math.sqrt(n_folds), places, shape),
+            name=f"negative {_describe(search, score)}",
             **{
-                name: lay_out(results[f"mean_test_{name}"])
+                name: _lay_out(results[f"mean_test_{name}"], places, shape)
                 for name in ("kl", "reconstruction")
                 if f"mean_test_{name}" in results
             },
@@ -254,10 +250,12 @@ class SearchDisplay(Display):
             Where to draw; None makes a figure.
         kind : {"negative_elbo", "rate_distortion"}, default="negative_elbo"
             "negative_elbo" is drawn over `beta`, or over `n_components` where `beta` has one
-            value. "rate_distortion" [1]_ has the reconstruction term against the KL divergence,
-            whose sum is the negative ELBO; a dashed line has that of the best. The search must
-            have measured them, by the functions of `skvae.metrics`: ``scoring={"elbo": elbo, "kl":
-            kl, "reconstruction": reconstruction}, refit="elbo"``.
+            value: on a logarithmic axis if there are more than eight. Bars are of one standard
+            error of the difference from the best candidate, `std_error`. "rate_distortion" [1]_
+            has the reconstruction term against the KL divergence, whose sum is the negative ELBO;
+            a dashed line has that of the best. The search must have measured them, by the
+            functions of `skvae.metrics`: ``scoring={"elbo": elbo, "kl": kl, "reconstruction":
+            reconstruction}, refit="elbo"``.
 
         Returns
         -------
@@ -297,27 +295,36 @@ class SearchDisplay(Display):
         if not over_beta:
             values, errors, lines, ticks = values.T, errors.T, self.beta, self.n_components
         line, place = best if over_beta else best[::-1]
-        colours = _shades(len(lines))
-        places = np.arange(len(ticks)) + 0.06 * (np.arange(len(lines))[:, None] - line)
-        for i, label in enumerate(lines):
-            style = {"color": colours[i], "marker": "o", "markersize": 4, "capsize": 2}
-            ax.errorbar(places[i], values[i], errors[i], label=f"{label:g}", **style)
+        colours, style = _shades(len(lines)), {"marker": "o", "markersize": 4, "capsize": 2}
+        if len(ticks) <= MOST_TICKS:
+            places = np.arange(len(ticks)) + 0.06 * (np.arange(len(lines))[:, None] - line)
+            ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        else:
+            places, style["linestyle"] = np.tile(ticks, (len(lines), 1)), "none"
+            _make_logarithmic(ax, ticks)
+        shown = [
+            ax.errorbar(places[i], values[i], errors[i], label=label, color=colours[i], **style)
+            for i, label in _seen(lines, values)
+        ]
         ring = {"color": "k", "mfc": "none", "ms": 12, "linestyle": "none"}
-        ax.plot(place, values[line, place], "o", label="Best", **ring)
-        ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+        shown += ax.plot(places[line, place], values[line, place], "o", label="Best", **ring)
+        if np.isfinite(errors).any():
+            label = "Standard error of the\ndifference from the best"
+            shown += ax.plot([], [], "|", color="0.3", ms=10, label=label)
         title, label = ("n_components", "β") if over_beta else ("β", "n_components")
-        ax.set(xlabel=label, ylabel=f"Held-out {self.name} (nats per row)")
-        ax.legend(title=title, **BESIDE)
+        ax.set(xlabel=label, ylabel=f"Held-out {self.name}")
+        ax.legend(handles=shown, title=title, **BESIDE)
 
     def _draw_rates(self, ax, *best):
-        for i, colour in enumerate(_shades(len(self.n_components))):
-            label = f"{self.n_components[i]:g}"
-            ax.plot(self.kl[i], self.reconstruction[i], "o-", color=colour, ms=4, label=label)
-        ax.margins(0.12)  # with room for words
-        for j in {0, len(self.beta) - 1}:  # of the last line: more would lie on each other
-            place = self.kl[-1, j], self.reconstruction[-1, j]
+        colours, (line, _) = _shades(len(self.n_components)), best
+        for i, label in _seen(self.n_components, self.kl):
+            ax.plot(self.kl[i], self.reconstruction[i], "o-", color=colours[i], ms=4, label=label)
+        ax.margins(0.2, 0.12)  # with room for words
+        known = np.flatnonzero(np.isfinite(self.kl[line]))
+        for j in {known[0], known[-1]}:  # of the best line: more would lie on each other
+            place = self.kl[line, j], self.reconstruction[line, j]
             style = {"textcoords": "offset points", "fontsize": "x-small", "color": "0.3"}
-            ax.annotate(f"β = {self.beta[j]:g}", place, (0, 7), ha="center", **style)
+            ax.annotate(f"β = {self.beta[j]:g}", place, (0, 9), ha="center", **style)
         ring = {"color": "k", "mfc": "none", "ms": 12, "linestyle": "none"}
         ax.plot(self.kl[best], self.reconstruction[best], "o", label="Best", **ring)
         whole = self.kl[best] + self.reconstruction[best]
@@ -327,6 +334,23 @@ class SearchDisplay(Display):
         ax.set_xlabel("Rate: KL divergence (nats per row)")
         ax.set_ylabel("Distortion: reconstruction (nats per row)")
         ax.legend(title="n_components", **BESIDE)
+
+
+def _ranked(results, score):
+    """`cv_results_` of the last iteration, which only halving counts, the best candidate last."""
+    results = {name: np.asarray(values) for name, values in results.items()}
+    iteration = results.get("iter", np.zeros(len(results["params"])))
+    last = np.flatnonzero(iteration == iteration.max())
+    means = np.nan_to_num(results[f"mean_test_{score}"][last], nan=-np.inf)
+    order = last[np.argsort(means, kind="stable")]
+    return {name: values[order] for name, values in results.items()}
+
+
+def _lay_out(values, places, shape):
+    """A table of the values of candidates: the last, where several have one place."""
+    table = np.full(shape, np.nan)
+    table[places] = values
+    return table
 
 
 def _candidate(search, params):
@@ -340,8 +364,7 @@ def _score_of(search, score):
     names = [key[10:] for key in search.cv_results_ if key.startswith("mean_test_")]
     if score is None:
         score = "elbo" if "elbo" in names else "score"
-        known = score == "elbo" or search.scoring in (None, metrics.elbo)
-        if score not in names or not known:
+        if score not in names or _describe(search, score) != ELBO:
             raise ValueError(
                 "SearchDisplay cannot tell which score of this search is the ELBO. Say so by "
                 f"score=, one of {names}."
@@ -349,6 +372,35 @@ def _score_of(search, score):
     if score not in names:
         raise ValueError(f"score must be one of {names}, those of the search. Got {score!r}.")
     return score
+
+
+def _describe(search, score):
+    """What a score of the search is called, with its units where these are known."""
+    name = score
+    if score == "score":  # the only one, which has a name of its own
+        scorer = getattr(search.scoring, "func", search.scoring)  # that of a partial
+        name = "elbo" if scorer is None else getattr(scorer, "__name__", score)
+    return {"elbo": ELBO, "log_likelihood": "log-likelihood (nats per row)"}.get(name, name)
+
+
+def _seen(labels, rows):
+    """Places and labels of the rows of a table that have a value."""
+    return [(i, f"{labels[i]:g}") for i in np.flatnonzero(np.isfinite(rows).any(axis=1))]
+
+
+def _make_logarithmic(ax, values):
+    """Let the x axis be logarithmic; linear from 0 to the first power of ten where 0 is a value."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if values.min() > 0:
+        ax.set_xscale("log")
+        few = values.max() < 100 * values.min()
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        first = np.floor(np.log10(values[values > 0].min()))
+        ax.set_xscale("symlog", linthresh=10**first)
+    ax.xaxis.set_major_formatter("{x:g}")
 
 
 def _shades(n):

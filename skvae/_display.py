@@ -66,19 +66,24 @@ class Source:
         return _pipeline.invert(self.before, rows) if self.inverts else rows
 
     def choose(self, rows, image_shape, features):
-        """Choose the columns that `take` takes of rows like `rows`; what displays say of them."""
+        """Places of the columns to show of rows like `rows`; what displays say of them."""
+        if image_shape is not None and features is not None:
+            raise ValueError(
+                "An image has all features. Give image_shape or features, not both. Got "
+                f"image_shape={image_shape!r} and features={features!r}."
+            )
         names, network = self._names(rows), self.vae._architecture["network"]
         if image_shape is None and features is None and isinstance(network, Conv):
             known = network.image_shape
             fits = known[0] in N_CHANNELS and math.prod(known) == len(names)
             image_shape = known if fits else None
         if image_shape is None:
-            self.places = _choose(rows, names, features)
+            places = _choose(rows, names, features)
         else:
             image_shape = _check_image_shape(image_shape, len(names))
-            self.places = list(range(len(names)))
-        return {
-            "feature_names": [names[i] for i in self.places],
+            places = list(range(len(names)))
+        return places, {
+            "feature_names": [names[i] for i in places],
             "image_shape": image_shape,
             "units": None if self.inverts else f"after {self.before[-1][0]!r}",
         }
@@ -87,26 +92,29 @@ class Source:
         names = _frames.names(rows)
         if names is None:
             steps = [step for _, step in self.before] or [self.vae]
-            names = getattr(steps[0], "feature_names_in_", None)
-            if not self.inverts and all(hasattr(s, "get_feature_names_out") for s in steps):
+            if self.inverts:
+                names = getattr(steps[0], "feature_names_in_", None)
+            elif all(hasattr(step, "get_feature_names_out") for step in steps):
                 for step in steps:
                     names = step.get_feature_names_out(names)
         if names is None or len(names) != rows.shape[1]:
             names = [f"x{i}" for i in range(rows.shape[1])]
         return list(map(str, names))
 
-    def take(self, rows):
-        """The chosen columns of rows, numbers (n, n_shown)."""
-        rows = _arrays.dense(_frames.to_validate(rows))
-        if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
-            return rows[:, self.places].astype(np.float64)
-        columns = [_tables.to_numbers(rows, i, _arrays.UNNAMED) for i in self.places]
-        return np.stack(columns, axis=1)
+
+def take(rows, places):
+    """The columns of rows at these places, numbers (n, n_shown)."""
+    rows = _arrays.dense(_frames.to_validate(rows))
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
+        return rows[:, places].astype(np.float64)
+    columns = [_tables.to_numbers(rows, i, _arrays.UNNAMED) for i in places]
+    return np.stack(columns, axis=1)
 
 
 def _check_image_shape(shape, n_features):
     """(channels, height, width), of a shape that may have no channels."""
-    whole = (1, *shape) if len(shape) == 2 else tuple(shape)
+    whole = tuple(shape) if np.iterable(shape) else (shape,)
+    whole = (1, *whole) if len(whole) == 2 else whole
     if len(whole) != 3 or whole[0] not in N_CHANNELS or math.prod(whole) != n_features:
         raise ValueError(
             "image_shape must be (height, width) or (channels, height, width), with 1 or 3 "
@@ -120,6 +128,10 @@ def _choose(rows, names, features):
     is_number = [_frames.kind(rows, i) != "O" for i in range(len(names))]
     if features is None:
         features = np.flatnonzero(is_number)[:MOST_PANELS].tolist()
+    if isinstance(features, str) or not np.iterable(features):
+        raise ValueError(
+            f"features must be a list of names or places of columns. Got {features!r}."
+        )
     places = []
     for feature in features:
         if feature not in names and feature not in range(len(names)):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from skvae import _model, _tables
+from skvae import _frames, _model, _tables
 from skvae._display import (
     BESIDE,
     COLOURS,
@@ -24,8 +24,9 @@ class ComponentsDisplay(Display):
 
     That is KL(q(z_j|x) || p(z_j)) of component j, mean over rows. Where the divergence is no sum
     over components, with a posterior other than "diagonal" or a prior other than "standard_normal",
-    it is the variance of the posterior mean over rows. A component is active if this is above
-    0.01 [1]_. All others are collapsed: they tell next to nothing of the row.
+    it is the variance of the posterior mean over rows. Whichever is shown, a component is active
+    if that variance is above 0.01 [1]_. All others are collapsed: they tell next to nothing of the
+    row.
 
     Parameters
     ----------
@@ -134,7 +135,15 @@ class ComponentsDisplay(Display):
         ax.set_xticks(range(0, n, 1 + n // 32), self.order[:: 1 + n // 32])
         for label, component in zip(ax.get_xticklabels(), self.order[:: 1 + n // 32], strict=True):
             label.set_color("k" if self.active[component] else "0.6")
-        ax.legend(frameon=False)
+        criterion = f"Active: variance of means > {self.threshold:g}"
+        ax.legend(
+            title=None if self.kl is None else criterion,
+            alignment="left",
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3,
+            frameon=False,
+        )
         return self
 
 
@@ -154,7 +163,7 @@ class LatentSpaceDisplay(Display):
     Attributes
     ----------
     scatters_ : list of matplotlib PathCollection
-        The rows: those of each class, or all.
+        The rows: those of each class, or all; then those whose `y` is missing, if any.
     ellipses_ : matplotlib EllipseCollection or None
         The ellipses.
     ax_ : matplotlib Axes
@@ -193,7 +202,8 @@ class LatentSpaceDisplay(Display):
             Rows.
         y : array-like of shape (n_samples,), default=None
             What colours the rows. Fewer than 20 different values, and values that are no numbers,
-            are classes, in a legend; other numbers have a colour bar.
+            are classes, in a legend; other numbers have a colour bar. Where it is missing, rows
+            are grey.
         components : tuple of 2 int, default=None
             Which components, counted from 0. None: the two most active, by KL divergence, or
             by the variance of their means where that is no sum over components.
@@ -241,23 +251,18 @@ class LatentSpaceDisplay(Display):
             Itself.
         """
         ax = self._begin(ax, (5.4, 4.4))
-        style, edges = {"s": 12, "linewidths": 0}, np.full(len(self.mean), COLOURS[0], object)
-        if self.y is None:
-            self.scatters_ = [ax.scatter(*self.mean.T, c=COLOURS[0], **style)]
-        elif _is_classes(np.asarray(self.y)):
-            self.scatters_, y = [], np.asarray(self.y)
-            for i, label in enumerate(np.unique(y)):
-                own, colour, marker = y == label, COLOURS[i % 10], "os^Dv"[i // 10 % 5]
-                edges[own] = colour
-                points = ax.scatter(
-                    *self.mean[own].T, c=colour, marker=marker, label=label, **style
-                )
-                self.scatters_.append(points)
-            ax.legend(markerscale=2, **BESIDE)
-        else:
-            self.scatters_ = [ax.scatter(*self.mean.T, c=self.y, cmap="viridis", **style)]
-            self.figure_.colorbar(self.scatters_[0], ax=ax, label=getattr(self.y, "name", "y"))
-            edges = self.scatters_[0].to_rgba(self.y)
+        self.scatters_, edges = [], np.empty((len(self.mean), 4))
+        groups = _groups(self.y, len(self.mean))
+        for own, look in groups:
+            points = ax.scatter(*self.mean[own].T, s=12, linewidths=0, **look)
+            points.update_scalarmappable()
+            edges[own] = points.get_facecolor()
+            self.scatters_.append(points)
+        has_bar = self.scatters_[0].get_array() is not None
+        if has_bar:
+            self.figure_.colorbar(self.scatters_[0], ax=ax, label=_name(self.y))
+        if any("label" in look for _, look in groups):
+            ax.legend(markerscale=2, **({} if has_bar else BESIDE))
         self.ellipses_ = self._add_ellipses(ax, edges) if ellipses else None
         for axis, component in zip("xy", self.components, strict=True):
             ax.set(**{f"{axis}label": f"Posterior mean of component {component}"})
@@ -284,5 +289,27 @@ class LatentSpaceDisplay(Display):
         return ax.add_collection(ellipses)
 
 
-def _is_classes(y):
-    return y.dtype.kind not in "iuf" or len(np.unique(y)) < _tables.FEW_VALUES
+def _groups(y, n):
+    """Which of n rows are drawn at once, and how they look."""
+    if y is None:
+        return [(np.full(n, True), {"c": COLOURS[0]})]
+    y = column_or_1d(y)
+    missing = np.array([_frames.is_missing(value) for value in y.tolist()])
+    labels, codes = np.unique(y[~missing], return_inverse=True)
+    groups = []
+    if y.dtype.kind in "iuf" and len(labels) >= _tables.FEW_VALUES:
+        groups.append((~missing, {"c": y[~missing], "cmap": "viridis"}))
+    else:
+        for i, label in enumerate(labels):
+            own = ~missing
+            own[own] = codes == i
+            look = {"c": COLOURS[i % 10], "marker": "os^Dv"[i // 10 % 5], "label": label}
+            groups.append((own, look))
+    if missing.any():
+        groups.append((missing, {"c": "0.8", "label": "missing"}))
+    return groups
+
+
+def _name(y):
+    """What y is called: a Series, a column of a DataFrame, or else "y"."""
+    return getattr(y, "name", None) or next(iter(getattr(y, "columns", [])), "y")

@@ -15,6 +15,7 @@ from skvae._display import (
     activity,
     check_components,
     most_active,
+    take,
 )
 
 
@@ -85,6 +86,8 @@ class RowsDisplay(Display):
         ax.set_xticks((width - 1) / 2 + (width + gap) * np.arange(len(columns)), columns)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
+        if self.units is not None:
+            ax.set_title(f"Pixels {self.units}", fontsize="medium")
         return ax
 
 
@@ -159,8 +162,8 @@ class ReconstructionDisplay(RowsDisplay):
         """
         source = Source(cls, estimator)
         reconstruction = source.decode(source.vae.encode(source.see(X))[0])
-        shown = source.choose(reconstruction, image_shape, features)
-        data, reconstruction = source.take(source.data(X)), source.take(reconstruction)
+        places, shown = source.choose(reconstruction, image_shape, features)
+        data, reconstruction = take(source.data(X), places), take(reconstruction, places)
         return cls(data=data, reconstruction=reconstruction, **shown).plot(ax, **options)
 
     def plot(self, ax=None, *, n_images=10, cmap="gray"):
@@ -183,8 +186,7 @@ class ReconstructionDisplay(RowsDisplay):
         if self.image_shape is not None:
             check_scalar(n_images, "n_images", int, min_val=1)
             images = np.stack([self.data[:n_images], self.reconstruction[:n_images]])
-            ax = self._draw_images(ax, images, cmap, images[0], ["Data", "Reconstruction"])
-            ax.set_xlabel(self.units or "")
+            self._draw_images(ax, images, cmap, images[0], ["Data", "Reconstruction"])
             return self
         panels = self._begin_panels(ax, self._in_units("Value"), "Reconstruction")
         for panel, x, y in zip(panels, self.data.T, self.reconstruction.T, strict=True):
@@ -309,8 +311,8 @@ class TraversalDisplay(RowsDisplay):
         move = _move_each if kind == "components" else _move_two
         grid, Z = move(components, n_steps, source.n_components)
         decoded = source.decode(Z.reshape(-1, source.n_components))
-        shown = source.choose(decoded, image_shape, features)
-        values = source.take(decoded).reshape(*Z.shape[:2], -1)
+        places, shown = source.choose(decoded, image_shape, features)
+        values = take(decoded, places).reshape(*Z.shape[:2], -1)
         display = cls(components=components, grid=grid, values=values, kind=kind, **shown)
         return display.plot(ax, **options)
 
@@ -352,10 +354,10 @@ class TraversalDisplay(RowsDisplay):
         steps = [f"{step:.1f}" for step in self.grid]
         if self.kind == "components":
             ax = self._draw_images(ax, self.values, cmap, self.values, labels, steps)
-            ax.set_xlabel(self._in_units("Value of the component, all others at 0"))
+            ax.set_xlabel("Value of the component, all others at 0")
         else:  # the second component rises as an axis does
             ax = self._draw_images(ax, self.values[::-1], cmap, self.values, steps[::-1], steps)
-            ax.set(xlabel=self._in_units(labels[0]), ylabel=labels[1])
+            ax.set(xlabel=labels[0], ylabel=labels[1])
 
 
 def _move_each(components, n_steps, n_components):
@@ -471,9 +473,9 @@ class SampleDisplay(RowsDisplay):
         """
         source = Source(cls, estimator)
         samples = source.show(source.vae.sample(n_samples, random_state, mean=mean))
-        shown = source.choose(samples, image_shape, features)
-        data = None if X is None else source.take(source.data(X))
-        return cls(samples=source.take(samples), data=data, **shown).plot(ax, **options)
+        places, shown = source.choose(samples, image_shape, features)
+        data = None if X is None else take(source.data(X), places)
+        return cls(samples=take(samples, places), data=data, **shown).plot(ax, **options)
 
     def plot(self, ax=None, *, n_images=30, cmap="gray"):
         """Draw the rows.
@@ -521,8 +523,7 @@ class SampleDisplay(RowsDisplay):
             block[: len(rows)] = rows
             blocks.append(block.reshape(n_rows, n_columns, -1))
             labels += [name] + [""] * (n_rows - 1)
-        ax = self._draw_images(ax, np.concatenate(blocks), cmap, blocks[0], labels)
-        ax.set_xlabel(self.units or "")
+        self._draw_images(ax, np.concatenate(blocks), cmap, blocks[0], labels)
 
 
 def _bins(values):

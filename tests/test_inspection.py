@@ -12,10 +12,11 @@ from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
 import skvae
 from skvae import VAETransformer, metrics
@@ -304,6 +305,63 @@ def test_search_over_other_parameters_shows_the_best_of_each_pair(quick, X):
     assert display.ax_.get_xlabel() == "n_components"
 
 
+def test_of_a_halving_search_the_last_iteration_is_shown(quick, X):
+    betas = [0.5, 1.0, 2.0, 4.0]
+    search = HalvingGridSearchCV(quick(), {"beta": betas}, cv=2, factor=2, random_state=0).fit(X)
+    display = SearchDisplay.from_estimator(search)
+    last = search.cv_results_["iter"] == search.n_iterations_ - 1
+    assert 0 < last.sum() < len(betas)
+    order = np.argsort(search.cv_results_["param_beta"][last])
+    np.testing.assert_array_equal(display.beta, search.cv_results_["param_beta"][last][order])
+    scores = search.cv_results_["mean_test_score"][last][order]
+    np.testing.assert_array_equal(display.negative_elbo[0], -scores)
+    assert display.beta[display.negative_elbo.argmin()] == search.best_params_["beta"]
+    assert display.std_error.min() == 0
+
+
+@pytest.mark.parametrize("first", [1e-3, 0.0])
+def test_many_values_are_on_an_axis_of_their_logarithms(first):
+    beta = np.array([first, *np.geomspace(2e-3, 5, 11)])
+    table = np.stack([np.linspace(9, 10, 12), np.linspace(10, 8, 12)])
+    errors = np.zeros((2, 12))
+    display = SearchDisplay(
+        beta=beta, n_components=np.array([2, 8]), negative_elbo=table, std_error=errors
+    ).plot()
+    assert display.ax_.get_xscale() == ("log" if first else "symlog")
+    for bars, values in zip(display.ax_.containers, table, strict=True):
+        points = bars.lines[0]
+        np.testing.assert_array_equal(points.get_data(), [beta, values])
+        assert points.get_linestyle() == "None"
+    (ring,) = (line for line in display.ax_.lines if line.get_label() == "Best")
+    np.testing.assert_allclose(ring.get_data(), [[5], [8]])
+
+
+def test_bars_are_said_to_be_of_the_difference_from_the_best():
+    table = {"beta": np.array([1.0, 2.0]), "n_components": np.array([2])}
+    table["negative_elbo"] = np.array([[9.0, 10.0]])
+    display = SearchDisplay(**table, std_error=np.array([[0.0, 0.5]])).plot()
+    assert words(display)[-1] == "Standard error of the\ndifference from the best"
+    one_fold = SearchDisplay(**table, std_error=np.full((1, 2), np.nan)).plot()
+    assert words(one_fold) == ["2", "Best"]
+
+
+@pytest.mark.parametrize("kind", ["negative_elbo", "rate_distortion"])
+def test_candidates_that_failed_have_no_place_in_the_legend(kind):
+    kl = np.array([[5.0, 4.0, np.nan], [np.nan] * 3])
+    display = SearchDisplay(
+        beta=np.array([0.5, 1.0, 2.0]),
+        n_components=np.array([2, 8]),
+        negative_elbo=2 * kl,
+        std_error=0 * kl,
+        kl=kl,
+        reconstruction=kl,
+    ).plot(kind=kind)
+    assert words(display)[:2] == ["2", "Best"]
+    if kind == "rate_distortion":  # with beta at the ends of the line of the best
+        places = {text.get_text(): text.xy for text in display.ax_.texts}
+        assert places == {"β = 0.5": (5, 5), "β = 1": (4, 4)}
+
+
 def test_rate_and_distortion_must_have_been_measured(quick, X):
     search = GridSearchCV(quick(), {"beta": [1.0, 2.0]}, cv=2).fit(X)
     with pytest.raises(ValueError, match=r"Search with scoring=\{'elbo': metrics.elbo"):
@@ -320,9 +378,26 @@ def test_search_by_something_else_is_not_taken_for_an_elbo(quick, X):
         SearchDisplay.from_estimator(search, score="elbo")
     search.set_params(scoring={"log_likelihood": metrics.log_likelihood}, refit=False).fit(X)
     display = SearchDisplay.from_estimator(search, score="log_likelihood")
-    assert display.ax_.get_ylabel() == "Held-out negative log_likelihood (nats per row)"
+    assert display.ax_.get_ylabel() == "Held-out negative log-likelihood (nats per row)"
     with pytest.raises(ValueError, match=r"one of \['log_likelihood'\]"):
         SearchDisplay.from_estimator(search)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "name"),
+    [
+        (None, "ELBO (nats per row)"),
+        (metrics.elbo, "ELBO (nats per row)"),
+        (SCORING["elbo"], "ELBO (nats per row)"),
+        (metrics.log_likelihood, "log-likelihood (nats per row)"),
+        (partial(metrics.log_likelihood, n_samples=5), "log-likelihood (nats per row)"),
+        (metrics.active_units, "active_units"),
+    ],
+)
+def test_the_only_score_of_a_search_has_the_name_of_its_scorer(quick, X, scoring, name):
+    search = GridSearchCV(quick(max_iter=1), {"beta": [1.0]}, cv=2, scoring=scoring).fit(X)
+    display = SearchDisplay.from_estimator(search, score="score")
+    assert display.ax_.get_ylabel() == f"Held-out negative {name}"
 
 
 # --- the latent space ---------------------------------------------------------------------
@@ -346,6 +421,8 @@ def test_bars_are_sorted_and_tell_active_and_collapsed_components_apart():
     assert [bar.get_height() for bar in collapsed] == [0.02, 0.005]
     assert [label.get_text() for label in display.ax_.get_xticklabels()] == ["1", "2", "0", "3"]
     assert words(display) == ["Active: 2", "Collapsed: 2"]
+    title = display.ax_.get_legend().get_title().get_text()
+    assert title == "Active: variance of means > 0.01"
     stricter = ComponentsDisplay(kl=kl, variance=variance, threshold=0.7).plot()
     assert words(stricter) == ["Active: 1", "Collapsed: 3"]
 
@@ -390,6 +467,34 @@ def test_classes_have_a_legend_and_numbers_a_colour_bar(pipe, rows):
     # Few numbers are classes.
     display = LatentSpaceDisplay.from_estimator(pipe, rows, np.arange(60) % 3)
     assert words(display) == ["0", "1", "2"]
+
+
+def test_rows_whose_class_or_number_is_missing_are_grey(pipe, rows):
+    few, many = np.arange(60) % 3.0, rows[:, 0].copy()
+    names = np.array(["up", "down"], dtype=object)[np.arange(60) % 2]
+    few[::5], many[::5], names[::5] = np.nan, np.nan, None
+    for y, known in ((few, ["0.0", "1.0", "2.0"]), (many, []), (names, ["down", "up"])):
+        display = LatentSpaceDisplay.from_estimator(pipe, rows, y, ellipses=True)
+        assert words(display) == [*known, "missing"]
+        *others, grey = display.scatters_
+        np.testing.assert_array_equal(grey.get_offsets(), display.mean[::5])
+        np.testing.assert_array_equal(grey.get_facecolor(), [[0.8, 0.8, 0.8, 1.0]])
+        assert sum(len(scatter.get_offsets()) for scatter in others) == 48
+        edges = display.ellipses_.get_edgecolor()[::5, :3]
+        np.testing.assert_array_equal(edges, 0.8)
+
+
+@pytest.mark.parametrize("n_values", [3, 60])
+def test_y_may_be_a_column_of_its_own(pipe, rows, n_values):
+    y = np.arange(60) % n_values
+    display = LatentSpaceDisplay.from_estimator(pipe, rows, y[:, None])
+    assert len(display.scatters_) == (3 if n_values == 3 else 1)
+    display = LatentSpaceDisplay.from_estimator(pipe, rows, pd.DataFrame({"price": y}))
+    if n_values == 60:
+        np.testing.assert_array_equal(display.scatters_[0].get_array(), y)
+        assert display.figure_.axes[1].get_ylabel() == "price"
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        LatentSpaceDisplay.from_estimator(pipe, rows, rows)
 
 
 def test_more_than_ten_classes_have_other_markers(pipe, rows):
@@ -460,10 +565,41 @@ def test_rows_after_a_step_without_inverse_are_as_the_model_sees_them(quick, X):
     np.testing.assert_array_equal(samples.samples, pipe[-1].sample(7, random_state=0))
     np.testing.assert_array_equal(samples.data, seen)
     assert samples.axes_[-1].get_xlabel() == "Value (after 'normalizer')"
-    for options in ({"image_shape": (2, 2)}, {"kind": "manifold"}, {}):
+    for options in ({"kind": "manifold"}, {}):
         display = TraversalDisplay.from_estimator(pipe, n_steps=3, **options)
         labels = [ax.get_xlabel() + ax.get_ylabel() for ax in display.figure_.axes]
-        assert any("(after 'normalizer')" in label for label in labels)
+        assert any("E[x|z] (after 'normalizer')" in label for label in labels)
+    # Pixels have such units, components have none.
+    images = {"image_shape": (2, 2)}
+    for display, label in (
+        (TraversalDisplay.from_estimator(pipe, **images), "Value of the component"),
+        (TraversalDisplay.from_estimator(pipe, **images, kind="manifold"), "Component 0"),
+        (ReconstructionDisplay.from_estimator(pipe, table, **images), ""),
+        (SampleDisplay.from_estimator(pipe, **images), ""),
+    ):
+        assert display.ax_.get_title() == "Pixels after 'normalizer'"
+        assert display.ax_.get_xlabel().removesuffix(", all others at 0") == label
+
+
+def test_rows_after_a_one_way_step_within_a_pipeline_are_as_the_model_sees_them(quick, X):
+    first = make_pipeline(StandardScaler(), FunctionTransformer(np.tanh))
+    pipe = make_pipeline(first, quick()).fit(X)
+    display = ReconstructionDisplay.from_estimator(pipe, X)
+    assert display.units == "after 'functiontransformer'"
+    np.testing.assert_array_equal(display.data, np.tanh(StandardScaler().fit_transform(X)))
+
+
+def test_columns_are_named_only_where_every_step_says_how(quick, X):
+    table = pd.DataFrame(X, columns=list("abcd"))
+    turn = FunctionTransformer(lambda X: np.asarray(X)[:, ::-1])
+    display = SampleDisplay.from_estimator(make_pipeline(turn, quick()).fit(table), random_state=0)
+    assert display.feature_names == ["x0", "x1", "x2", "x3"]
+    turn.set_params(feature_names_out=lambda step, names: names[::-1])
+    display = SampleDisplay.from_estimator(make_pipeline(turn, quick()).fit(table), random_state=0)
+    assert display.feature_names == list("dcba")
+    # A step that passes rows on has no say.
+    pipe = make_pipeline("passthrough", StandardScaler(), quick()).fit(table)
+    assert SampleDisplay.from_estimator(pipe, random_state=0).feature_names == list("abcd")
 
 
 def test_names_after_steps_that_make_new_features_are_theirs(quick, X):
@@ -638,10 +774,18 @@ def test_many_features_show_the_first_sixteen(quick):
     assert len(display.axes_) == 16
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (4,), (4, 1, 1), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3), (4,), (4, 1, 1), (2, 1, 2), 4], ids=str)
 def test_image_shape_that_is_none_of_the_rows_raises(pipe, rows, shape):
-    with pytest.raises(ValueError, match=r"image_shape must be .* 4 values in all.*Got \("):
+    with pytest.raises(ValueError, match=r"image_shape must be .* 4 values in all.*Got [4(]"):
         ReconstructionDisplay.from_estimator(pipe, rows, image_shape=shape)
+
+
+def test_features_that_are_no_list_or_of_an_image_raise(pipe, rows):
+    for features in ("x1", 1):
+        with pytest.raises(ValueError, match=rf"features must be a list .* Got {features!r}"):
+            ReconstructionDisplay.from_estimator(pipe, rows, features=features)
+    with pytest.raises(ValueError, match="image_shape or features, not both"):
+        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=(2, 2), features=[1])
 
 
 def test_options_that_are_no_counts_raise(pipe, rows):
