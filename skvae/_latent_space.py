@@ -295,10 +295,11 @@ def _groups(y, n):
         return [(np.full(n, True), {"c": COLOURS[0]})]
     y = column_or_1d(y)
     missing = np.array([_frames.is_missing(value) for value in y.tolist()])
-    labels, codes = np.unique(y[~missing], return_inverse=True)
+    known = np.array(y[~missing].tolist())  # numbers that a None has made objects are so again
+    labels, codes = np.unique(known, return_inverse=True)
     groups = []
-    if y.dtype.kind in "iuf" and len(labels) >= _tables.FEW_VALUES:
-        groups.append((~missing, {"c": y[~missing], "cmap": "viridis"}))
+    if known.dtype.kind in "iuf" and len(labels) >= _tables.FEW_VALUES:
+        groups.append((~missing, {"c": known, "cmap": "viridis"}))
     else:
         for i, label in enumerate(labels):
             own = ~missing

@@ -473,7 +473,9 @@ def test_rows_whose_class_or_number_is_missing_are_grey(pipe, rows):
     few, many = np.arange(60) % 3.0, rows[:, 0].copy()
     names = np.array(["up", "down"], dtype=object)[np.arange(60) % 2]
     few[::5], many[::5], names[::5] = np.nan, np.nan, None
-    for y, known in ((few, ["0.0", "1.0", "2.0"]), (many, []), (names, ["down", "up"])):
+    objects = [None if np.isnan(value) else value for value in many]
+    of_few = ["0.0", "1.0", "2.0"]
+    for y, known in ((few, of_few), (many, []), (objects, []), (names, ["down", "up"])):
         display = LatentSpaceDisplay.from_estimator(pipe, rows, y, ellipses=True)
         assert words(display) == [*known, "missing"]
         *others, grey = display.scatters_
