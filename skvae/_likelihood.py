@@ -5,6 +5,7 @@ each column, or more, as for categories. All but `check_support`, `give_back` an
 columns knows features only.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,18 +23,24 @@ TOLERANCE = 1e-6  # of values at the edge of what is possible
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
-class Likelihood:
+class Likelihood(ABC):
     """What a likelihood of your own inherits from: p(x|z) of a row, by the decoder's outputs.
 
     A likelihood is a value, such as a frozen dataclass, with pure functions of tensors. It has to
-    say `log_prob`, `mean` and `sample`, each of the decoder's outputs `raw` (..., n_outputs) and of
-    rows in the units that `units` chose; the rest has defaults. What is learned besides the
-    decoder, such as a noise variance, or kept of the data, is in the module that `build` makes and
-    `initialise` fills. Derivatives come by autograd, of several models at once.
+    say `log_prob`, `mean` and `sample`; the rest has defaults. What is learned besides the decoder,
+    such as a noise variance, or kept of the data, is in the module that `build` makes and
+    `initialise` fills. Derivatives come by autograd, of several models at once, so functions work
+    elementwise, or over the last dimension.
+
+    Attributes
+    ----------
+    is_mass : bool
+        Of the class: whether the numbers are probabilities and no densities. These have no units.
 
     Examples
     --------
-    Waiting times, exponential with mean exp(raw) in units of the mean of their column:
+    Waiting times, exponential with a mean in units of that of their column. The decoder may give
+    any number, so its logarithm is bounded:
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -46,15 +53,17 @@ class Likelihood:
     ...         varies = columns.std > 0
     ...         return np.where(varies, 0.0, columns.mean), np.where(varies, columns.mean, 0.0)
     ...
-    ...     def log_prob(self, module, raw, x):
-    ...         return -raw - x * torch.exp(-raw)
-    ...
     ...     def mean(self, module, raw):
-    ...         return torch.exp(raw)
+    ...         return torch.exp(20 * torch.tanh(raw / 20))
+    ...
+    ...     def log_prob(self, module, raw, x):
+    ...         mean = self.mean(module, raw)
+    ...         return -torch.log(mean) - x / mean
     ...
     ...     def sample(self, module, raw, generator):
     ...         noise = torch.empty(raw.shape, dtype=raw.dtype, device=generator.device)
-    ...         return torch.exp(raw) * noise.exponential_(generator=generator).to(raw.device)
+    ...         noise.exponential_(generator=generator)
+    ...         return self.mean(module, raw) * noise.to(raw.device)
     >>> X = np.random.default_rng(0).exponential(3.0, (200, 2))
     >>> vae = VAETransformer(1, likelihood=Exponential(), max_iter=5, random_state=0).fit(X)
     >>> bool((vae.sample(100, random_state=0) > 0).all())
@@ -74,7 +83,25 @@ class Likelihood:
     # --- columns and features ---
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """The features of columns X, or a ValueError naming a value that cannot be."""
+        """The features of columns X, where all values can be; by default X as it is.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, n_columns)
+            Numbers; NaN where a value is missing, which is no reason to raise.
+        labels : value, default=Labels(names=None, places=None)
+            Names for messages: ``labels.of(i)`` is "column 3 ('age')" or the like.
+
+        Returns
+        -------
+        X : ndarray of shape (n_rows, n_features)
+            The same values, or those that they were meant to be.
+
+        Raises
+        ------
+        ValueError
+            If there is a value that cannot be, which the message should name.
+        """
         return X
 
     def give_back(self, X: Array, *, drawn: bool) -> Array:
@@ -108,43 +135,153 @@ class Likelihood:
         return range(n_features, self.n_outputs(n_features)) if self.share_held_back else ()
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,): the data's own."""
+        """Location and scale of the model's units; by default the data's own.
+
+        The model's x is (X - location) / scale. Its density is given back in the units of X.
+
+        Parameters
+        ----------
+        columns : value
+            What is known of the columns of X: ``columns.mean`` and ``columns.std``, arrays of shape
+            (n_features,) in float64, and ``columns.has_holes``, whether values are missing. A
+            constant column has a std of 0, and its constant as the mean.
+
+        Returns
+        -------
+        location : ndarray of shape (n_features,)
+            In units of X; of a constant column, the constant.
+        scale : ndarray of shape (n_features,)
+            In units of X; 0 for a constant column, which is then no part of the density.
+        """
         varies = columns.std > 0
         return np.where(varies, 0.0, columns.mean), varies.astype(np.float64)
 
     def n_outputs(self, n_features: int) -> int:
-        """Number of raw decoder outputs."""
+        """Return the number of the decoder's outputs for a row; by default one a feature.
+
+        Parameters
+        ----------
+        n_features : int
+            Number of features.
+
+        Returns
+        -------
+        n_outputs : int
+            Length of the last dimension of `raw`.
+        """
         return n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is learned or kept besides the decoder: nothing."""
+        """Make the module of what is learned or kept besides the decoder; by default of nothing.
+
+        Parameters
+        ----------
+        n_features : int
+            Number of features.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            Its parameters are learned, its buffers kept. Those that `initialise` fills may be
+            empty. Where several models are trained at once, each tensor has one more dimension in
+            front: where rows are to follow, take ``module.own.unsqueeze(-2)``.
+        """
         return nn.Module()
 
-    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
-        """Fill the module, from moments of the columns in units of X and the `scale` of `units`."""
+    def initialise(  # noqa: B027, nothing is a default
+        self, module: Any, columns: Moments, scale: Array
+    ) -> None:
+        """Fill the module with where its values start; by default nothing.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What `build` made.
+        columns : value
+            What is known of the columns of X, in units of X, as in `units`.
+        scale : ndarray of shape (n_features,)
+            What `units` gave as the scale.
+        """
 
     def variance(self, module: Any) -> torch.Tensor | None:
         """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
         return None
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:
+    def at(self, module: Any, shares: torch.Tensor) -> None:  # noqa: B027, nothing is a default
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of rows x."""
+        """What the encoder sees of rows; by default the rows.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned or kept besides the decoder.
+        x : tensor of shape (..., n_rows, n_features)
+            Rows in the model's units.
+
+        Returns
+        -------
+        seen : tensor of shape (..., n_rows, n_features)
+            Numbers of about mean 0 and variance 1 are best.
+        """
         return x
 
+    @abstractmethod
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """log p(x_d|z) per feature in nats, every constant kept, (..., D)."""
-        raise NotImplementedError
+        """Return log p(x_d|z) of each feature in nats, with every constant.
 
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned or kept besides the decoder.
+        raw : tensor of shape (..., n_rows, n_outputs)
+            The decoder's outputs, any numbers: early in training, large ones. What precedes the
+            rows are draws or models.
+        x : tensor of shape (..., n_rows, n_features)
+            Rows in the model's units. The mean of its column stands where a value is missing.
+
+        Returns
+        -------
+        log_prob : tensor of shape (..., n_rows, n_features)
+            Of a density, that of x in the model's units.
+        """
+
+    @abstractmethod
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        """E[x|z], (..., D)."""
-        raise NotImplementedError
+        """E[x|z].
 
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned or kept besides the decoder.
+        raw : tensor of shape (..., n_rows, n_outputs)
+            The decoder's outputs.
+
+        Returns
+        -------
+        mean : tensor of shape (..., n_rows, n_features)
+            In the model's units.
+        """
+
+    @abstractmethod
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x by the generator, which may be on another device, (..., D)."""
-        raise NotImplementedError
+        """Draw x by a generator, and by nothing else that is random.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned or kept besides the decoder.
+        raw : tensor of shape (..., n_rows, n_outputs)
+            The decoder's outputs.
+        generator : torch.Generator
+            Perhaps on another device than `raw`: draw on ``generator.device``.
+
+        Returns
+        -------
+        x : tensor of shape (..., n_rows, n_features)
+            In the model's units, on the device of `raw`.
+        """
 
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor

@@ -37,9 +37,17 @@ def has_categories(X):
 def place(likelihood, X):
     """The likelihood of the columns of X by their positions; and as a user would write it.
 
-    Raises a ValueError where columns are in no part or in two, or are none of X.
+    Raises a ValueError where columns are in no part or in two, or are none of X, and a TypeError
+    where a likelihood is no value.
     """
-    likelihood = LIKELIHOODS.get(likelihood, likelihood)
+    try:
+        likelihood = LIKELIHOODS.get(likelihood, likelihood)
+    except TypeError as error:
+        raise TypeError(
+            f"A likelihood has to be a value, which has a hash. Got {likelihood!r} ({error}): make "
+            "its class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
+            "strings and tuples."
+        ) from None
     if isinstance(likelihood, str):  # "auto"
         likelihood = _choose(X) if _frames.is_table(X) and X.shape[1] else Gaussian()
     if not isinstance(likelihood, Columns) or not _frames.is_table(X):

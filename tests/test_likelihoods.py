@@ -298,6 +298,42 @@ def test_a_likelihood_of_a_user_finds_waiting_times_through_the_estimator(quick)
         safetensors.save(vae, "never.safetensors")
 
 
+def test_a_likelihood_of_a_user_that_leaves_out_a_function_is_told_which():
+    @dataclass(frozen=True)
+    class Own(Likelihood):
+        def log_prob(self, module, raw, x):
+            return -(raw + x * torch.exp(-raw))
+
+        def sample(self, module, raw, generator):
+            return raw
+
+    with pytest.raises(TypeError, match=r"method '?mean'?$"):
+        Own()
+
+
+@dataclass
+class Changeable(Likelihood):
+    """One that may change, and so has no hash."""
+
+    log_prob, mean, sample = Exponential.log_prob, Exponential.mean, Exponential.sample
+
+
+@dataclass(frozen=True)
+class OfAList(Exponential):
+    """Frozen, but for what it holds."""
+
+    rates: list
+
+
+@pytest.mark.parametrize("likelihood", [Changeable(), OfAList([1.0])])
+@pytest.mark.parametrize("of", [lambda own: own, lambda own: Columns([(own, [0, 1])])])
+def test_a_likelihood_of_a_user_that_is_no_value_is_refused_with_what_mends_it(
+    likelihood, of, quick
+):
+    with pytest.raises(TypeError, match=r"Got .*(Changeable|OfAList).*@dataclass\(frozen=True\)"):
+        quick(likelihood=of(likelihood)).fit(np.ones((60, 2)))
+
+
 # --- every likelihood, by its formula -----------------------------------------------------------
 
 
