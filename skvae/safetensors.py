@@ -47,8 +47,8 @@ def save(vae, file):
     TypeError
         If `vae` is no VAETransformer: a Pipeline, say, is for joblib or skops.
     ValueError
-        If it holds what only code can make again, such as a network of your own, a random
-        generator, a callback or a category that is neither string nor number.
+        If it holds what only code can make again, such as a likelihood or a network of your own, a
+        random generator, a callback or a category that is neither string nor number.
 
     Examples
     --------

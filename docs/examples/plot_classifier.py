@@ -2,8 +2,9 @@
 Features for a classifier
 =========================
 
-Where few rows have labels, a classifier does better on latent features that a VAE has learned from
-all rows than on the columns themselves: here, on counts, with four features for forty columns.
+Where few rows have labels, a classifier may do better on four features that were learned from all
+rows than on the forty columns themselves. Here, on counts, those of a VAE with the right likelihood
+are best, those of PCA close behind, and those of a VAE with the wrong one worse than the columns.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,9 @@
 Posterior collapse and three cures
 ==================================
 
-A smaller beta, a warm-up of beta or free bits bring components back to life that have collapsed:
-whose posterior is the prior whatever the row, so that they say nothing of it.
+A component has collapsed if its posterior is the prior whatever the row, so that it says nothing
+of it. A smaller beta, a warm-up of beta and free bits all keep components from that. Whether the
+score gains by it is another question: here it gains a nat at most.
 """
 
 import matplotlib.pyplot as plt
@@ -16,10 +17,11 @@ from skvae.likelihoods import Gaussian
 from skvae.networks import MLP
 
 # %%
-# A model that collapses, and the same with each cure
-# ---------------------------------------------------
+# A model of which a part collapses, and the same with each cure
+# --------------------------------------------------------------
 # A deep network without a linear map beside it, a high learning rate and a beta of 2: the KL
 # divergence falls quickly by giving components up, before the network has found a use for them.
+# Five of the eight stay.
 #
 # - A smaller beta makes a component cost less.
 # - ``beta_warmup=0.5`` lets beta rise from 0 over the first half of the epochs: components are free
@@ -62,7 +64,8 @@ plt.show()
 
 # %%
 # Not each collapsed component is a fault. One for which the data have no use collapses at the best
-# model, too: the score then has nothing to gain from a cure.
+# model, too: the score then has nothing to gain from a cure. Here all eight are back with each, and
+# the score changes by 1.0, 0.5 and -0.1 nats.
 #
 # How a warm-up goes
 # ------------------

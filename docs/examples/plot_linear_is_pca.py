@@ -3,7 +3,7 @@ The linear VAE is PCA
 =====================
 
 Without hidden layers, and with one noise variance for all columns, a VAE finds the subspace of PCA
-and has the score of PCA. So PCA is where a VAE starts from, and what hidden layers have to beat.
+and has the score of PCA. So the score of PCA is what hidden layers have to beat.
 """
 
 import matplotlib.pyplot as plt
