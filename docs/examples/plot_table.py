@@ -59,8 +59,8 @@ print(f"accuracy: {cross_val_score(classifier, table, fast, cv=3).mean():.2f}, o
 # %%
 # Missing values
 # --------------
-# What the model expects of what is missing, given what is there, beside the means of the columns: it
-# is closer for all but age, where the mean is.
+# What the model expects of what is missing, given what is there, beside the means of the columns.
+# For all columns but age it is closer; for age the mean is.
 
 filled = VAEImputer(best).fit_transform(table)
 numbers = table.columns.drop("sex")
