@@ -188,7 +188,7 @@ class Likelihood(ABC):
         """
         return nn.Module()
 
-    def initialise(  # noqa: B027, nothing is a default
+    def initialise(  # noqa: B027, it may do nothing
         self, module: Any, columns: Moments, scale: Array
     ) -> None:
         """Fill the module with where its values start; by default nothing.
@@ -207,7 +207,7 @@ class Likelihood(ABC):
         """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
         return None
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:  # noqa: B027, nothing is a default
+    def at(self, module: Any, shares: torch.Tensor) -> None:  # noqa: B027, it may do nothing
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
