@@ -71,7 +71,8 @@ def methods(cls):
     Of `Likelihood`, which is to be inherited from, those that the guide has a table of.
     """
     if cls is Likelihood:
-        return {name: getattr(cls, name) for name in said_by_a_likelihood() - {"is_mass"}}
+        named = sorted(said_by_a_likelihood() - {"is_mass"})  # of processes that share the tests
+        return {name: getattr(cls, name) for name in named}
     if cls.__module__ in PARTS:
         return {}
     return {
