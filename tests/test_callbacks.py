@@ -241,7 +241,7 @@ def test_the_progress_bar_works_through_a_search(X, quick, progress_bar, capsys,
 WITHOUT_CALLBACKS = """
 import sys
 import numpy as np
-import sklearn.base, sklearn.model_selection, sklearn.pipeline
+import sklearn.base, sklearn.impute, sklearn.model_selection, sklearn.pipeline
 sys.modules["sklearn.callback"] = None  # importing it raises ImportError from here on
 from skvae import VAETransformer
 
