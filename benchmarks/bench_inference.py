@@ -3,7 +3,8 @@
 Time. ``transform`` against the encoder alone, ``score_samples`` against the model alone, as one
 would write it: encoder, z = mean + std·eps, decoder, summed Gaussian log-density and its constants,
 KL divergence, mean over the same draws. The bare sides get standardised float32 tensors and compute
-on torch's own threads, in each of a few batch sizes, of which the fastest counts.
+on torch's own threads, in each of a few batch sizes, of which the fastest counts. With the default
+activation, "tanh", and with "silu", which skvae computes as torch does.
 
 - One process. Each side runs once untimed, then once in each of ``--repeats`` rounds.
 - A ratio is taken within a round, as the machine may be slower in the next; its median and range
@@ -17,6 +18,7 @@ them, are in it.
 """
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -41,6 +43,7 @@ WORKLOADS = {
     "images": Workload(10_000, 784, (200, 200), 50, batch_size=256, epochs=(1, 1)),
 }
 BATCHES = {"table": (64, 128, 256), "images": (8, 16, 32, 64)}  # rows, each with all draws
+ACTIVATIONS = ("tanh", "silu")
 CALLS = {"transform": 10, "score_samples": 1}  # in a round, of which each takes long enough
 ENCODED = (512, 2048, 8192, 100_000)  # rows
 SCORED = {"table": 1, "images": 10}  # one row in so many
@@ -75,6 +78,8 @@ class Bare:
             if isinstance(layer, nn.Linear):
                 layers[i] = nn.Linear(layer.in_features, layer.out_features)
                 layers[i].load_state_dict(layer.state_dict())
+            elif isinstance(layer, nn.Tanh):
+                layers[i] = nn.Tanh()
         return nn.Sequential(*layers)
 
     @torch.inference_mode()
@@ -124,9 +129,9 @@ def compare(times):
     }
 
 
-def race_all(title, repeats):
+def race_all(title, activation, repeats):
     w = WORKLOADS[title]
-    vae, scored = fitted(w), w.X[:: SCORED[title]].copy()
+    vae, scored = fitted(w, activation=activation), w.X[:: SCORED[title]].copy()
     bare, bare_scored = Bare(vae, w.X), Bare(vae, scored)
     expected = bare_scored.score(32).numpy() - np.log(vae.state_["scale"]).sum()
     # One model: sums of hundreds, of which some come near 0.
@@ -190,10 +195,11 @@ def main():
             print(f"{method:20}" + "".join(f"{peak[k]:8.0f}" for k in peak))
     report["time"] = {}
     titles = {"all": list(WORKLOADS), "none": []}.get(args.workload, [args.workload])
-    for title in titles:
-        report["time"][title] = race_all(title, args.repeats)
-        print(f"\n{title:20} ms  / bare     (range)   cpu  against")
-        for method, result in report["time"][title].items():
+    for title, activation in itertools.product(titles, ACTIVATIONS):
+        name = f"{title}, {activation}"
+        report["time"][name] = race_all(title, activation, args.repeats)
+        print(f"\n{name:20} ms  / bare     (range)   cpu  against")
+        for method, result in report["time"][name].items():
             r, ms = result["ratios"], 1e3 * median(t for t, _ in result["seconds"]["skvae"])
             print(
                 f"{method:16}{ms:7.0f}{median(r):8.2f}{f'({min(r):.2f}-{max(r):.2f})':>12}", end=""

@@ -18,11 +18,13 @@ made but the result.
 """
 
 import contextlib
+import ctypes
 import functools
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,6 +112,20 @@ def _openmp() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="openmp")
 
 
+@functools.cache
+def _limit_mkl() -> Callable[[int], int]:
+    """What gives the calling thread a number of MKL's own threads, and returns that before.
+
+    0 is OpenMP's number. ``torch.set_num_threads`` gives MKL, which multiplies torch's matrices,
+    another, that a limit of OpenMP leaves alone. MKL is inside of torch, where threadpoolctl
+    doesn't find it.
+    """
+    for path in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
+        with contextlib.suppress(OSError, AttributeError):  # torch has MKL on some machines only
+            return ctypes.CDLL(str(path)).MKL_Set_Num_Threads_Local
+    return lambda n_threads: 0
+
+
 @contextlib.contextmanager
 def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
     """Compute the same whatever grad, inference, autocast or numpy error mode the caller is in.
@@ -125,11 +141,16 @@ def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
     errors = np.errstate(all="warn", under="ignore")  # numpy's own
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), errors, on:
         limited = None
+        of_mkl: list[int] = []
         try:
             if one_thread:
+                # Limited and noted in one step, which Ctrl-C doesn't come between.
+                of_mkl.extend(map(_limit_mkl(), [1]))
                 limited = _openmp().limit(limits=1)
             yield
         finally:
+            for n in of_mkl:
+                _limit_mkl()(n)
             if limited is not None:
                 limited.restore_original_limits()
             elif one_thread:  # Ctrl-C has come before it was known what was limited
@@ -293,7 +314,8 @@ def standardise(
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         known: Any = np.float32 if X.dtype == np.float32 else np.float64
         rows = np.require(X, known, ["C", "W"])  # a memory map may be read-only
-    y = torch.from_numpy(rows) - to_tensor(location, "cpu")
+    y = torch.from_numpy(rows).to(torch.float64, copy=True)  # torch would copy once more itself
+    y -= to_tensor(location, "cpu")
     y /= to_tensor(np.where(varies, scale, 1.0), "cpu")
     Y = (y if dtype == np.float64 else y.float()).numpy()
     if not varies.all():

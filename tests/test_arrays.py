@@ -653,6 +653,12 @@ def test_computing_is_the_same_in_every_mode_of_the_caller_and_restores_it(mode)
         assert modes() == before
 
 
+def threads_of_products():
+    """Threads that products of matrices have here; MKL, where there is one, has its own number."""
+    of_mkl = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+    return torch.get_num_threads() if of_mkl is None else int(of_mkl[1])
+
+
 def in_fresh_thread(function):
     """The result of a function in a thread of its own."""
     with ThreadPoolExecutor(1) as executor:
@@ -702,14 +708,29 @@ def test_computing_leaves_the_number_of_another_live_thread_alone():
         assert (here, others.result()) == (1, (2, 2))
 
 
-def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():
-    def inside():
+def test_computing_is_done_on_one_thread_after_the_user_has_set_a_number_of_torchs_own():
+    def counts():
+        torch.get_num_threads()
+        before = threads_of_products()
         with _arrays.computing(CPU, one_thread=True):
-            return torch.get_num_threads()
+            inside = torch.get_num_threads(), threads_of_products()
+        return before, inside, threads_of_products()
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert in_fresh_thread(inside) == 1
+        assert counts() == in_fresh_thread(counts) == (2, (1, 1), 2)
     finally:
         torch.set_num_threads(before)
+
+
+def test_products_have_as_many_threads_as_openmp_after_computing_if_they_had_before():
+    def counts():
+        torch.get_num_threads()
+        _arrays._limit_mkl()(0)
+        with _arrays.computing(CPU, one_thread=True):
+            pass
+        with threadpool_limits(2, user_api="openmp"):
+            return threads_of_products()
+
+    assert in_fresh_thread(counts) == 2
