@@ -722,6 +722,7 @@ def test_computing_is_done_on_one_thread_after_the_user_has_set_a_number_of_torc
         assert counts() == in_fresh_thread(counts) == (2, (1, 1), 2)
     finally:
         torch.set_num_threads(before)
+        _arrays._limit_mkl()(0)  # OpenMP's again
 
 
 def test_products_have_as_many_threads_as_openmp_after_computing_if_they_had_before():
