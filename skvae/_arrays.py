@@ -24,7 +24,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,10 +119,11 @@ def _limit_mkl() -> Callable[[int], int]:
     another, that a limit of OpenMP leaves alone. MKL is inside of torch, where threadpoolctl
     doesn't find it.
     """
-    for path in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
-        with contextlib.suppress(OSError, AttributeError):  # torch has MKL on some machines only
-            return ctypes.CDLL(str(path)).MKL_Set_Num_Threads_Local
-    return lambda n_threads: 0
+    try:
+        # By the library of torch that is loaded already: symbols are looked up in all it needs.
+        return ctypes.CDLL(torch._C.__file__).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # no MKL, or on Windows, where others' are not looked up
+        return lambda n_threads: 0
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def check_outcome(trained, plan, *, keep=True):
             ConvergenceWarning,
             stacklevel=4,
         )
-    elif record.outcome == "interrupted":
+    elif record.interrupted:
         warnings.warn(
             f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=4
         )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,25 +151,34 @@ def run(
             weights = [None] * len(jobs) if own.weight is None else own.weight
             stack.become_factors(rows, weights, [job.plan.n_components for job in jobs])
 
-        records = _training.train(
-            stack,
-            read,
-            judged,
-            [job.plan for job in jobs],
-            generators,
-            begin_epoch,
-            lambda records: end_epoch(records, lambda: states(records)),
-            become_simple if stack.contains_factors else None,
-            [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
-            keep_progress=first.keeps_progress,
-        )
-        trained = [
-            Trained(record, state, _n_active(job, state))
-            for job, record, state in zip(jobs, records, states(records), strict=True)
-        ]
-        for record in records:
-            record.weights = torch.empty(0)
-        return trained
+        def end(records: Sequence[_training.Record]) -> list[Trained]:
+            return [
+                # Rows of a matrix that holds the weights of all.
+                Trained(replace(record, weights=torch.empty(0)), state, _n_active(job, state))
+                for job, record, state in zip(jobs, records, states(records), strict=True)
+            ]
+
+        records: list[_training.Record] = []
+        try:
+            records = _training.train(
+                stack,
+                read,
+                judged,
+                [job.plan for job in jobs],
+                generators,
+                begin_epoch,
+                lambda records: end_epoch(records, lambda: states(records)),
+                become_simple if stack.contains_factors else None,
+                [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
+                keep_progress=first.keeps_progress,
+            )
+            return end(records)
+        except KeyboardInterrupt:
+            if not records:
+                raise
+            for record in records:
+                record.interrupted = True
+            return end(records)
 
 
 # --- rows ---------------------------------------------------------------------------------
@@ -437,7 +447,7 @@ def run_all(
                     raise
                 errors.update(dict.fromkeys(stacks[place], error))
                 return
-        if any(outcome.record.outcome == "interrupted" for outcome in outcomes):
+        if any(outcome.record.interrupted for outcome in outcomes):
             raise KeyboardInterrupt
         share = (time.perf_counter() - start) / len(stack)
         trained.update(zip(stacks[place], outcomes, strict=True))

@@ -142,6 +142,7 @@ class Record:
     kept: int = 0
     is_simple: bool = False
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
+    interrupted: bool = False  # whether Ctrl-C came, though it may have come after the last epoch
     # Parameters, end to end.
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
     progress: Progress | None = field(default=None, compare=False)  # where it is kept
@@ -669,6 +670,7 @@ class Run:
     def interrupt(self) -> None:
         """End with the last complete epoch, unless it has ended by itself."""
         record, n_iter = self.record, self.last[0]
+        record.interrupted = True
         if record.outcome != "finished" or n_iter == self.plan.max_iter:
             return
         record.outcome, record.n_iter = "interrupted", n_iter
@@ -783,9 +785,10 @@ def train(
             if live and len(live) < (1 - idle_share) * len(held):
                 members.keep([held.index(run) for run in live])
                 held = live
+        return [run.finish() for run in runs]
     except KeyboardInterrupt:
-        if not any(run.last[0] > run.first for run in live):
+        if not any(run.last[0] > run.first for run in runs):
             raise
-        for run in live:
+        for run in runs:
             run.interrupt()
-    return [run.finish() for run in runs]
+        return [run.finish() for run in runs]

@@ -469,6 +469,8 @@ class VAETransformer(
         """
         job, fitted = self._prepare(X, sample_weight=sample_weight, partial=True)
         (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+        if trained.record.interrupted:
+            raise KeyboardInterrupt
         _report.check_outcome(trained, job.plan, keep=False)
         return self._become(fitted(trained.record, trained.state))
 
@@ -488,11 +490,19 @@ class VAETransformer(
             if self.verbose > 1:
                 print(f"Iteration {epoch + 1}, {share:.0%} of the rows")
 
-        (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-        _report.check_outcome(trained, job.plan)
-        attributes = fitted(trained.record, trained.state)
-        callbacks.end(attributes)
-        return self._become(attributes)
+        trained = None
+        try:
+            (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
+            _report.check_outcome(trained, job.plan)
+            attributes = fitted(trained.record, trained.state)
+            callbacks.end(attributes)
+            return self._become(attributes)
+        except KeyboardInterrupt:
+            if trained is None:
+                raise
+            trained.record.interrupted = True
+            _report.check_outcome(trained, job.plan)
+            return self._become(fitted(trained.record, trained.state))
 
     def _prepare(self, X, known=None, sample_weight=None, change=None, *, partial=False):
         """The job that training on X is, and what makes attributes of its outcome.

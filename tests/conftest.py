@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import threading
 import warnings
@@ -71,7 +72,18 @@ def numpy_elbo():
 
 
 @pytest.fixture
-def global_state():
+def threads_of_products():
+    """What gives the number of threads of matrix products: MKL, where there is one, has its own."""
+
+    def count():
+        of_mkl = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
+        return torch.get_num_threads() if of_mkl is None else int(of_mkl[1])
+
+    return count
+
+
+@pytest.fixture
+def global_state(threads_of_products):
     """What gives all that a library could change behind the back of its caller."""
 
     def state():
@@ -80,6 +92,7 @@ def global_state():
             "torch": torch.get_rng_state().tolist(),
             "random": random.getstate(),
             "threads": torch.get_num_threads(),
+            "threads of products": threads_of_products(),
             "interop threads": torch.get_num_interop_threads(),
             "dtype": torch.get_default_dtype(),
             "device": str(torch.get_default_device()),

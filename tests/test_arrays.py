@@ -3,6 +3,7 @@
 import math
 import re
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -653,12 +654,6 @@ def test_computing_is_the_same_in_every_mode_of_the_caller_and_restores_it(mode)
         assert modes() == before
 
 
-def threads_of_products():
-    """Threads that products of matrices have here; MKL, where there is one, has its own number."""
-    of_mkl = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
-    return torch.get_num_threads() if of_mkl is None else int(of_mkl[1])
-
-
 def in_fresh_thread(function):
     """The result of a function in a thread of its own."""
     with ThreadPoolExecutor(1) as executor:
@@ -708,30 +703,35 @@ def test_computing_leaves_the_number_of_another_live_thread_alone():
         assert (here, others.result()) == (1, (2, 2))
 
 
-def test_computing_is_done_on_one_thread_after_the_user_has_set_a_number_of_torchs_own():
-    def counts():
-        torch.get_num_threads()
-        before = threads_of_products()
+def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():
+    def inside():
         with _arrays.computing(CPU, one_thread=True):
-            inside = torch.get_num_threads(), threads_of_products()
-        return before, inside, threads_of_products()
+            return torch.get_num_threads()
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert counts() == in_fresh_thread(counts) == (2, (1, 1), 2)
+        assert in_fresh_thread(inside) == 1
     finally:
         torch.set_num_threads(before)
-        _arrays._limit_mkl()(0)  # OpenMP's again
 
 
-def test_products_have_as_many_threads_as_openmp_after_computing_if_they_had_before():
+@pytest.mark.skipif(
+    sys.platform == "win32" or "mkl_get_max_threads" not in torch.__config__.parallel_info(),
+    reason="no MKL, or none whose number is in reach",
+)
+@pytest.mark.parametrize(("of_mkl", "after"), [(3, 3), (0, 4)])
+def test_products_have_one_thread_in_computing_and_then_as_many_as_before(
+    threads_of_products, of_mkl, after
+):
+    # A number of MKL's own, as torch.set_num_threads gives it one, or, where that is 0, OpenMP's.
     def counts():
         torch.get_num_threads()
-        _arrays._limit_mkl()(0)
-        with _arrays.computing(CPU, one_thread=True):
-            pass
-        with threadpool_limits(2, user_api="openmp"):
-            return threads_of_products()
+        _arrays._limit_mkl()(of_mkl)
+        with threadpool_limits(5, user_api="openmp"):
+            with _arrays.computing(CPU, one_thread=True):
+                inside = threads_of_products()
+            with threadpool_limits(4, user_api="openmp"):
+                return inside, threads_of_products()
 
-    assert in_fresh_thread(counts) == 2
+    assert in_fresh_thread(counts) == (1, after)

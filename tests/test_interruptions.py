@@ -7,7 +7,9 @@ moved; and the next call does what it would have done.
 
 import copy
 import errno
+import inspect
 import itertools
+import math
 import os
 import signal
 import sys
@@ -22,13 +24,25 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import Checkpoint, VAEGridSearchCV, VAEImputer, _files
+from skvae import Checkpoint, VAEGridSearchCV, VAEImputer, _arrays, _files, _training
 
 PACKAGE = str(Path(skvae.__file__).parent)
-# These put things back, where Python may be interrupted as well: no library can promise that.
-CLEANUP = {"computing", "replacing"}
+
+
+def first_line_after_yield(function):
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if line.strip().startswith("yield")) + 1
+
+
+# From these lines on they put things back, where Python may be interrupted as well: no library can
+# promise anything there.
+CLEANUP = {
+    function.__name__: first_line_after_yield(function)
+    for function in (_arrays.computing, _files.replacing)
+}
 N_FAULTS = 30  # of each kind of call
 ERRORS = [RuntimeError("x"), MemoryError("x"), OSError("x"), torch.OutOfMemoryError("x")]
 
@@ -49,11 +63,11 @@ class Fault:
 
     def enter_function(self, frame, event, arg):
         code = frame.f_code
-        inside = code.co_filename.startswith(PACKAGE) and code.co_name not in CLEANUP
-        return self.enter_line if inside else None
+        return self.enter_line if code.co_filename.startswith(PACKAGE) else None
 
     def enter_line(self, frame, event, arg):
-        if event == "line":
+        cleans = frame.f_lineno >= CLEANUP.get(frame.f_code.co_name, math.inf)
+        if event == "line" and not cleans:
             self.count += 1
             if self.count == self.n:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
@@ -65,11 +79,13 @@ def strike(call, n, error):
     """What a call raises that is struck at its n-th line, and where that is."""
     with Fault(n, error) as fault, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        filters, outcome = list(warnings.filters), None
         try:
             call()
         except BaseException as raised:
-            return raised, fault.where
-    return None, fault.where
+            outcome = raised
+        assert warnings.filters == filters, fault.where
+    return outcome, fault.where
 
 
 def lines_of(call, seed=0):
@@ -78,6 +94,16 @@ def lines_of(call, seed=0):
         call()
     assert fault.count > 5 * N_FAULTS
     return np.random.default_rng(seed).choice(fault.count, N_FAULTS, replace=False) + 1
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Numbers of threads that differ from all that the package sets."""
+    torch.get_num_threads()  # which sets a thread's own at its first call
+    before = _arrays._limit_mkl()(3)
+    with threadpool_limits(2, user_api="openmp"):
+        yield
+    _arrays._limit_mkl()(before)
 
 
 def content(estimator):
@@ -89,12 +115,13 @@ def content(estimator):
 def test_an_exception_anywhere_in_a_fit_leaves_everything_as_it_was(
     X, quick, global_state, method, fitted
 ):
+    before = global_state()
     vae = quick(early_stopping=True, warm_start=True, device="cpu")
     if fitted:
         getattr(vae, method)(X)
     other, fresh = 2 * X[::-1], copy.deepcopy(vae)
     expected = content(getattr(copy.deepcopy(vae), method)(other))
-    before, hashed = global_state(), content(vae)
+    hashed = content(vae)
     for i, n in enumerate(lines_of(lambda: getattr(fresh, method)(other), seed=fitted)):
         error = ERRORS[i % len(ERRORS)]
         raised, where = strike(lambda: getattr(vae, method)(other), n, error)
@@ -104,20 +131,43 @@ def test_an_exception_anywhere_in_a_fit_leaves_everything_as_it_was(
     assert content(getattr(vae, method)(other)) == expected
 
 
+@pytest.fixture
+def complete(monkeypatch):
+    """How many lines have run at the end of each epoch that is complete, in a `Fault`."""
+    lines, end_epoch = [], _training.Run.end_epoch
+
+    def end(*args):
+        end_epoch(*args)
+        lines.append(sys.gettrace().__self__.count if sys.gettrace() else 0)
+
+    monkeypatch.setattr(_training.Run, "end_epoch", end)
+    return lines
+
+
+@pytest.mark.parametrize("part", ["anywhere", "after the last epoch"])
 @pytest.mark.parametrize("early_stopping", [False, True])
-def test_ctrl_c_anywhere_in_a_fit_loses_one_epoch_at_most(X, quick, global_state, early_stopping):
+def test_ctrl_c_in_a_fit_loses_one_epoch_at_most(
+    X, quick, global_state, complete, early_stopping, part
+):
     def make():
         return quick(early_stopping=early_stopping, warm_start=True, device="cpu", max_iter=6)
 
-    whole, before = make().fit(X), global_state()
+    before, whole = global_state(), make().fit(X)
+    lines = lines_of(lambda: make().fit(X))
+    if part == "after the last epoch":
+        with Fault() as fault:
+            make().fit(X)
+        lines = np.linspace(complete[-1] + 1, fault.count, N_FAULTS).round().astype(int)
     ends = set()
-    for n in lines_of(lambda: make().fit(X)):
+    for n in lines:
         vae = make()
         unfitted = content(vae)
+        complete.clear()
         raised, where = strike(partial(vae.fit, X), n, KeyboardInterrupt())
         assert global_state() == before, where
         ends.add((type(raised), getattr(vae, "n_iter_", 0)))
-        if raised is not None and not hasattr(vae, "state_"):
+        if raised is not None:
+            assert not complete, where
             assert content(vae) == unfitted, where
             vae.fit(X)
         else:
@@ -126,18 +176,66 @@ def test_ctrl_c_anywhere_in_a_fit_loses_one_epoch_at_most(X, quick, global_state
             if vae.n_iter_ < 6:  # and the rest is not another fit
                 vae.fit(X)
         assert content(vae) == content(whole), where
-    assert len(ends) > 4  # struck in many epochs
+    # Struck in many epochs, or after them.
+    assert len(ends) > 4 if part == "anywhere" else ends == {(type(None), whole.n_iter_)}
+
+
+def test_ctrl_c_in_the_last_callback_leaves_a_fit_that_is_complete(X, quick):
+    pytest.importorskip("sklearn.callback")
+
+    class Slow(Checkpoint):
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            if context.task_name != "epoch":
+                raise KeyboardInterrupt
+
+    vae = quick(warm_start=True, device="cpu")
+    whole = clone(vae).fit(X)
+    with pytest.warns(UserWarning, match="Training interrupted"):
+        vae.set_callbacks(Slow("vae.joblib")).fit(X)
+    assert content(vae.set_callbacks()) == content(whole)
+
+
+def test_ctrl_c_after_the_last_epoch_of_a_block_leaves_the_estimator_as_it_was(
+    X, quick, monkeypatch
+):
+    vae = quick(device="cpu").partial_fit(X)
+    before = content(vae)
+    interrupt_once(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        vae.partial_fit(X)
+    assert content(vae) == before
+
+
+def test_ctrl_c_after_the_last_epoch_of_a_stack_ends_the_search(X, quick, monkeypatch):
+    search = VAEGridSearchCV(quick(device="cpu"), {"beta": [1, 2]}, cv=2)
+    interrupt_once(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(X)
+    assert not hasattr(search, "cv_results_")
+
+
+def interrupt_once(monkeypatch):
+    """Have Ctrl-C come when the last epoch is complete."""
+    finish, interrupts = _training.Run.finish, [KeyboardInterrupt]
+
+    def interrupted(run):
+        if interrupts:
+            raise interrupts.pop()
+        return finish(run)
+
+    monkeypatch.setattr(_training.Run, "finish", interrupted)
 
 
 @pytest.mark.parametrize("error", [*ERRORS, KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("method", ["transform", "score_samples", "inverse_transform", "sample"])
 def test_a_fault_in_inference_changes_nothing(X, quick, global_state, method, error):
-    vae = quick(device="cpu").fit(X)
+    before, vae = global_state(), quick(device="cpu").fit(X)
     given = {"inverse_transform": (vae.transform(X),), "sample": (60, 0)}.get(method, (X,))
-    expected, before, hashed = getattr(vae, method)(*given), global_state(), content(vae)
+    expected, hashed = getattr(vae, method)(*given), content(vae)
     with Fault() as fault:
         getattr(vae, method)(*given)
-    for n in np.random.default_rng(0).choice(fault.count, 6, replace=False) + 1:
+    seed = len(repr(error))  # other lines for each error
+    for n in np.random.default_rng(seed).choice(fault.count, 6, replace=False) + 1:
         raised, where = strike(lambda: getattr(vae, method)(*given), n, error)
         assert raised is error, where
         assert content(vae) == hashed, where
@@ -147,11 +245,11 @@ def test_a_fault_in_inference_changes_nothing(X, quick, global_state, method, er
 
 @pytest.mark.parametrize("kind", ["imputer", "search"])
 def test_a_fault_in_what_fits_models_leaves_it_as_it_was(X, quick, global_state, kind):
-    vae = quick(device="cpu")
+    before, vae = global_state(), quick(device="cpu")
     kinds = {"imputer": VAEImputer(vae), "search": VAEGridSearchCV(vae, {"beta": [1, 2]}, cv=2)}
     holes = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, X)
     rows = holes if kind == "imputer" else X
-    before, hashed = global_state(), content(kinds[kind])
+    hashed = content(kinds[kind])
     for i, n in enumerate(lines_of(partial(clone(kinds[kind]).fit, rows))):
         error, estimator = [*ERRORS, KeyboardInterrupt()][i % 5], clone(kinds[kind])
         raised, where = strike(partial(estimator.fit, rows), n, error)

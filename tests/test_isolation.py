@@ -1,8 +1,6 @@
 """Threads, processes and settings of the user's: they change nothing, and are not changed."""
 
 import concurrent.futures
-import contextlib
-import functools
 import hashlib
 import inspect
 import multiprocessing
@@ -14,13 +12,12 @@ import threading
 import joblib
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.datasets import load_wine
 from sklearn.model_selection import GridSearchCV
 from threadpoolctl import threadpool_limits
 
-from skvae import VAEGridSearchCV, VAETransformer, _arrays
+from skvae import VAEGridSearchCV, VAETransformer
 
 # --- threads ----------------------------------------------------------------------------------
 
@@ -49,29 +46,12 @@ def test_64_threads_transform_one_model_while_8_fit_its_clones(X, quick):
             assert joblib.hash(future.result().state_) == joblib.hash(vae.state_)
 
 
-@contextlib.contextmanager
-def threads_of_torch(n_threads):
-    """As whoever calls this function of torch's, which changes what OpenMP's does not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        _arrays._limit_mkl()(0)  # OpenMP's again
-
-
-@pytest.mark.parametrize(
-    "threads",
-    [functools.partial(threadpool_limits, user_api="openmp"), threads_of_torch],
-    ids=["openmp", "torch"],
-)
 @pytest.mark.parametrize(
     ("hidden_layer_sizes", "batch_size", "same_bits"),
     [((64, 32), 128, True), ((600, 600), 64, False)],
 )
 def test_a_fit_has_the_same_bits_on_any_number_of_threads_if_its_steps_are_short(
-    hidden_layer_sizes, batch_size, same_bits, threads
+    hidden_layer_sizes, batch_size, same_bits
 ):
     X = load_wine().data
     vae = VAETransformer(
@@ -79,7 +59,7 @@ def test_a_fit_has_the_same_bits_on_any_number_of_threads_if_its_steps_are_short
     )
     fits = []
     for n_threads in (1, 2):
-        with threads(n_threads):
+        with threadpool_limits(n_threads, user_api="openmp"):
             fits.append(clone(vae).fit(X).score_samples(X))
     if same_bits:  # one thread takes them
         np.testing.assert_array_equal(*fits)

@@ -912,3 +912,35 @@ def test_vjp_of_categories_is_that_of_autograd_where_some_are_missing(n_models):
     torch.testing.assert_close(same, total.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(g_raw, expected, rtol=1e-12, atol=1e-12)
     assert learned == []
+
+
+def test_draws_of_categories_are_one_of_each_column_with_their_probabilities():
+    likelihood, n = Categorical(n_categories=(3, 2, 3)), 100_000
+    X = likelihood.check_support(np.random.default_rng(0).integers(2, size=(30, 3)) * 1.0)
+    module = likelihood.build(8).double()
+    likelihood.initialise(module, describe_columns(X), np.ones(8))
+    raw = normals(8, seed=1).expand(n, 8)
+    drawn = likelihood.sample(module, raw, torch.Generator().manual_seed(0))
+    for column in drawn.split([3, 2, 3], -1):
+        assert set(column.unique().tolist()) == {0.0, 1.0}
+        assert (column.sum(-1) == 1).all()
+    p = likelihood.mean(module, raw[0])
+    assert ((drawn.mean(0) - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_a_column_of_one_category_does_not_vary_and_all_others_do():
+    none = Moments(np.zeros(6), np.zeros(6))
+    location, scale = Categorical(n_categories=(3, 1, 2)).units(none)
+    np.testing.assert_array_equal(location, [0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(scale, [1, 1, 1, 0, 1, 1])
+
+
+# --- Columns ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", ["price", slice(2), len, ("a", "b"), (0, 3)], ids=str)
+def test_columns_are_kept_as_they_are_named(columns):
+    assert Columns([(Gaussian(), columns)]).parts == ((Gaussian(), columns),)
+    if isinstance(columns, tuple):
+        for many in (list(columns), np.array(columns)):
+            assert Columns([(Gaussian(), many)]) == Columns([(Gaussian(), columns)])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.special import expit
 from torch import distributions as D
+from torch import nn
 
 from skvae import _model
 from skvae._arrays import describe_columns, standardise
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
-from skvae.networks import MLP
+from skvae.networks import MLP, Own
 from skvae.priors import Mixture, Vamp
 
 # One line for each likelihood.
@@ -590,6 +591,28 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
     assert (terms.log_likelihood.isfinite()).all()
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", Gaussian("shared"), "bernoulli"], ids=str)
+def test_the_log_likelihood_of_rows_with_missing_values_is_that_of_what_is_there(likelihood):
+    architecture = describe(likelihood=likelihood) | {"missing": True}
+    columns = describe_columns(data(likelihood))
+    state = _model.cast(_model.initial_state(architecture, columns, 0), np.float64)
+    model = _model.from_state(architecture, state)
+    y = torch.tensor(standardise(data(likelihood), state["location"], state["scale"])).double()
+    eps = normals(3, 30, 2)
+    there = (normals(30, 4, seed=1) < 0.5) & (model.scale > 0)
+    y[~there & (model.scale > 0)] = torch.nan
+    with torch.no_grad():
+        z = model.encode_draws(y, eps)
+        filled = torch.where(y.isnan(), 0.0, y)
+        log_prob = model.likelihood.log_prob(model.observation, model.raw(z), filled)
+        log_likelihood = model(y, eps).log_likelihood
+    scale = torch.ones(4) if likelihood == "bernoulli" else model.scale
+    log_scale = torch.where(model.scale > 0, scale, 1.0).log()
+    # log p(x|z), where the sum of log s_d over all columns is taken elsewhere.
+    expected = ((log_prob - log_scale) * there).sum(-1)
+    torch.testing.assert_close(log_likelihood - log_scale.sum(), expected, rtol=1e-9, atol=1e-9)
+
+
 @every_likelihood
 def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
     architectures, states = made_several(likelihood, (2, 2, 5, 5))
@@ -631,6 +654,7 @@ PARTS = [
     {"prior": Mixture(3), "posterior": "full"},
     {"prior": Vamp(5)},
     {"prior": Vamp(5), "posterior": "full"},
+    {"prior": Vamp(3), "missing": True},
     {"network": MLP(residual=True, layer_norm=True)},
     {"network": MLP(dropout=0.4)},
     {"network": MLP(dropout=0.4), "prior": Vamp(5)},
@@ -727,6 +751,41 @@ def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
     with torch.no_grad():
         for a, b in zip(terms, model(y, eps), strict=True):
             torch.testing.assert_close(a[0], b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prior", [Mixture(3), Vamp(5)], ids=str)
+def test_draws_of_the_prior_have_the_density_of_the_prior(prior):
+    _, (model,), _ = made_of({"prior": prior}, 1)
+    n = 100_000
+    with torch.no_grad():
+        z = model.draw_prior(normals(n, prior.n_noise(2)))
+        assert z.shape == (n, 2)
+        # E[q(z) / p(z)] = 1 under p for every density q.
+        wide = D.MultivariateNormal(z.mean(0), z.T.cov())
+        ratio = (wide.log_prob(z) - model.log_prior(z)).exp()
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(n)
+
+
+def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
+    architectures, states = made_several("gaussian", (1, 2))
+    rows = [normals(30, 4, seed=seed) @ normals(4, 4, seed=seed + 2) for seed in range(2)]
+    stack = stacked(architectures, states)
+    with torch.inference_mode():
+        stack.become_factors(rows, [None, None], [1, 2])
+        for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
+            alone = stacked([architecture], [state])
+            alone.become_factors(rows[m : m + 1], [None], [m + 1])
+            own = _model.learned(stack, architecture, end_to_end(stack)[m])
+            expected = _model.learned(alone, architecture, end_to_end(alone)[0])
+            for name, array in own.items():
+                np.testing.assert_array_equal(array, expected[name], err_msg=name)
+            assert np.abs(own["encoder.linear"]).max() > 0.1
+
+
+def test_an_encoder_of_ones_own_has_an_input_for_what_is_missing():
+    architecture = describe() | {"network": Own(nn.Linear, nn.Linear), "missing": True}
+    state = _model.initial_state(architecture, describe_columns(data()), 0)
+    assert state["encoder.weight"].shape == (4, 8)
 
 
 def test_noise_is_asked_for_units_of_the_decoder_rows_and_units_of_the_encoder():
