@@ -30,26 +30,16 @@ def check_outcome(trained, plan, *, keep=True):
     """Warn of a training run that did not end well; raise if it left nothing that is to be kept."""
     record = trained.record
     epoch = record.n_iter + 1
+    kept = "factor analysis was" if record.is_simple else f"the weights of epoch {record.kept} were"
     if record.outcome == "diverged":
         rate = plan.rate_at(epoch - 1)
-        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}. "
+        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
         if not keep or (record.kept == 0 and not record.is_simple):
-            raise ValueError(where + remedy)
-        kept = (
-            "Factor analysis was"
-            if record.is_simple
-            else f"The weights of epoch {record.kept} were"
-        )
-        warnings.warn(
-            f"{where}{kept} kept. {remedy}",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
+            raise ValueError(f"{where}. {remedy}")
+        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=4)
     elif record.interrupted:
-        warnings.warn(
-            f"Training interrupted: the weights of epoch {record.kept} were kept.", stacklevel=4
-        )
+        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=4)
     elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
         # A rate that falls to 0 ends training by itself.
         warnings.warn(

@@ -153,7 +153,7 @@ def run(
 
         def end(records: Sequence[_training.Record]) -> list[Trained]:
             return [
-                # Rows of a matrix that holds the weights of all.
+                # Without its weights, a row of a matrix that holds those of all.
                 Trained(replace(record, weights=torch.empty(0)), state, _n_active(job, state))
                 for job, record, state in zip(jobs, records, states(records), strict=True)
             ]
