@@ -1135,15 +1135,17 @@ def test_48_every_way_to_search_finds_the_same_scores(X, quick, tmp_path):
     one = GridSearchCV(quick(), grid, cv=folds).fit(X)
     with joblib.parallel_config("threading"):
         two = GridSearchCV(quick(), grid, cv=folds, n_jobs=2).fit(X)
-    halving = HalvingGridSearchCV(
-        quick(), grid, cv=folds, resource="max_iter", min_resources=4, max_resources=4
-    ).fit(X)
     scores = one.cv_results_["mean_test_score"]
-    for search in (two, halving):
-        np.testing.assert_array_equal(search.cv_results_["mean_test_score"], scores)
-    for params, score in zip(one.cv_results_["params"], scores, strict=True):
-        by_hand = cross_validate(quick(**params), X, cv=folds)["test_score"]
-        assert score == by_hand.mean()
+    np.testing.assert_array_equal(two.cv_results_["mean_test_score"], scores)
+    halving = HalvingGridSearchCV(
+        quick(), grid, cv=folds, factor=2, resource="max_iter", min_resources=2, max_resources=4
+    ).fit(X)
+    assert halving.cv_results_["n_resources"].tolist() == [2, 2, 2, 2, 4, 4]
+    for search in (one, halving):
+        results = search.cv_results_["params"], search.cv_results_["mean_test_score"]
+        for params, score in zip(*results, strict=True):
+            by_hand = cross_validate(quick(**params), X, cv=folds)["test_score"]
+            assert score == by_hand.mean()
 
     grid = {f"vaetransformer__{name}": values for name, values in grid.items()}
     pipes = [make_pipeline(StandardScaler(), quick(), memory=m) for m in (None, str(tmp_path))]
