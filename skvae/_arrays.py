@@ -164,7 +164,8 @@ def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
     """A copy of `array` as a tensor of the same dtype: memory maps and views are welcome."""
     if torch.device(device).type == "mps" and array.dtype == np.float64:
         array = array.astype(np.float32)  # all that this device has
-    return torch.tensor(np.ascontiguousarray(array), device=device)
+    # With strides that torch takes: those of a single row may be negative.
+    return torch.from_numpy(np.array(array, order="C")).to(device)
 
 
 def to_array(tensor: torch.Tensor) -> Array:
@@ -312,9 +313,7 @@ def standardise(
     """
     varies = scale > 0
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
-        known: Any = np.float32 if X.dtype == np.float32 else np.float64
-        rows = np.require(X, known, ["C", "W"])  # a memory map may be read-only
-    y = torch.from_numpy(rows).to(torch.float64, copy=True)  # torch would copy once more itself
+        y = torch.from_numpy(np.array(X, np.float64, order="C"))  # one copy, whatever X
     y -= to_tensor(location, "cpu")
     y /= to_tensor(np.where(varies, scale, 1.0), "cpu")
     Y = (y if dtype == np.float64 else y.float()).numpy()

@@ -820,6 +820,18 @@ FORMS = [
 ]
 
 
+@any_likelihood
+def test_38_a_row_whose_stride_is_negative_is_read_as_any(X, quick, likelihood):
+    X = (X > 0).astype(float) if likelihood == Bernoulli() else X
+    vae = quick(likelihood=likelihood).fit(X)
+    row, z = X[::-1][:1], vae.transform(X)[::-1][:1]  # which numpy calls contiguous
+    assert row.flags.c_contiguous
+    assert row.strides[0] < 0
+    for output in OUTPUTS.values():
+        np.testing.assert_array_equal(output(vae, row), output(vae, row.copy()))
+    np.testing.assert_array_equal(vae.inverse_transform(z), vae.inverse_transform(z.copy()))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_data_in_any_form_gives_the_same_model_and_is_not_changed(whole, quick, form):
     expected = quick().fit(whole)
