@@ -31,6 +31,7 @@ import torch
 from scipy.special import ndtri
 from scipy.stats import qmc
 from threadpoolctl import ThreadpoolController
+from torch import nn
 
 # Largest distance from the training data, in units of `scale`, that float32 can carry
 # through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38. A float64, so that
@@ -294,54 +295,58 @@ def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:
     return f"{X[row, column]:.10g} in {labels.of(column)}", column
 
 
-def within_reach(Y: Array) -> bool:
-    """Whether all numbers of Y are at most `FARTHEST` from 0; NaN is not."""
-    return bool(Y.max(initial=0.0) <= FARTHEST and Y.min(initial=0.0) >= -FARTHEST)
+class Units(NamedTuple):
+    """What rows are standardised by: tensors of shape (n_features,), float64, on the CPU."""
+
+    location: torch.Tensor
+    unit: torch.Tensor  # infinite in constant columns, which become 0
+
+    @classmethod
+    def of(cls, location: Array, scale: Array) -> "Units":
+        """The units of columns, of which those whose scale is 0 are constant."""
+        unit = np.where(scale > 0, scale, np.inf)
+        return cls(to_tensor(location, "cpu"), to_tensor(unit, "cpu"))
 
 
-def standardise(
-    X: Array,
-    location: Array,
-    scale: Array,
-    labels: Labels = UNNAMED,
-    dtype: Any = np.float32,
-) -> Array:
-    """(X - location) / scale, computed in float64, as `dtype`; 0 in constant columns.
-
-    NaN, which are missing values, stay. Raises a ValueError that names column and value where
-    a number is too far from the training data for float32.
-    """
-    varies = scale > 0
+def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(X - location) / unit, computed in float64, as `dtype`; NaN, missing values, stay."""
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         y = torch.from_numpy(np.array(X, np.float64, order="C"))  # one copy, whatever X
-    y -= to_tensor(location, "cpu")
-    y /= to_tensor(np.where(varies, scale, 1.0), "cpu")
-    Y = (y if dtype == np.float64 else y.float()).numpy()
-    if not varies.all():
-        Y[:, ~varies] = 0.0
-    if not within_reach(Y) and (np.abs(Y) > FARTHEST).any():
-        value, column = cell(X, np.abs(Y) > FARTHEST, labels)
+    y -= units.location
+    y /= units.unit
+    return y.to(dtype)
+
+
+def check_reach(y: torch.Tensor, X: Array, units: Units, labels: Labels = UNNAMED) -> float:
+    """The largest distance of the standardised rows y of X from 0; NaN if values are missing.
+
+    Raises a ValueError that names column and value where a number is too far from the training
+    data for float32.
+    """
+    low, high = torch.aminmax(y)
+    reach = max(high.item(), -low.item())  # if one is NaN, both are
+    if not reach <= FARTHEST and (far := y.abs() > FARTHEST).any():
+        value, column = cell(X, far.numpy(), labels)
         raise ValueError(
-            f"X has the value {value}: more than "
-            f"{FARTHEST:.0e} times the scale of the training data ({scale[column]:.3g} around "
-            f"{location[column]:.3g}). Check the units of the column, or fit on such data."
+            f"X has the value {value}: more than {FARTHEST:.0e} times the scale of the training "
+            f"data ({units.unit[column]:.3g} around {units.location[column]:.3g}). Check the "
+            "units of the column, or fit on such data."
         )
-    return Y
+    return reach
 
 
 def fill_standardised(
     into: torch.Tensor,
     X: Array,
-    location: Array,
-    scale: Array,
+    units: Units,
     support: Support = lambda block: block,
 ) -> None:
     """All of X, within its support, in the model's units, converted in blocks of rows."""
-    dtype = np.float64 if into.dtype == torch.float64 else np.float32
     start = 0
     for block in map(support, _blocks(X, into.shape[1])):
-        rows = to_tensor(standardise(block, location, scale, dtype=dtype), into.device)
-        into[start : start + len(block)] = rows
+        y = standardise(block, units, into.dtype)
+        check_reach(y, block, units)
+        into[start : start + len(block)] = y
         start += len(block)
 
 
@@ -370,15 +375,10 @@ def draws_at_once(n_rows: int, width: int) -> int:
     return max(1, BLOCK_VALUES // (n_rows * width))
 
 
-def to_block(rows: Array, n_rows: int, device: torch.device | str) -> torch.Tensor:
-    """`rows` as a tensor of exactly `n_rows` rows, those that are missing 0; no copy if none is.
-
-    So `rows` must be writable and nobody else's.
-    """
-    if len(rows) < n_rows:
-        rows, some = np.zeros((n_rows, rows.shape[1]), rows.dtype), rows
-        rows[: len(some)] = some
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+def to_block(rows: torch.Tensor, n_rows: int, device: torch.device) -> torch.Tensor:
+    """`rows` on `device`, and rows of 0 that make them exactly `n_rows`."""
+    n_missing = n_rows - len(rows)
+    return (nn.functional.pad(rows, (0, 0, 0, n_missing)) if n_missing else rows).to(device)
 
 
 def wait_for(futures: Iterable[Future[None]]) -> None:

@@ -270,17 +270,17 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        vae._map_rows(fill(vae, data), filled, n_draws=self.n_draws)
+        vae._map_rows(fill(vae, vae._blocks(data)), filled, n_draws=self.n_draws)
         X[rows] = np.where(missing[rows], filled, data)
         return X
 
-    def _expect(self, vae, data):
+    def _expect(self, vae, block):
         """Expected rows, by the fixed draws of the score."""
         noise = _arrays.score_noise(self.n_draws, vae._n_features_out)[:, None, :]
         noise = noise.astype(vae.state_["varies"].dtype)
 
         def expect(model, rows):
-            y = vae._block(model, data, rows)
+            y = block(model, rows)
             eps = _arrays.to_tensor(noise, model.varies.device)
             largest, total, mean = torch.tensor(-torch.inf), 0.0, 0.0
             for some in eps.split(_arrays.draws_at_once(len(y), model.width)):
@@ -294,13 +294,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
         return expect
 
-    def _draw(self, vae, data):
+    def _draw(self, vae, block):
         """Rows drawn by z that are chosen by their weights."""
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         dtype = vae.state_["varies"].dtype
 
         def draw(model, rows):
-            y, device = vae._block(model, data, rows), model.varies.device
+            y, device = block(model, rows), model.varies.device
             # Of the block's own, whichever thread takes it and however many blocks there are.
             rng = np.random.default_rng([seed, rows.start])
             generator = _arrays.generator(int(rng.integers(2**32)))

@@ -34,6 +34,7 @@ from skvae import _factors, _vjp, networks
 from skvae._arrays import (
     Array,
     Moments,
+    Units,
     draws_at_once,
     generator,
     standardise,
@@ -41,7 +42,7 @@ from skvae._arrays import (
     to_tensor,
 )
 from skvae._normal import LOG_2PI
-from skvae.likelihoods import LIKELIHOODS
+from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import MLP, NETWORKS, Conv
 from skvae.posteriors import POSTERIORS, Diagonal, Flow, Full, Normal, unbend
 from skvae.priors import PRIORS, Mixture, StandardNormal
@@ -135,8 +136,9 @@ class VAE(nn.Module):
             )
         self.n_components = n_components
         self.missing = missing
-        # Whether rows may have missing values; None: each block of them says for itself.
-        self.has_holes: bool | None = missing
+        # What is known of the rows: whether values may be missing, and whether the encoder's
+        # bound may be reached.
+        self.has_holes, self.is_far = missing, True
         n_seen = (1 + missing) * n_features
         if isinstance(self.network, Conv):
             self.network.check_rows(n_features)
@@ -208,6 +210,12 @@ class VAE(nn.Module):
             kl = [self.posterior.kl(q).unsqueeze(0)]
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
+    def expect(self, reach: float) -> None:
+        """Be told of rows that are at most `reach` from 0; NaN: of rows with missing values."""
+        self.has_holes = math.isnan(reach)
+        as_they_are = type(self.likelihood).seen is Likelihood.seen
+        self.is_far = not (as_they_are and reach <= self.limit)
+
     def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
         """Rows without missing values, the weight of each value, and what to add to log p.
 
@@ -215,7 +223,7 @@ class VAE(nn.Module):
         over all is taken elsewhere, so that what is missing is to be added.
         """
         weight = self.varies.unsqueeze(-2)
-        if self.has_holes is False or (self.has_holes is None and not y.sum().isnan()):
+        if not self.has_holes:
             return y, weight, 0.0
         there = ~y.isnan()
         y = torch.where(there, y, self.typical.unsqueeze(-2))
@@ -233,7 +241,8 @@ class VAE(nn.Module):
         return self._see(y, weight)
 
     def _see(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        seen = self._bounded(self.likelihood.seen(self.observation, y))
+        seen = self.likelihood.seen(self.observation, y)
+        seen = self._bounded(seen) if self.is_far else seen
         return torch.cat([seen, weight.expand_as(seen)], dim=-1) if self.missing else seen
 
     def _encode(self, y: torch.Tensor, weight: torch.Tensor) -> Normal:
@@ -590,7 +599,7 @@ def initial_state(
             last.weight[list(model.likelihood.held_back(len(scale)))] = 0.0
         rows = None
         if model.prior.n_pseudo_inputs:
-            rows = torch.from_numpy(standardise(take(model.prior.n_pseudo_inputs), location, scale))
+            rows = standardise(take(model.prior.n_pseudo_inputs), Units.of(location, scale))
             rows = torch.where(rows.isnan(), model.typical, rows)
             rows = model.likelihood.seen(model.observation, rows)
         model.prior.initialise(model.mixture, rows, g)
@@ -723,6 +732,11 @@ def n_noise(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
     model = _empty(architecture)
     of_draw, of_row = (getattr(part, "n_noise", 0) for part in (model.decoder, model.encoder))
     return of_draw, model.n_redrawn, of_row
+
+
+def units(state: State) -> Units:
+    """The units of a model's rows."""
+    return Units.of(state["location"], state["scale"])
 
 
 def log_scales(state: State) -> Array:

@@ -96,7 +96,7 @@ def _state_of(stack: _model.VAE, job: Job, record: _training.Record) -> _model.S
 def _n_active(job: Job, state: _model.State) -> int:
     rows = _arrays.dense(job.data[:ACTIVITY_ROWS])
     y = torch.empty((len(rows), job.architecture["n_features"]), dtype=_dtype(job), device="cpu")
-    _arrays.fill_standardised(y, rows, state["location"], state["scale"], _support(job))
+    _arrays.fill_standardised(y, rows, _model.units(state), _support(job))
     return _model.n_active(job.architecture, state, y)
 
 
@@ -223,9 +223,8 @@ def _read_once(
     shape = n_rows * len(sources), n_features
     data = torch.empty(shape, dtype=_dtype(first), device=first.device)
     for start, job in sources.values():
-        location, scale = job.state["location"], job.state["scale"]
         into = data[start : start + n_rows]
-        _arrays.fill_standardised(into, job.data, location, scale, _support(job))
+        _arrays.fill_standardised(into, job.data, _model.units(job.state), _support(job))
     weights = [job.sample_weight for _, job in sources.values() if job.sample_weight is not None]
     weight = _to_weight(first, np.concatenate(weights) if weights else None)
     begin = torch.tensor(starts, device=first.device)
@@ -278,7 +277,7 @@ def _read_in_parts(
     """
     n_rows, n_features, plan = job.data.shape[0], job.architecture["n_features"], job.plan
     weight = job.sample_weight
-    location, scale = job.state["location"], job.state["scale"]
+    units = _model.units(job.state)
     rng = np.random.default_rng(job.seed + 1)
 
     def choose(n: int) -> _arrays.Array:
@@ -288,7 +287,7 @@ def _read_in_parts(
     def take(chosen: _arrays.Array) -> _training.Rows:
         rows = torch.empty((len(chosen), n_features), dtype=_dtype(job), device=job.device)
         block = _arrays.dense(job.data[chosen])
-        _arrays.fill_standardised(rows, block, location, scale, _support(job))
+        _arrays.fill_standardised(rows, block, units, _support(job))
         index = torch.arange(len(chosen), device=job.device).unsqueeze(0)
         own = None if weight is None else weight[chosen]
         return _weighted(rows, index, _to_weight(job, own))
@@ -316,7 +315,7 @@ def _read_in_parts(
                     own = weight[start : start + n_block] / unit
                     weights.append(np.delete(own, out - start))
                 into = buffer[end : end + len(block)]
-                _arrays.fill_standardised(into, block, location, scale, _support(job))
+                _arrays.fill_standardised(into, block, units, _support(job))
                 end += len(block)
             if end:
                 index = torch.arange(end, device=job.device).unsqueeze(0)

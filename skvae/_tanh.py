@@ -13,5 +13,5 @@ import torch
 def tanh(x: torch.Tensor) -> torch.Tensor:
     """tanh x, by way of the logistic function where that is faster."""
     if x.dtype == torch.float32 and x.device.type == "cpu":
-        return torch.rsub(torch.sigmoid(x + x), -1, alpha=-2)  # 2 s - 1
+        return torch.rsub((x + x).sigmoid_(), -1, alpha=-2)  # 2 s - 1
     return torch.tanh(x)

@@ -694,9 +694,10 @@ class VAETransformer(
         """
         data = self._read_again(X)
         Z = np.empty((data.shape[0], self._n_features_out), self._dtype_out)
+        block = self._blocks(data)
 
         def encode(model, rows):
-            return [_arrays.to_array(model.encode_mean(self._block(model, data, rows)))]
+            return [_arrays.to_array(model.encode_mean(block(model, rows)))]
 
         self._map_rows(encode, Z)
         return Z
@@ -717,9 +718,10 @@ class VAETransformer(
         data = self._read_again(X)
         shape = (data.shape[0], self._n_features_out)
         mean, std = (np.empty(shape, self._dtype_out) for _ in range(2))
+        block = self._blocks(data)
 
         def encode(model, rows):
-            return map(_arrays.to_array, model.encode_rows(self._block(model, data, rows)))
+            return map(_arrays.to_array, model.encode_rows(block(model, rows)))
 
         self._map_rows(encode, mean, std)
         return mean, std
@@ -745,10 +747,11 @@ class VAETransformer(
         check_scalar(n_draws, "n_draws", Integral, min_val=1)
         shape = n_draws, data.shape[0], self._n_features_out
         Z = np.empty(shape, self._dtype_out)
+        block = self._blocks(data)
 
         def draw(model, rows, noise):
             eps = noise(n_draws)
-            z = model.encode_draws(self._block(model, data, rows), eps)
+            z = model.encode_draws(block(model, rows), eps)
             return [_arrays.to_array(z).swapaxes(0, 1)]
 
         self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
@@ -786,7 +789,7 @@ class VAETransformer(
 
         def decode(model, rows):
             z = latent[rows]
-            if not _arrays.within_reach(z):
+            if z.max() > _arrays.FARTHEST or z.min() < -_arrays.FARTHEST:
                 with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
                     worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
                 raise ValueError(
@@ -794,7 +797,7 @@ class VAETransformer(
                     f"standard normal, and float32 carries them to {_arrays.FARTHEST:.0e}: "
                     "check that X are rows as transform returns them."
                 )
-            z = z.astype(self.state_["varies"].dtype)
+            z = torch.from_numpy(z.astype(self.state_["varies"].dtype))
             z = _arrays.to_block(z, rows.stop - rows.start, model.varies.device)
             return [self._give_back(model, model.decode_mean(z))]
 
@@ -863,10 +866,11 @@ class VAETransformer(
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
         elbo = np.empty(data.shape[0])
+        block = self._blocks(data)
 
         def score(model, rows):
             eps = _arrays.to_tensor(noise, model.varies.device)
-            return [_arrays.to_array(_objective.elbo(model, self._block(model, data, rows), eps))]
+            return [_arrays.to_array(_objective.elbo(model, block(model, rows), eps))]
 
         self._map_rows(score, elbo, n_draws=len(noise))
         elbo -= _model.log_jacobian(self.state_)
@@ -915,14 +919,20 @@ class VAETransformer(
         likelihood = _part(self._architecture["likelihood"])
         return _input.read(self, X, likelihood, self._categories, reset=False)
 
-    def _block(self, model, X, rows):
-        """Some rows of X in the units of `model`, as a tensor of a block's shape."""
-        labels = _arrays.Labels(getattr(self, "feature_names_in_", None))
-        some = model.likelihood.check_support(_arrays.dense(X[rows]), labels)
-        labels = labels._replace(places=model.likelihood.columns_of(self.n_features_in_))
-        location, scale, varies = (self.state_[key] for key in ("location", "scale", "varies"))
-        y = _arrays.standardise(some, location, scale, labels, varies.dtype)
-        return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
+    def _blocks(self, X):
+        """Blocks of rows of X, by model and rows, in the units of the model, which is told of them."""
+        likelihood, n_columns = _part(self._architecture["likelihood"]), self.n_features_in_
+        of_columns = _arrays.Labels(getattr(self, "feature_names_in_", None))
+        of_features = of_columns._replace(places=likelihood.columns_of(n_columns))
+        units = _model.units(self.state_)
+
+        def block(model, rows):
+            some = likelihood.check_support(_arrays.dense(X[rows]), of_columns)
+            y = _arrays.standardise(some, units, model.varies.dtype)
+            model.expect(_arrays.check_reach(y, some, units, of_features))
+            return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
+
+        return block
 
     def _give_back(self, model, y, *, drawn=False):
         """Rows of the model, a tensor, as numbers in the columns and units of X."""
@@ -981,7 +991,6 @@ class VAETransformer(
         device = _arrays.device_or_cpu(self.device)
         with _arrays.computing(device, one_thread=True):
             model = _model.from_state(self._architecture, self.state_, device)
-        model.has_holes = None  # each block is looked at
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (_model.n_weights(self.state_) + 16 * self.n_features_in_)
         n_rows = _arrays.block_rows(n_products, model.width)
@@ -991,7 +1000,12 @@ class VAETransformer(
         n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
         _arrays.map_rows(
-            lambda rows: function(model, rows), outputs, n_rows, device, max(1, n_threads)
+            # A model of the block's own, with the same weights: it is told of the rows.
+            lambda rows: function(copy.copy(model), rows),
+            outputs,
+            n_rows,
+            device,
+            max(1, n_threads),
         )
 
     # --- what comes out -------------------------------------------------------------------

@@ -211,12 +211,13 @@ def reconstruction(
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = vae._read_again(X)
+    block = vae._blocks(data)
     result = np.empty((data.shape[0], vae.n_features_in_))
     jacobian = _model.log_scales(vae.state_)
     columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
 
     def measure(model, rows, noise):
-        y, total = vae._block(model, data, rows), 0.0
+        y, total = block(model, rows), 0.0
         for n in _parts(n_samples, y, model):
             log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
             total = total + log_prob.double().sum(0)
@@ -324,10 +325,11 @@ def kl_per_component(estimator, X, y=None):
             f"prior={model.prior!r}: see active_units, which needs neither."
         )
     data = vae._read_again(X)
+    block = vae._blocks(data)
     result = np.empty((data.shape[0], vae._n_features_out))
 
     def measure(model, rows):
-        q = model.encode_posterior(vae._block(model, data, rows))
+        q = model.encode_posterior(block(model, rows))
         return [_arrays.to_array(model.posterior.kl(q))]
 
     vae._map_rows(measure, result)
@@ -430,11 +432,12 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
     data = vae._read_again(X)
+    block = vae._blocks(data)
     n_rows, n_raw = data.shape[0], posterior.n_outputs(vae._n_features_out)
     raw = np.empty((n_rows, n_raw), vae.state_["varies"].dtype)
 
     def read(model, rows):
-        y = vae._block(model, data, rows)
+        y = block(model, rows)
         return [_arrays.to_array(model.encoder(model.see(y)))]
 
     vae._map_rows(read, raw)
@@ -474,12 +477,13 @@ def _weigh(estimator, X, n_samples, random_state):
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = vae._read_again(X)
+    block = vae._blocks(data)
     names = ["log_mean", "relative_error", "mean", "error"]
     names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
     totals = {name: np.empty(data.shape[0]) for name in names}
 
     def measure(model, rows, noise):
-        y, weights, likelihoods, divergences = vae._block(model, data, rows), [], [], []
+        y, weights, likelihoods, divergences = block(model, rows), [], [], []
         for n in _parts(n_samples, y, model):
             terms = model(y, noise(n), by_draw=True)
             likelihoods.append(terms.log_likelihood.double())

@@ -215,7 +215,6 @@ def _graph(vae, part, dtype):
     make, name_in, name_out = PARTS[part]
     with _tracing():
         model = vae.to_module()
-        model.has_holes = True  # None is to look at the rows, which are not there yet
         columns = model.likelihood.columns_of(vae.n_features_in_)
         module = make(model, columns).eval()
         n_columns = vae.n_features_in_ if part == "encoder" else vae._n_features_out
