@@ -165,13 +165,12 @@ class VAE(nn.Module):
         self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
+        self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
+        self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
         self.limit: float | torch.Tensor = math.inf
         self.eval()  # a foreign module's own dropout would make results a matter of chance
         self.low_precision = False  # whether a stack's networks multiply in bfloat16
-        self.float()  # whatever torch's default dtype is; units alone are float64
-        self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
-        self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
 
     # --- in the units of X ---
 
@@ -577,12 +576,12 @@ def initial_state(
 
     `take` gives so many rows of the data, in the units of X, to a prior that asks for them.
     """
-    model = _new(architecture, seed)
+    # Whatever torch's default dtype is, and what a foreign module has; units alone are float64.
+    model = _new(architecture, seed).float()
     g = generator(seed)
     location, scale = model.likelihood.units(columns)
     with torch.no_grad():
-        model.location.copy_(to_tensor(location, "cpu"))
-        model.scale.copy_(to_tensor(scale, "cpu"))
+        model.location, model.scale = to_tensor(location, "cpu"), to_tensor(scale, "cpu")
         model.varies.copy_(model.scale > 0)
         model.has_units.copy_(torch.from_numpy(model.likelihood.has_units(len(scale))))
         unit = np.where(scale > 0, scale, 1.0)

@@ -121,6 +121,10 @@ def test_describe_columns_of_a_column_with_infinity_raises_and_names_it(value):
 # --- standardise and restore ------------------------------------------------------------------
 
 
+def standardised(X, location, scale):
+    return _arrays.standardise(X, _arrays.Units.of(np.array(location), np.array(scale))).numpy()
+
+
 @pytest.mark.parametrize(
     ("location", "scale"), [(1.7e9, 1e3), (-1.7e9, 1e3), (0, 1e-6), (0, 1e6), (3e-250, 1e-253)]
 )
@@ -128,7 +132,7 @@ def test_standardise_keeps_the_digits_of_a_large_location(location, scale):
     t = np.random.default_rng(0).normal(size=(50, 1))
     X = location + scale * t
 
-    Y = _arrays.standardise(X, np.array([location], float), np.array([scale], float))
+    Y = standardised(X, [location], [scale])
 
     assert Y.dtype == np.float32
     # X itself is rounded to float64 before, the result to float32 at the end.
@@ -138,13 +142,13 @@ def test_standardise_keeps_the_digits_of_a_large_location(location, scale):
 
 def test_standardise_subtracts_in_float64_where_x_is_float32():
     X = np.float32([[16777216.0], [16777218.0]])
-    Y = _arrays.standardise(X, np.array([16777217.0]), np.array([1.0]))
+    Y = standardised(X, [16777217.0], [1.0])
     np.testing.assert_array_equal(Y, [[-1], [1]])
 
 
 def test_standardise_gives_constant_columns_0_whatever_comes():
     X = np.array([[5.0, 1.0], [7.0, 2.0], [1e300, 3.0]])
-    Y = _arrays.standardise(X, np.array([5.0, 2.0]), np.array([0.0, 1.0]))
+    Y = standardised(X, [5.0, 2.0], [0.0, 1.0])
     np.testing.assert_array_equal(Y, [[0, -1], [0, 0], [0, 1]])
 
 
@@ -158,27 +162,42 @@ def test_standardise_gives_constant_columns_0_whatever_comes():
         (_arrays.Labels(np.array(["a", "b", "c"]), [1, 2, 0]), "column 2 ('c')"),
     ],
 )
-def test_standardise_of_a_far_value_raises_and_names_column_and_value(value, labels, column):
+def test_check_reach_of_a_far_value_raises_and_names_column_and_value(value, labels, column):
     X = np.zeros((4, 3))
-    X[2, 1] = value
+    X[2, 1], X[3, 0] = value, np.nan
+    units = _arrays.Units.of(np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]))
     message = (
         f"X has the value {value:.10g} in {column}: more than 1e+10 times the scale of the "
         "training data (0.0001 around -7)."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        _arrays.standardise(X, np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]), labels)
+        _arrays.check_reach(_arrays.standardise(X, units), X, units, labels)
 
 
 def test_standardise_leaves_missing_values_missing():
     X = np.array([[0.0, 1.0], [np.nan, np.nan], [np.nan, 3.0]])
-    Y = _arrays.standardise(X, np.array([0.0, 1.0]), np.array([0.0, 2.0]))
-    np.testing.assert_array_equal(Y, [[0, 0], [0, np.nan], [0, 1]])
+    Y = standardised(X, [0.0, 1.0], [0.0, 2.0])  # in constant columns, too
+    np.testing.assert_array_equal(Y, [[0, 0], [np.nan, np.nan], [np.nan, 1]])
 
 
-def test_standardise_accepts_values_up_to_the_farthest_whose_square_float32_holds():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_check_reach_gives_the_largest_distance_or_nan(dtype):
+    units = _arrays.Units.of(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+
+    def reach(X):
+        return _arrays.check_reach(_arrays.standardise(X, units, dtype), X, units)
+
+    assert reach(np.array([[7.0, 9.0], [0.0, -1e300]])) == 3
+    assert reach(np.array([[-9.0, 9.0], [7.0, 0.0]])) == 5
+    assert np.isnan(reach(np.array([[-9.0, 9.0], [np.nan, 0.0]])))
+
+
+def test_check_reach_accepts_values_up_to_the_farthest_whose_square_float32_holds():
     X = np.array([[_arrays.FARTHEST], [-_arrays.FARTHEST]])
-    Y = _arrays.standardise(X, np.zeros(1), np.ones(1))
-    assert np.isfinite((Y / np.float32(0.01)) ** 2).all()
+    units = _arrays.Units.of(np.zeros(1), np.ones(1))
+    y = _arrays.standardise(X, units)
+    assert _arrays.check_reach(y, X, units) == _arrays.FARTHEST
+    assert (y / 0.01).square().isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -186,14 +205,15 @@ def test_standardise_accepts_values_up_to_the_farthest_whose_square_float32_hold
 def test_standardise_gives_the_dtype_that_was_asked_for(given, dtype):
     X = np.random.default_rng(0).normal(size=(50, 2)).astype(given)
     location, scale = np.array([1 / 3, -7]), np.array([0.1, 3])
-    Y = _arrays.standardise(X, location, scale, dtype=dtype)
+    units = _arrays.Units.of(location, scale)
+    Y = _arrays.standardise(X, units, getattr(torch, np.dtype(dtype).name)).numpy()
     assert Y.dtype == dtype
     np.testing.assert_array_equal(Y, ((X - location) / scale).astype(dtype))
 
 
 def test_standardise_does_not_change_its_input():
     X = np.arange(6.0).reshape(3, 2)
-    _arrays.standardise(X, np.ones(2), np.array([0.0, 2.0]))
+    standardised(X, [1.0, 1.0], [0.0, 2.0])
     np.testing.assert_array_equal(X, np.arange(6.0).reshape(3, 2))
 
 
@@ -202,7 +222,7 @@ def test_restore_of_standardised_rows_gives_them_back():
     location, scale = np.array([1.7e9, 0, -3, 42]), np.array([1e3, 1e-6, 1e6, 0])
     t = rng.normal(size=(30, 4))
     X = location + scale * t
-    restored = _arrays.restore(_arrays.standardise(X, location, scale), location, scale)
+    restored = _arrays.restore(standardised(X, location, scale), location, scale)
     assert restored.dtype == np.float64
     assert (abs(restored - X) <= FLOAT32 * abs(scale * t) + 2 * FLOAT64 * abs(X)).all()
     np.testing.assert_array_equal(restored[:, 3], 42)
@@ -213,9 +233,9 @@ def test_rows_standardised_in_blocks_equal_the_whole():
     X = np.random.default_rng(0).normal(size=(21, 3))
     location, scale = np.array([0, 1, 2.0]), np.array([1, 0, 3.0])
     Y = torch.empty(X.shape)
-    _arrays.fill_standardised(Y, X, location, scale)
+    _arrays.fill_standardised(Y, X, _arrays.Units.of(location, scale))
     assert Y.dtype == torch.float32
-    np.testing.assert_array_equal(Y.numpy(), _arrays.standardise(X, location, scale))
+    np.testing.assert_array_equal(Y.numpy(), standardised(X, location, scale))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -223,7 +243,7 @@ def test_a_value_that_is_far_is_named_with_its_column_in_a_later_block_too():
     X = np.zeros((21, 3))
     X[17, 2] = 1e30
     with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2"):
-        _arrays.fill_standardised(torch.empty(X.shape), X, np.zeros(3), np.ones(3))
+        _arrays.fill_standardised(torch.empty(X.shape), X, _arrays.Units.of(np.zeros(3), np.ones(3)))
 
 
 # --- tensors and arrays -----------------------------------------------------------------------
@@ -291,10 +311,10 @@ def test_draws_at_once_are_as_many_as_fit_and_at_least_one(n_rows, width):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_to_block_has_all_rows_and_zeros_below(dtype):
     rows = np.arange(6, dtype=dtype).reshape(3, 2)
-    block = _arrays.to_block(rows.copy(), 5, CPU).numpy()
+    block = _arrays.to_block(torch.tensor(rows), 5, CPU).numpy()
     assert block.dtype == dtype
     np.testing.assert_array_equal(block, [*rows, [0, 0], [0, 0]])
-    np.testing.assert_array_equal(_arrays.to_block(rows.copy(), 3, CPU).numpy(), rows)
+    np.testing.assert_array_equal(_arrays.to_block(torch.tensor(rows), 3, CPU).numpy(), rows)
 
 
 def filled(function, n_samples, n_rows, n_threads=1):
@@ -348,7 +368,7 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
 
     def infer(X):
         def results(rows):
-            y = _arrays.to_block(X[rows].copy(), n_rows, CPU)
+            y = _arrays.to_block(torch.tensor(X[rows]), n_rows, CPU)
             mean, std = model.encode_rows(y)
             tensors = mean, std, model.decode_mean(mean), _objective.elbo(model, y, eps)
             return list(map(_arrays.to_array, tensors))

@@ -16,7 +16,7 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from skvae import VAETransformer, safetensors
-from skvae._arrays import UNNAMED, Labels, Moments, describe_columns, standardise
+from skvae._arrays import UNNAMED, Labels, Moments, Units, describe_columns, standardise
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -712,7 +712,7 @@ def test_discretized_logistic_has_its_levels_back_from_its_own_units(levels, dty
     likelihood = DiscretizedLogistic(levels)
     X = np.repeat(np.unique(np.linspace(0, levels - 1, 500).round())[:, None], 2, axis=1)
     location, scale = likelihood.units(describe_columns(X))
-    y = torch.tensor(standardise(X, location, scale)).to(dtype)
+    y = standardise(X, Units.of(location, scale), dtype)
     again = location + scale * y.numpy()
     np.testing.assert_array_equal(likelihood.check_support(again), X)
 

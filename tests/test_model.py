@@ -260,7 +260,7 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
     model.float()  # location and scale too: they are given back in float64
     model.location, model.scale = (torch.tensor(state[n]) for n in ("location", "scale"))
     X = data(likelihood)
-    Y = torch.tensor(standardise(X, state["location"], state["scale"]))
+    Y = standardise(X, _model.units(state))
     for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Y), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -408,8 +408,8 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
     likelihood, n_draws, n_models, by_draw
 ):
     models, states = zip(*(made(likelihood, seed=1 + m) for m in range(n_models)), strict=True)
-    Y = standardise(data(likelihood), states[0]["location"], states[0]["scale"])
-    y = torch.stack([torch.tensor(Y).double().roll(m, 0) for m in range(n_models)])
+    Y = standardise(data(likelihood), _model.units(states[0]), torch.float64)
+    y = torch.stack([Y.roll(m, 0) for m in range(n_models)])
     y[:, 0, 0], y[:, 1, 3] = 50, -60  # farther than the encoder sees
     eps = normals(n_models, n_draws, 30, 2)
     terms = [model(*own, by_draw=by_draw) for model, *own in zip(models, y, eps, strict=True)]
@@ -597,7 +597,7 @@ def test_the_log_likelihood_of_rows_with_missing_values_is_that_of_what_is_there
     columns = describe_columns(data(likelihood))
     state = _model.cast(_model.initial_state(architecture, columns, 0), np.float64)
     model = _model.from_state(architecture, state)
-    y = torch.tensor(standardise(data(likelihood), state["location"], state["scale"])).double()
+    y = standardise(data(likelihood), _model.units(state), torch.float64)
     eps = normals(3, 30, 2)
     there = (normals(30, 4, seed=1) < 0.5) & (model.scale > 0)
     y[~there & (model.scale > 0)] = torch.nan

@@ -13,7 +13,16 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skvae import VAEGridSearchCV, VAETransformer, _arrays, _factors, _objective, _stack, _training
+from skvae import (
+    VAEGridSearchCV,
+    VAETransformer,
+    _arrays,
+    _factors,
+    _model,
+    _objective,
+    _stack,
+    _training,
+)
 from skvae.likelihoods import Gaussian
 from skvae.networks import MLP
 from skvae.priors import Mixture, Vamp
@@ -166,8 +175,8 @@ def judged(monkeypatch):
 
 def weight_by_row(vae, X, weight):
     """Weights of rows by their values, as the model sees them."""
-    location, scale = vae.state_["location"], vae.state_["scale"]
-    return dict(zip(map(tuple, _arrays.standardise(X, location, scale)), weight, strict=True))
+    y = _arrays.standardise(X, _model.units(vae.state_)).numpy()
+    return dict(zip(map(tuple, y), weight, strict=True))
 
 
 @pytest.mark.parametrize("working_memory", [IN_PARTS, 1000])

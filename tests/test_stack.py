@@ -13,7 +13,7 @@ from sklearn import config_context
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from skvae import VAETransformer, _arrays, _stack
+from skvae import VAETransformer, _arrays, _model, _stack
 from skvae.likelihoods import Gaussian
 
 
@@ -32,7 +32,7 @@ def job_of(X, **params):
 
 def in_units(job, X):
     """X as the model sees it."""
-    return _arrays.standardise(X, job.state["location"], job.state["scale"])
+    return _arrays.standardise(X, _model.units(job.state)).numpy()
 
 
 # A row of 10 columns takes 40 bytes in float32, and 24 for its places.
