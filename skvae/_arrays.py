@@ -171,7 +171,7 @@ def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
 
 def to_array(tensor: torch.Tensor) -> Array:
     """A copy of `tensor` in main memory."""
-    return tensor.detach().cpu().numpy().copy()
+    return tensor.numpy(force=True).copy()
 
 
 # --- units --------------------------------------------------------------------------------

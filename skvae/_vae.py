@@ -920,7 +920,7 @@ class VAETransformer(
         return _input.read(self, X, likelihood, self._categories, reset=False)
 
     def _blocks(self, X):
-        """Blocks of rows of X, by model and rows, in the units of the model, which is told of them."""
+        """What gives rows of X to a model, in its units, as a block that it is told of."""
         likelihood, n_columns = _part(self._architecture["likelihood"]), self.n_features_in_
         of_columns = _arrays.Labels(getattr(self, "feature_names_in_", None))
         of_features = of_columns._replace(places=likelihood.columns_of(n_columns))

@@ -1,15 +1,17 @@
 """The model: its parts joined, its units, its state as arrays."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 from torch import distributions as D
 from torch import nn
 
-from skvae import _model
+from skvae import VAETransformer, _model
 from skvae._arrays import describe_columns, standardise
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP, Own
@@ -264,6 +266,56 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
     for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Y), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@every_likelihood
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("farthest", [1.0, 19.9, 20.1, 1e6, math.nan])
+def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, farthest, missing):
+    architecture = describe(likelihood=likelihood) | {"missing": missing}
+    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
+    y = standardise(data(likelihood), _model.units(state))
+    y[3, 1] = farthest
+    eps = normals(3, 30, 2).float()
+    told, untold = (_model.from_state(architecture, state) for _ in range(2))
+    told.expect(math.nan if math.isnan(farthest) else float(y.abs().max()))
+    assert torch.equal(told.see(y), untold.see(y))
+    for a, b in zip(told(y, eps), untold(y, eps), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_the_encoder_sees_is_bounded_though_counts_are_near():
+    X = np.random.default_rng(0).poisson(10.0, (200, 2)).astype(float)
+    X[:, 1] = 10 + (np.arange(200) == 7)
+    state = _model.initial_state(describe(2, likelihood="poisson"), describe_columns(X), 0)
+    model = _model.from_state(describe(2, likelihood="poisson"), state)
+    model.expect(15.0)
+    seen = model.see(torch.tensor([[12.0, 10.0], [0.0, 15.0]]))
+    assert seen.abs().max() == model.bound
+
+
+def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
+    """Of two blocks at once, that of near rows is told last, and the other computed after."""
+    n_rows = 2048  # of a block
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2 * n_rows, 2)) @ rng.normal(size=(2, 6))
+    X[7, 1] = 1e6
+    vae = VAETransformer(2, likelihood=Gaussian(0.1), activation="relu", random_state=0, max_iter=5)
+    expected = vae.fit(X[-1000:]).transform(X)
+    expect, far, near = _model.VAE.expect, threading.Event(), threading.Event()
+    assert _model.from_state(vae._architecture, vae.state_).limit < 1e6
+
+    def in_turn(self, reach):
+        if reach < 1e5:
+            far.wait(30)
+        expect(self, reach)
+        (far if reach > 1e5 else near).set()
+        near.wait(30)
+
+    monkeypatch.setattr(_model.VAE, "expect", in_turn)
+    with threadpool_limits(2):
+        np.testing.assert_array_equal(vae.transform(X), expected)
+    assert near.is_set()
 
 
 @every_likelihood
