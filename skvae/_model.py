@@ -173,7 +173,7 @@ class VAE(nn.Module):
         self.low_precision = False  # whether a stack's networks multiply in bfloat16
 
     def __copy__(self) -> "VAE":
-        # As Module.__setstate__, which checks for hooks that torch knew later than a pickle.
+        # As torch does it, without its checks for what pickles of older versions lack.
         new = object.__new__(type(self))
         vars(new).update(vars(self))
         return new
