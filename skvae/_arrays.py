@@ -296,24 +296,32 @@ def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:
 
 
 class Units(NamedTuple):
-    """What rows are standardised by: tensors of shape (n_features,), float64, on the CPU."""
+    """What rows are standardised by: float64, (n_features,), on the CPU."""
 
     location: torch.Tensor
-    unit: torch.Tensor  # infinite in constant columns, which become 0
+    unit: torch.Tensor  # the scale; 1 in constant columns
+    constant: torch.Tensor | None  # places of the constant columns, if there are any
 
     @classmethod
     def of(cls, location: Array, scale: Array) -> "Units":
         """The units of columns, of which those whose scale is 0 are constant."""
-        unit = np.where(scale > 0, scale, np.inf)
-        return cls(to_tensor(location, "cpu"), to_tensor(unit, "cpu"))
+        varies = scale > 0
+        unit = to_tensor(np.where(varies, scale, 1.0), "cpu")
+        constant = None if varies.all() else torch.from_numpy(np.flatnonzero(~varies))
+        return cls(to_tensor(location, "cpu"), unit, constant)
 
 
 def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """(X - location) / unit, computed in float64, as `dtype`; NaN, missing values, stay."""
+    """(X - location) / unit, computed in float64, as `dtype`; 0 in constant columns.
+
+    NaN, which are missing values, stay.
+    """
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         y = torch.from_numpy(np.array(X, np.float64, order="C"))  # one copy, whatever X
     y -= units.location
     y /= units.unit
+    if units.constant is not None:
+        y[:, units.constant] = 0.0
     return y.to(dtype)
 
 

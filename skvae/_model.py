@@ -165,12 +165,13 @@ class VAE(nn.Module):
         self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
-        self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
-        self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
         # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
         self.limit: float | torch.Tensor = math.inf
         self.eval()  # a foreign module's own dropout would make results a matter of chance
         self.low_precision = False  # whether a stack's networks multiply in bfloat16
+        self.float()  # whatever torch's default dtype is; units alone are float64
+        self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
+        self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
 
     def __copy__(self) -> "VAE":
         # As torch does it, without its checks for what pickles of older versions lack.
@@ -219,7 +220,9 @@ class VAE(nn.Module):
         """Be told of rows that are at most `reach` from 0; NaN: of rows with missing values."""
         self.has_holes = math.isnan(reach)
         as_they_are = type(self.likelihood).seen is Likelihood.seen
-        self.is_far = not (as_they_are and reach <= self.limit)
+        # A foreign encoder may write into what it is given: that stays a copy.
+        own = not isinstance(self.network, networks.Own)
+        self.is_far = not (own and as_they_are and reach <= self.limit)
 
     def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
         """Rows without missing values, the weight of each value, and what to add to log p.
@@ -582,12 +585,12 @@ def initial_state(
 
     `take` gives so many rows of the data, in the units of X, to a prior that asks for them.
     """
-    # Whatever torch's default dtype is, and what a foreign module has; units alone are float64.
-    model = _new(architecture, seed).float()
+    model = _new(architecture, seed)
     g = generator(seed)
     location, scale = model.likelihood.units(columns)
     with torch.no_grad():
-        model.location, model.scale = to_tensor(location, "cpu"), to_tensor(scale, "cpu")
+        model.location.copy_(to_tensor(location, "cpu"))
+        model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
         model.has_units.copy_(torch.from_numpy(model.likelihood.has_units(len(scale))))
         unit = np.where(scale > 0, scale, 1.0)

@@ -789,7 +789,7 @@ class VAETransformer(
 
         def decode(model, rows):
             z = latent[rows]
-            if z.max() > _arrays.FARTHEST or z.min() < -_arrays.FARTHEST:
+            if not (z.max() <= _arrays.FARTHEST and z.min() >= -_arrays.FARTHEST):  # or NaN
                 with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
                     worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
                 raise ValueError(
@@ -986,7 +986,8 @@ class VAETransformer(
     def _map_rows(self, function, *outputs, n_draws=1):
         """Fill `outputs` with `function(model, rows)`, block by block of rows.
 
-        As many threads as torch has here, or as fit into scikit-learn's working memory.
+        The model is the block's own, with weights that are everybody's. As many threads as
+        torch has here, or as fit into scikit-learn's working memory.
         """
         device = _arrays.device_or_cpu(self.device)
         with _arrays.computing(device, one_thread=True):
@@ -1000,7 +1001,6 @@ class VAETransformer(
         n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
         _arrays.map_rows(
-            # A model of the block's own, with the same weights: it is told of the rows.
             lambda rows: function(copy.copy(model), rows),
             outputs,
             n_rows,

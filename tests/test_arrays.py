@@ -147,9 +147,9 @@ def test_standardise_subtracts_in_float64_where_x_is_float32():
 
 
 def test_standardise_gives_constant_columns_0_whatever_comes():
-    X = np.array([[5.0, 1.0], [7.0, 2.0], [1e300, 3.0]])
+    X = np.array([[5.0, 1.0], [7.0, 2.0], [1e300, 3.0], [np.inf, 2.0]])
     Y = standardised(X, [5.0, 2.0], [0.0, 1.0])
-    np.testing.assert_array_equal(Y, [[0, -1], [0, 0], [0, 1]])
+    np.testing.assert_array_equal(Y, [[0, -1], [0, 0], [0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize("value", [1e20, -1e20, 1.7e308, -1.7e308, np.inf])
@@ -176,8 +176,8 @@ def test_check_reach_of_a_far_value_raises_and_names_column_and_value(value, lab
 
 def test_standardise_leaves_missing_values_missing():
     X = np.array([[0.0, 1.0], [np.nan, np.nan], [np.nan, 3.0]])
-    Y = standardised(X, [0.0, 1.0], [0.0, 2.0])  # in constant columns, too
-    np.testing.assert_array_equal(Y, [[0, 0], [np.nan, np.nan], [np.nan, 1]])
+    Y = standardised(X, [0.0, 1.0], [0.0, 2.0])  # but for those of constant columns
+    np.testing.assert_array_equal(Y, [[0, 0], [0, np.nan], [0, 1]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -589,6 +589,16 @@ def test_27_nan_and_infinity_are_the_same_where_nobody_looks(X, quick, method):
         np.testing.assert_array_equal(vae.fit(missing).score_samples(missing), expected)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+def test_27_latent_rows_are_looked_at_where_nobody_else_does(X, quick, value):
+    vae = quick().fit(X)
+    Z = vae.transform(X)
+    Z[1, 0] = value
+    match = f"X has the value {value:.6g}. Latent rows".replace("+", r"\+")
+    with sklearn.config_context(assume_finite=True), pytest.raises(ValueError, match=match):
+        vae.inverse_transform(Z)
+
+
 @pytest.mark.parametrize("likelihood", REALS, ids=str)
 @pytest.mark.parametrize(
     "change",

@@ -279,6 +279,8 @@ def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, far
     eps = normals(3, 30, 2).float()
     told, untold = (_model.from_state(architecture, state) for _ in range(2))
     told.expect(math.nan if math.isnan(farthest) else float(y.abs().max()))
+    assert told.has_holes == math.isnan(farthest)
+    assert told.is_far == (not y.abs().max() <= told.bound)
     assert torch.equal(told.see(y), untold.see(y))
     for a, b in zip(told(y, eps), untold(y, eps), strict=True):
         assert torch.equal(a, b)
@@ -307,15 +309,54 @@ def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
 
     def in_turn(self, reach):
         if reach < 1e5:
-            far.wait(30)
+            assert far.wait(30)
         expect(self, reach)
         (far if reach > 1e5 else near).set()
-        near.wait(30)
+        assert near.wait(30)
 
     monkeypatch.setattr(_model.VAE, "expect", in_turn)
     with threadpool_limits(2):
         np.testing.assert_array_equal(vae.transform(X), expected)
-    assert near.is_set()
+
+
+def test_an_encoder_that_writes_into_its_input_does_not_change_what_is_scored():
+    class Encoder(nn.Module):
+        def __init__(self, n_in, n_out):
+            super().__init__()
+            self.last = nn.Linear(n_in, n_out)
+
+        def forward(self, x):
+            x = x.detach()
+            x -= 0.5
+            return self.last(x)
+
+    X = np.random.default_rng(0).normal(size=(200, 4))
+    vae = VAETransformer(2, network=(Encoder, nn.Linear), max_iter=2, random_state=0).fit(X)
+    far = X.copy()
+    far[5, 0] = 1e5  # in the same block
+    np.testing.assert_array_equal(vae.score_samples(far)[:5], vae.score_samples(X)[:5])
+    model = _model.from_state(vae._architecture, vae.state_)
+    y = standardise(X, _model.units(vae.state_))
+    before = y.clone()
+    model.expect(float(y.abs().max()))
+    model(y, normals(3, 200, 2).float())
+    assert torch.equal(y, before)
+
+
+def test_a_foreign_module_may_have_float64_values_that_its_state_has_not():
+    class Shifted(nn.Module):
+        def __init__(self, n_in, n_out):
+            super().__init__()
+            self.last = nn.Linear(n_in, n_out)
+            shift = torch.from_numpy(np.linspace(0, 1, n_in)[None])
+            self.register_buffer("shift", shift, persistent=False)
+
+        def forward(self, x):
+            return self.last(x - self.shift)
+
+    X = np.random.default_rng(0).normal(size=(200, 4))
+    vae = VAETransformer(2, network=(Shifted, nn.Linear), max_iter=2, random_state=0).fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
 
 
 @every_likelihood
