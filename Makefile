@@ -52,7 +52,7 @@ bench: $(VENV)/.with-bench
 	$(BIN)/python benchmarks/bench_search.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist docs/_build docs/api docs/auto_examples docs/sg_execution_times.rst .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first, by itself: its pin decides what the rest resolves to.
