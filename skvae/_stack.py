@@ -129,6 +129,7 @@ def run(
     in parts: the epoch, from 0, and the share of it that is done.
     """
     first = jobs[0]
+    _arrays.keep_memory()
     with _arrays.computing(first.device, one_thread=_is_small(first)):
         stack = _model.stack(
             [job.architecture for job in jobs], [job.state for job in jobs], first.device
@@ -356,11 +357,17 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
             if job.device.type == "cuda":
                 room = max(room, torch.cuda.mem_get_info(job.device)[0] / 2)
             widest = len(group)
-        # Neighbours share their rows, then their number of components.
-        group.sort(key=lambda i: (sources[id(jobs[i].data)], jobs[i].plan.n_components))
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
         own = max(_n_bytes(jobs[i]) for i in group)
-        stacks += _fill([(i, id(jobs[i].data)) for i in group], size, room, own, _row_bytes(job))
+        # Padding costs products, and rows of a member's own cost memory. The widest first, so that
+        # no thread begins with them when the others end.
+        members = [(-jobs[i].plan.n_components, sources[id(jobs[i].data)], i) for i in group]
+        ways = [
+            _fill([(i, source) for _, source, i in order], size, room, own, _row_bytes(job))
+            for order in (sorted(members), sorted(members, key=lambda m: (m[1], m[0])))
+        ]
+        fewest = min(ways, key=len)
+        stacks += fewest
     return stacks
 
 

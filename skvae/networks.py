@@ -117,7 +117,8 @@ class Layers(nn.Sequential):
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
             gradients: list[torch.Tensor] = []
             outer, g_beside = g, [] if beside is None else [torch.bmm(g.mT, first)]
-            for operation, before, after in reversed(tape):
+            while tape:  # what has been used is free for what comes
+                operation, before, after = tape.pop()
                 if not isinstance(operation, torch.Tensor):
                     g = operation(g, before, after)
                     continue

@@ -1,5 +1,8 @@
 """Rows for training: all at once, or in parts from where they lie; and the precision of it."""
 
+import itertools
+import mmap
+import platform
 import re
 import subprocess
 import sys
@@ -267,6 +270,69 @@ def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():
         for stack in stacks:
             taken = own * len(stack) + rows * len({id(jobs[i].data) for i in stack})
             assert taken <= working_memory * 2**20 / n_threads or len(stack) == 1
+
+
+def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
+    folds = [(table(2000, seed=seed), {}) for seed in range(3)]
+    vae = VAETransformer(hidden_layer_sizes=(2,), batch_size=2, device="cpu")
+    sizes = [2, 16, 4, 8]  # in another order than that of their costs
+    pairs = itertools.product(sizes, folds)
+    jobs = dict(enumerate(vae.set_params(n_components=n)._prepare(*fold)[0] for n, fold in pairs))
+
+    def parts_of(stacks):
+        return [
+            ([jobs[i].plan.n_components for i in stack], {id(jobs[i].data) for i in stack})
+            for stack in stacks
+        ]
+
+    of_components = parts_of(_stack.gather(jobs, 6))
+    assert [n_components for n_components, _ in of_components] == [
+        [16, 16, 16, 8, 8, 8],
+        [4, 4, 4, 2, 2, 2],
+    ]
+    own, rows = max(map(_stack._n_bytes, jobs.values())), _stack._row_bytes(jobs[0])
+    with config_context(working_memory=(4 * own + rows) * torch.get_num_threads() / 2**20):
+        of_rows = parts_of(_stack.gather(jobs, "auto"))
+    assert [(n_components, len(sources)) for n_components, sources in of_rows] == [
+        ([16, 8, 4, 2], 1)
+    ] * 3
+
+
+# Prints how often the system had to give pages to ten steps that take and free 16 MiB each.
+REUSE = """
+import ctypes
+import resource
+from skvae import _arrays
+
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+size = 2**21
+
+def step():
+    blocks = [libc.malloc(size) for _ in range(8)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks:
+        libc.free(block)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+_arrays.keep_memory()
+step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_memory_that_a_step_has_freed_serves_the_next_one():
+    command = [sys.executable, "-c", REUSE]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(printed) < 2**24 // mmap.PAGESIZE  # those of a single step
 
 
 def test_members_that_have_left_keep_their_own_weights_alone():
