@@ -49,6 +49,9 @@ PRECISIONS = ("float32", "bf16", "float64")
 # and what malloc doesn't return to the system each time, to be cleared for the next use.
 BLOCK_VALUES = 2**18
 
+# Of each training thread: more than a step's tensors that the cache holds.
+KEPT_BYTES = 24 << 20
+
 Array = np.ndarray[Any, Any]
 
 
@@ -160,14 +163,15 @@ def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
 
 @functools.cache
 def keep_memory() -> None:
-    """Have freed memory stay with the process, up to 60 MiB, where its C library is glibc.
+    """Have memory that is freed stay with the process, where its C library is glibc.
 
-    Else that gives it back at the end of a training step, and the next one waits for the system
-    to clear page after page: a twentieth of the time of a wide network, a tenth of a search's.
-    glibc keeps twice as much as the largest block that was ever freed, of up to 32 MiB
-    (mallopt(3), M_MMAP_THRESHOLD). This one is never written to.
+    Else that may give it back at the end of each training step, and the next one waits for the
+    system to clear page after page. Free memory at the end of a heap, of which each thread has
+    one, stays as long as it is less than twice the largest block of up to 32 MiB that the system
+    itself had given and got back (mallopt(3), M_MMAP_THRESHOLD). Such a block is taken here and
+    freed, without a word written to it.
     """
-    torch.empty(30 << 20, dtype=torch.uint8, device="cpu")
+    torch.empty(KEPT_BYTES // 2, dtype=torch.uint8, device="cpu")
 
 
 # --- arrays and tensors -------------------------------------------------------------------

@@ -129,7 +129,8 @@ def run(
     in parts: the epoch, from 0, and the share of it that is done.
     """
     first = jobs[0]
-    _arrays.keep_memory()
+    if first.device.type == "cpu":
+        _arrays.keep_memory()
     with _arrays.computing(first.device, one_thread=_is_small(first)):
         stack = _model.stack(
             [job.architecture for job in jobs], [job.state for job in jobs], first.device
@@ -346,28 +347,27 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
     stacks: list[list[int]] = []
     for group in groups.values():
         job, n_threads = jobs[group[0]], _n_threads(jobs[group[0]])
-        room = math.inf
-        if max_stack != "auto":
-            widest = int(max_stack)
-        elif job.device.type == "cpu":
-            room = get_config()["working_memory"] * 2**20 / n_threads
+        room = get_config()["working_memory"] * 2**20
+        if job.device.type == "cpu":
+            room /= n_threads
             widest = min(WIDEST, math.ceil(len(group) / n_threads))  # no thread without a stack
         else:
-            room = get_config()["working_memory"] * 2**20
             if job.device.type == "cuda":
                 room = max(room, torch.cuda.mem_get_info(job.device)[0] / 2)
             widest = len(group)
+        if max_stack != "auto":
+            widest = int(max_stack)
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
-        own = max(_n_bytes(jobs[i]) for i in group)
-        # Padding costs products, and rows of a member's own cost memory. The widest first, so that
-        # no thread begins with them when the others end.
-        members = [(-jobs[i].plan.n_components, sources[id(jobs[i].data)], i) for i in group]
-        ways = [
-            _fill([(i, source) for _, source, i in order], size, room, own, _row_bytes(job))
-            for order in (sorted(members), sorted(members, key=lambda m: (m[1], m[0])))
-        ]
-        fewest = min(ways, key=len)
-        stacks += fewest
+        own, rows = max(_n_bytes(jobs[i]) for i in group), _row_bytes(job)
+        source = {i: sources[id(jobs[i].data)] for i in group}
+        # Padding costs products: neighbours have one number of components, the widest, which take
+        # longest, first. Where the rows of all have no room in a stack, they share rows instead.
+        wide = {i: -jobs[i].plan.n_components for i in group}
+        group.sort(key=lambda i: (wide[i], source[i]))
+        if size * own + len(set(source.values())) * rows > room:
+            group.sort(key=source.__getitem__)
+        limit = room if max_stack == "auto" else math.inf
+        stacks += _fill([(i, source[i]) for i in group], size, limit, own, rows)
     return stacks
 
 
@@ -376,14 +376,15 @@ def _fill(
 ) -> list[list[int]]:
     """Stacks of members (number, source of rows) that have room; sources are shared."""
     stacks: list[list[int]] = []
-    left, n_left, last = 0.0, 0, None
+    left, n_left, held = 0.0, 0, set[int]()
     for number, source in members:
-        needed = own + rows * (source != last)
+        needed = own + rows * (source not in held)
         if n_left == 0 or needed > left:
             stacks.append([])
-            left, n_left, needed = room, size, own + rows
+            left, n_left, held, needed = room, size, set(), own + rows
         stacks[-1].append(number)
-        left, n_left, last = left - needed, n_left - 1, source
+        left, n_left = left - needed, n_left - 1
+        held.add(source)
     return stacks
 
 

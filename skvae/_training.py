@@ -36,7 +36,7 @@ N_VALIDATION_DRAWS = 4
 # Rows that are judged at once, of all members, and their values; and so many times as many on
 # accelerators, where each launch costs.
 JUDGED_ROWS, JUDGED_VALUES = 2**10, 2**17
-ON_ACCELERATORS = 256
+ON_ACCELERATORS = 64
 # Share of the members that may have ended and still go along: on CUDA each change of a stack
 # captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
@@ -183,8 +183,8 @@ class Adam:
 
     A CPU waits for memory: there, torch's kernel for whole updates passes over a model's row
     once, where operations on the matrix pass over all rows a dozen times (784-200-200-50: 0.13
-    against 0.66 ms). It has one rate a call, and takes the rows of all models that have it. An
-    accelerator waits for launches, of which the matrix needs fewest.
+    against 0.66 ms). The kernel has one rate a call, and takes the rows of all models of that
+    rate. An accelerator waits for launches, of which the matrix needs fewest.
     """
 
     def __init__(
@@ -400,7 +400,7 @@ def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator])
 # --- the step -----------------------------------------------------------------------------
 
 # Of rows, their places (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
-# beta (M, 1), and Adam's numbers.
+# beta (M, 1), and what Adam needs for it.
 Step = Callable[..., None]
 
 

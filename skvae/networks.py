@@ -68,7 +68,8 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], Derivative]] = {
 }
 DERIVATIVES = dict(ACTIVATIONS.values())
 
-# Gradient of the output (M, B, n_out) -> of the input, if asked for, and of the parameters.
+# Gradient of the output (M, B, n_out) -> of the input, if asked for, and of the parameters. To be
+# called once.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor | None, list[torch.Tensor]]]
 
 
@@ -115,6 +116,7 @@ class Layers(nn.Sequential):
             x = torch.baddbmm(x, first, beside.mT)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+            assert tape, "a pullback is called once"
             gradients: list[torch.Tensor] = []
             outer, g_beside = g, [] if beside is None else [torch.bmm(g.mT, first)]
             while tape:  # what has been used is free for what comes

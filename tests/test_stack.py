@@ -260,8 +260,11 @@ def test_rows_held_out_of_parts_fit_into_a_part_with_their_noise(n_components):
 def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():
     folds = [(table(200, seed=seed), {}) for seed in range(3)]
     vae = VAETransformer(2, hidden_layer_sizes=(8,), batch_size=16, device="cpu")
-    jobs = {i: vae.set_params(random_state=i)._prepare(*folds[i % 3])[0] for i in range(30)}
-    own, rows = _stack._n_bytes(jobs[0]), _stack._row_bytes(jobs[0])
+    jobs = {
+        i: vae.set_params(random_state=i, n_components=1 + i % 2)._prepare(*folds[i % 3])[0]
+        for i in range(30)
+    }
+    own, rows = _stack._n_bytes(jobs[1]), _stack._row_bytes(jobs[1])
     n_threads = torch.get_num_threads()
     for working_memory in (0.5, 1, 2):
         with config_context(working_memory=working_memory):
@@ -291,8 +294,8 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
         [4, 4, 4, 2, 2, 2],
     ]
     own, rows = max(map(_stack._n_bytes, jobs.values())), _stack._row_bytes(jobs[0])
-    with config_context(working_memory=(4 * own + rows) * torch.get_num_threads() / 2**20):
-        of_rows = parts_of(_stack.gather(jobs, "auto"))
+    with config_context(working_memory=(4 * own + 2 * rows) * torch.get_num_threads() / 2**20):
+        of_rows = parts_of(_stack.gather(jobs, 4))
     assert [(n_components, len(sources)) for n_components, sources in of_rows] == [
         ([16, 8, 4, 2], 1)
     ] * 3

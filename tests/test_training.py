@@ -276,8 +276,8 @@ def test_adam_takes_the_steps_of_torch_with_decay_of_matrices_only(decays, norms
         if start == 150 and n_models > 1:  # some leave
             members = keep
             adam.keep(torch.tensor(members))
-        # Every step has rates of its own: one of members 0 and 2, another of 1 and 3.
-        rates = [[0.1 / (1 + (7 * (m % 2) + step) % 11) for m in members] for step in range(10)]
+        # Every step has rates of its own: one of members 0 and 3, others of 1 and of 2.
+        rates = [[0.1 / (1 + (7 * (m % 3) + step) % 11) for m in members] for step in range(10)]
         for step, coefficients in enumerate(adam.coefficients(rates)):
             # Gradients of many sizes, some of them 0.
             gradients = [10 ** ((start + step) % 9 - 6) * draw(shape) for shape in SHAPES]
