@@ -49,7 +49,7 @@ PRECISIONS = ("float32", "bf16", "float64")
 # and what malloc doesn't return to the system each time, to be cleared for the next use.
 BLOCK_VALUES = 2**18
 
-# Of each training thread: more than a step's tensors that the cache holds.
+# Freed memory that each training thread keeps: more than a step of a stack takes.
 KEPT_BYTES = 24 << 20
 
 Array = np.ndarray[Any, Any]

@@ -400,7 +400,7 @@ def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator])
 # --- the step -----------------------------------------------------------------------------
 
 # Of rows, their places (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
-# beta (M, 1), and what Adam needs for it.
+# beta (M, 1), and the coefficients of Adam.
 Step = Callable[..., None]
 
 
