@@ -1,98 +1,380 @@
 """Factor analysis: the linear model that a network with a linear part is to beat.
 
-    y = W z + noise,    z ~ N(0, I),    noise ~ N(0, diag(v)),
+    y = mu + W z + noise,    z ~ N(0, I),    noise ~ N(0, diag(v)),
 
-has the posterior N(A y, T) with T = (I + W' V^-1 W)^-1 and A = T W' V^-1, V = diag(v). EM
-maximises its likelihood (Rubin & Thayer, EM algorithms for ML factor analysis, 1982): for rows y
-of mean 0 and covariance S,
+has the posterior N(A (y - mu), T) with T = (I + W' V^-1 W)^-1 and A = T W' V^-1, V = diag(v). EM
+maximises its likelihood (Rubin & Thayer, EM algorithms for ML factor analysis, 1982): for rows of
+covariance S,
 
-    W = S A' (T + A S A')^-1,    v = diag(S - W A S),
+    W = S A' (T + A S A')^-1,    r = diag(S - W A S),    v = r,
 
 after which W is multiplied by a Cholesky factor of T + A S A', the covariance that z would have
 if it were free (the parameter expansion of Liu, Rubin & Wu, Parameter expansion to accelerate
-EM, 1998: 50 steps come as close as some hundred without). The covariance of all columns is
-never made.
+EM, 1998: 50 steps come as close as some hundred without).
 
-A component of strength s, an eigenvalue of W' V^-1 W, is worth n (s - log(1 + s)) / 2 nats on
-n rows. Components that are worth less than the Bayesian information criterion asks for D numbers,
-D log(n) / 2 nats (Schwarz, Estimating the dimension of a model, 1978), are left out.
+Maximum likelihood is a poor guide where rows are few: a noise variance falls to 0 where a component
+has one column for itself (a Heywood case). Three numbers guard against that.
+
+- The noise variance is shrunk towards the variance s_d of its column by `pseudo_rows` a,
+  v_d = (n_d r_d + a s_d) / (n_d + a), the mode under an inverse gamma prior (Martin & McDonald,
+  Bayesian estimation in unrestricted factor analysis: a treatment for Heywood cases, 1975). The
+  column's variance rests on n_d = 2 n / (kurtosis - 1) rows as good as normal ones: a column with
+  three values other than 0 has about six, however many rows there are.
+- The covariance is inflated by (n + 1) / (n - k - 3). A normal distribution with the mean and the
+  variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column is fitted
+  alone, and k components cost k degrees of freedom more.
+- The number of components k, from 0 (independent columns) on, and a are those with the largest
+  log-likelihood of rows left out, in folds.
+
+Where values are missing, S is that of the rows as the model completes them: each row has a
+posterior of its own, by the values that it has. An encoder that is linear in the values and in the
+mask comes close to it, by ridge regression.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-N_STEPS = 50
+N_FOLDS = 5
+PSEUDO_ROWS = 0.0, 0.5, 2.0, 8.0  # to choose from
+N_STEPS, N_LAST_STEPS = 50, 300  # of EM: to compare, and for the result
 START = 0.1  # size of the first loadings
+# Multiplications for a choice in folds, in one split, and, with missing values, of one step.
+FOLDED, CHOSEN, HOLED = 2**33, 2**36, 2**27
+HIGHEST_INFLATION = 3.0
+RIDGE = 1.0  # rows' worth of the encoder of complete rows, where values are missing
+
+
+class Size(NamedTuple):
+    """What is chosen by rows left out."""
+
+    n_components: int
+    pseudo_rows: float = 0.0
 
 
 class Factors(NamedTuple):
     """Factor analysis, turned so that the posterior's components are independent."""
 
+    mean: torch.Tensor  # mu (D,)
     loading: torch.Tensor  # W (D, L), the strongest component first
     variance: torch.Tensor  # v (D,)
-    projection: torch.Tensor  # A (L, D)
-    log_std: torch.Tensor  # of the posterior (L,)
+    # The posterior's mean and log std, linear in [y, mask, 1]: (L, 2D + 1). Without missing values
+    # the mask plays no part.
+    encode: torch.Tensor
+    log_std: torch.Tensor
+
+
+# Floor and kind of the noise variance: "per_feature", "shared", or None for the floor itself.
+Noise = tuple[float, str | None]
+
+
+def choose(
+    y: torch.Tensor,
+    n_components: int,
+    noise: Noise,
+    weight: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+) -> Size:
+    """The size, of at most so many components, under which rows left out are most likely.
+
+    Rows y (B, D) are float64 on the CPU, NaN where a value is missing. `weight` (B,) is how much
+    each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together.
+    """
+    n_rows, n_features = y.shape
+    weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
+    group = torch.arange(n_rows) if group is None else group
+    n_varying = int(_varies(y).sum())
+    most = min(n_components, n_varying, n_rows - 2)
+    pseudo_rows: Sequence[float] = PSEUDO_ROWS if noise[1] is not None else (0.0,)
+    has_holes = bool(y.isnan().any())
+    if has_holes:
+        most = min(most, math.isqrt(HOLED // y.numel()))
+        pseudo_rows = pseudo_rows[1::2] or pseudo_rows
+    sizes = [Size(k, a) for k in _path(most) for a in (pseudo_rows if k else (0.0,))]
+    cost = 2 * N_STEPS * len(sizes) * most * n_features * min(n_rows, n_features)
+    if cost > CHOSEN:
+        sizes = [Size(k, pseudo_rows[len(pseudo_rows) // 3]) for k in _path(most)]
+    fold = _fold(group, N_FOLDS)
+    n_folds = min(int(fold.max()) + 1, N_FOLDS if cost * N_FOLDS < FOLDED else 1)
+    if has_holes:
+        n_folds = min(n_folds, 3 if n_rows < 1000 else 1)
+    if int(fold.max()) == 0:  # one group: no rows can be left out
+        return Size(0)
+    kept = weight * (fold != torch.arange(n_folds).unsqueeze(1))
+    kept = kept[(kept > 0).sum(1) > 1]
+    total = torch.zeros(len(sizes), dtype=y.dtype)
+    for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
+        out = (own == 0) & (weight > 0)
+        scores = [(weight[out] * log_likelihood(y[out], *each)).sum() for each in found]
+        total += torch.stack(scores)
+    # A likelihood that is not finite is as bad as any.
+    return sizes[int(total.nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax())]
 
 
 def analyse(
-    y: torch.Tensor,
-    n_components: int,
-    floor: float,
-    noise: str | None,
-    weight: torch.Tensor | None = None,
+    y: torch.Tensor, size: Size, noise: Noise, weight: torch.Tensor | None = None
 ) -> Factors:
-    """Factor analysis of rows y (B, D), with at most so many components: those worth it.
-
-    `noise` is "per_feature", "shared", or None for the variance `floor`, above which the others
-    stay. Rows are float64 on the CPU: not every device has that. `weight` (B,) is how much each
-    counts; only ratios matter.
-    """
-    if weight is None:
-        y = y - y.mean(0)
-    else:  # rows times the roots of their weights have the weighted moments
-        weight = (weight / weight.mean()).unsqueeze(1)
-        y = (y - (weight * y).mean(0)) * weight.sqrt()
-    n_varying = int(y.any(0).sum())
-    n_components = min(n_components, n_varying, len(y) - 1)
-    try:
-        strength = torch.expm1(-2 * maximise(y, n_components, floor, noise).log_std)
-        worth = len(y) * (strength - strength.log1p()) > n_varying * math.log(len(y))
-        return maximise(y, int(worth.sum()), floor, noise)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # Of few dimensions, far above a noise that was given.
-        return maximise(y, 0, floor, noise)
-
-
-def maximise(y: torch.Tensor, n_components: int, floor: float, noise: str | None) -> Factors:
-    """As `analyse`, with exactly so many components, of rows of mean 0."""
-    n_rows, n_features = y.shape
-    square = y.square().mean(0)
-    varies = square > 0
-
-    def variance_of(residual: torch.Tensor) -> torch.Tensor:
-        if noise is None:
-            return torch.full_like(square, floor)
-        if noise == "shared":
-            residual = (residual[varies].sum() / max(1, int(varies.sum()))).expand_as(square)
-        # A little above: what is learned is the logarithm of the difference.
-        return residual.clamp(min=1.01 * floor)
-
-    # Rows of components: the first ones are the same whatever n_components.
-    start = np.random.default_rng(0).standard_normal((n_components, n_features))
-    loading, variance = START * torch.from_numpy(start).T, variance_of(square / 2)
-    identity = torch.eye(n_components, dtype=y.dtype, device=y.device)
-    for _ in range(N_STEPS):
-        weighted = loading / variance.unsqueeze(1)
-        covariance = torch.linalg.inv(identity + loading.T @ weighted)
-        mean = y @ (weighted @ covariance)
-        cross, moment = y.T @ mean / n_rows, covariance + mean.T @ mean / n_rows
-        loading = torch.linalg.solve(moment, cross.T).T
-        variance = variance_of(square - (loading * cross).sum(1))
-        loading = loading @ torch.linalg.cholesky(moment)
+    """Factor analysis of this size of rows y (B, D), as `choose` takes them."""
+    size = size._replace(n_components=min(size.n_components, len(y) - 1))
+    weight = torch.ones_like(y[:, 0]) if weight is None else weight
+    (((mean, loading, variance),),) = maximise(y, [size], noise, weight[None], N_LAST_STEPS)
     strength, turn = torch.linalg.eigh(loading.T @ (loading / variance.unsqueeze(1)))
     strength, loading = strength.clamp(min=0).flip(0), loading @ turn.flip(1)
     projection = (loading / variance.unsqueeze(1)).T / (1 + strength).unsqueeze(1)
-    return Factors(loading, variance, projection, -0.5 * strength.log1p())
+    zero = torch.zeros_like(projection)
+    encode = torch.cat([projection, zero, -(projection @ mean).unsqueeze(1)], dim=1)
+    log_std = torch.cat([zero, zero, -0.5 * strength.log1p().unsqueeze(1)], dim=1)
+    if y.isnan().any() and len(strength):
+        encode, log_std = _encode_holes(y, mean, loading, variance, encode, log_std)
+    return Factors(mean, loading, variance, encode, log_std)
+
+
+# Mean (D,), loading (D, k) and noise variance (D,).
+Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def maximise(
+    y: torch.Tensor, sizes: Sequence[Size], noise: Noise, weight: torch.Tensor, n_steps: int
+) -> list[list[Parameters]]:
+    """For each row of `weight` (F, B), the parameters of each size, inflated for new rows.
+
+    The weights say how much the rows y (B, D) count; 0 leaves a row out.
+    """
+    if y.isnan().any():
+        found = [
+            [_maximise_holes(y[own > 0], own[own > 0], size, noise, n_steps) for size in sizes]
+            for own in weight
+        ]
+    else:
+        found = _maximise_complete(y, weight, sizes, noise, n_steps)
+    if noise[1] is None:
+        return found
+    inflated = []
+    for n_rows, each in zip(_n_rows(weight).tolist(), found, strict=True):
+        n_least = (n_rows + 1) / HIGHEST_INFLATION
+        factors = [(n_rows + 1) / max(n_rows - k - 3, n_least) for k, _ in sizes]
+        inflated.append(
+            [(m, math.sqrt(f) * w, f * v) for f, (m, w, v) in zip(factors, each, strict=True)]
+        )
+    return inflated
+
+
+def _n_rows(weight: torch.Tensor) -> torch.Tensor:
+    """How many rows that count the same say as much, (F,) (Kish, Survey sampling, 1965)."""
+    return weight.sum(-1).square() / weight.square().sum(-1)
+
+
+def log_likelihood(
+    y: torch.Tensor, mean: torch.Tensor, loading: torch.Tensor, variance: torch.Tensor
+) -> torch.Tensor:
+    """log p(y) of rows (B, D) in nats, (B,): of the values that are there."""
+    there = ~y.isnan()
+    y = torch.where(there, y - mean, 0.0)
+    n_components = loading.shape[1]
+    weighted = loading / variance.unsqueeze(1)
+    terms = y.square() / variance + variance.log() + math.log(2 * math.pi)
+    total = torch.where(there, terms, 0.0).sum(1)
+    if n_components:
+        precision = torch.eye(n_components, dtype=y.dtype)
+        if there.all():
+            factor = torch.linalg.cholesky(precision + loading.T @ weighted)
+        else:
+            squares = torch.einsum("dk,dl->dkl", loading, weighted).flatten(1)
+            of_row = (there.to(y.dtype) @ squares).unflatten(1, (n_components, n_components))
+            factor = torch.linalg.cholesky(precision + of_row)
+        found = torch.linalg.solve_triangular(factor, (y @ weighted).unsqueeze(2), upper=False)
+        total = total - found.square().sum((1, 2))
+        total = total + 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * total
+
+
+# --- EM -----------------------------------------------------------------------------------
+
+
+def _shrink(
+    residual: torch.Tensor,
+    square: torch.Tensor,
+    rows: torch.Tensor,
+    pseudo_rows: torch.Tensor | float,
+    noise: Noise,
+) -> torch.Tensor:
+    """Noise variances (..., D) from residual ones and those of the columns, on so many rows."""
+    floor, kind = noise
+    if kind is None:
+        return torch.full_like(residual, floor)
+    varies = square > 0
+    variance = (rows * residual + pseudo_rows * square) / (rows + pseudo_rows).clamp(min=1e-300)
+    if kind == "shared":
+        n_varying = varies.sum(-1, keepdim=True).clamp(min=1)
+        variance = (variance * varies).sum(-1, keepdim=True) / n_varying
+        variance = variance.expand(*variance.shape[:-1], residual.shape[-1])
+    # A little above: what is learned is the logarithm of the difference.
+    return variance.clamp(min=1.01 * floor)
+
+
+def _good_rows(n_rows: torch.Tensor, square: torch.Tensor, fourth: torch.Tensor) -> torch.Tensor:
+    """How many normal rows say as much of the variance of each column, (..., D)."""
+    kurtosis = fourth / square.square().clamp(min=1e-300)
+    return n_rows * (2 / (kurtosis - 1).clamp(min=2.0))
+
+
+def _start(n_components: int, n_features: int) -> torch.Tensor:
+    """First loadings (D, k): the first components are the same whatever their number."""
+    rng = np.random.default_rng(0)
+    return START * torch.from_numpy(rng.standard_normal((n_components, n_features))).T
+
+
+def _maximise_complete(
+    y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise, n_steps: int
+) -> list[list[Parameters]]:
+    """EM of all folds F and sizes G at once, padded to the most components."""
+    n_features, n_sizes = y.shape[1], len(sizes)
+    share = weight / weight.sum(1, keepdim=True)
+    mean = share @ y
+    centred = (y - mean.unsqueeze(1)) * share.sqrt().unsqueeze(2)  # (F, B, D)
+    square = centred.square().sum(1)
+    fourth = (centred.square().square() / share.clamp(min=1e-300).unsqueeze(2)).sum(1)
+    rows = _good_rows(_n_rows(weight).unsqueeze(1), square, fourth).unsqueeze(1)
+    covariance = centred.mT @ centred if n_features <= len(y) else None
+    wide = max(size.n_components for size in sizes)
+    pseudo_rows = y.new_tensor([[size.pseudo_rows] for size in sizes])
+    loading = _start(wide, n_features).expand(len(weight), n_sizes, -1, -1).clone()
+    for place, size in enumerate(sizes):
+        loading[:, place, :, size.n_components :] = 0.0
+    square = square.unsqueeze(1)  # (F, 1, D)
+    alone = _shrink(square, square, rows, pseudo_rows, noise).expand(-1, n_sizes, -1)
+    variance = _shrink(square / 2, square, rows, pseudo_rows, noise)
+    identity = torch.eye(wide, dtype=y.dtype)
+    for _ in range(n_steps if wide else 0):
+        weighted = loading / variance.unsqueeze(3)
+        spread = torch.linalg.inv(identity + loading.mT @ weighted)
+        projection = weighted @ spread  # A', (F, G, D, k)
+        flat = projection.transpose(1, 2).flatten(2)
+        product = centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
+        cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
+        moment = spread + projection.mT @ cross
+        loading = torch.linalg.solve(moment, cross.mT).mT
+        residual = square - (loading * cross).sum(3)
+        variance = _shrink(residual.clamp(min=0), square, rows, pseudo_rows, noise)
+        loading = loading @ torch.linalg.cholesky(moment)
+    return [
+        [
+            (mean[f], loading[f, g, :, :k], variance[f, g] if k else alone[f, g])
+            for g, (k, _) in enumerate(sizes)
+        ]
+        for f in range(len(weight))
+    ]
+
+
+def _maximise_holes(
+    y: torch.Tensor, weight: torch.Tensor, size: Size, noise: Noise, n_steps: int
+) -> Parameters:
+    """EM of rows with missing values: one posterior for each row."""
+    there = ~y.isnan()
+    own = weight.unsqueeze(1) * there
+    total = own.sum(0).clamp(min=1e-300)
+    y = torch.where(there, y, 0.0)
+    mean = (weight @ y) / total
+    square = (own * (y - mean).square()).sum(0) / total
+    fourth = (own * (y - mean).pow(4)).sum(0) / total
+    counts = own.sum(0).square() / own.square().sum(0).clamp(min=1e-300)
+    rows = _good_rows(counts, square, fourth)
+    n, k = len(y), size.n_components
+    if k == 0:
+        return mean, y.new_zeros(y.shape[1], 0), _shrink(square, square, rows, 0.0, noise)
+    loading = _start(k, y.shape[1])
+    loading[square == 0] = 0.0
+    variance = _shrink(square / 2, square, rows, size.pseudo_rows, noise)
+    mask = there.to(y.dtype)
+    for _ in range(n_steps):
+        z, spread = _posterior(y, mask, mean, loading, variance)
+        # Of [z, 1], so that the mean is one more loading.
+        one = torch.ones(n, 1, dtype=y.dtype)
+        wide = torch.cat([z, one], dim=1)
+        moments = wide.unsqueeze(2) * wide.unsqueeze(1)
+        moments[:, :k, :k] += spread
+        of_column = (own.T @ moments.flatten(1)).unflatten(1, (k + 1, k + 1))
+        of_column = of_column + 1e-9 * torch.eye(k + 1, dtype=y.dtype)
+        cross = (own * y).T @ wide
+        found = torch.linalg.solve(of_column, cross.unsqueeze(2)).squeeze(2)
+        residual = (own * y.square()).sum(0) - (found * cross).sum(1)
+        variance = _shrink(
+            (residual / total).clamp(min=0), square, rows, size.pseudo_rows, noise
+        )
+        loading, mean = found[:, :k], found[:, k]
+        moment = (weight @ moments[:, :k, :k].flatten(1) / weight.sum()).unflatten(0, (k, k))
+        loading = loading @ torch.linalg.cholesky(moment)
+    return mean, loading, variance
+
+
+def _posterior(
+    y: torch.Tensor,
+    mask: torch.Tensor,
+    mean: torch.Tensor,
+    loading: torch.Tensor,
+    variance: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (B, k) and covariance (B, k, k) of z, of rows (B, D) with a mask."""
+    k = loading.shape[1]
+    weighted = loading / variance.unsqueeze(1)
+    squares = (loading.unsqueeze(2) * weighted.unsqueeze(1)).flatten(1)
+    precision = (mask @ squares).unflatten(1, (k, k)) + torch.eye(k, dtype=y.dtype)
+    spread = torch.linalg.inv(precision)
+    return (spread @ ((mask * (y - mean)) @ weighted).unsqueeze(2)).squeeze(2), spread
+
+
+def _encode_holes(
+    y: torch.Tensor,
+    mean: torch.Tensor,
+    loading: torch.Tensor,
+    variance: torch.Tensor,
+    encode: torch.Tensor,
+    log_std: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The linear encoders of complete rows, moved to fit the posteriors of rows with holes.
+
+    What the encoder sees of a missing value is 0.
+    """
+    mask = (~y.isnan()).to(y.dtype)
+    y = y.nan_to_num(nan=0.0)
+    z, _ = _posterior(y, mask, mean, loading, variance)
+    precision = 1 + mask @ (loading.square() / variance.unsqueeze(1))
+    one = torch.ones(len(y), 1, dtype=y.dtype)
+    inputs = torch.cat([y, 1 - mask, one], dim=1)
+    target = torch.cat([z, -0.5 * precision.log()], dim=1)
+    first = torch.cat([encode, log_std]).T
+    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype)
+    moved = first + torch.linalg.solve(gram, inputs.T @ (target - inputs @ first))
+    # From 1 - mask to the mask.
+    n_features = y.shape[1]
+    holes = moved[n_features : 2 * n_features]
+    moved[-1] += holes.sum(0)
+    moved[n_features : 2 * n_features] = -holes
+    return moved.T.tensor_split(2)  # type: ignore[return-value]
+
+
+# --- rows and sizes -----------------------------------------------------------------------
+
+
+def _varies(y: torch.Tensor) -> torch.Tensor:
+    """Whether the values of each column differ, (D,)."""
+    low = torch.where(y.isnan(), torch.inf, y).amin(0)
+    return torch.where(y.isnan(), -torch.inf, y).amax(0) > low
+
+
+def _path(most: int) -> list[int]:
+    """Numbers of components to choose from: each, then in steps of about a third."""
+    path = [0]
+    while path[-1] < most:
+        path.append(min(most, path[-1] + max(1, path[-1] // 3)))
+    return path
+
+
+def _fold(group: torch.Tensor, n_folds: int) -> torch.Tensor:
+    """The fold of each row (B,): groups are dealt out at random, the same for the same groups."""
+    names, place = np.unique(group.numpy(), return_inverse=True)
+    order = np.random.default_rng(0).permutation(len(names))
+    return torch.from_numpy(order[place] % min(n_folds, len(names)))

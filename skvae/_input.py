@@ -7,7 +7,7 @@ it has values, are made of them block by block, by the likelihood.
 import functools
 
 import numpy as np
-from sklearn.utils import _safe_indexing, check_array
+from sklearn.utils import _safe_indexing, check_array, check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from skvae import _arrays, _frames, _tables
@@ -23,8 +23,8 @@ def read(estimator, X, likelihood, categories, *, reset, **checks):
     return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
 
 
-def read_first(estimator, X, likelihood, categories, weight):
-    """What `fit` reads of X: likelihood, rows, weights, moments of the features, and attributes.
+def read_first(estimator, X, likelihood, categories, rows):
+    """What `fit` reads of X: likelihood, rows that count, and the attributes that they decide.
 
     The likelihood then knows its categories: those of an earlier fit, if there are `categories`.
     """
@@ -32,14 +32,27 @@ def read_first(estimator, X, likelihood, categories, weight):
     if reset:
         categories = _tables.learn_categories(X, likelihood)
     data = read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
-    data, weight = _leave_out(data, weight)
+    if rows is not None:
+        data = _arrays.Subset(data, rows)
     likelihood = likelihood.with_categories({i: len(c) for i, c in categories.items()})
-    labels = _arrays.Labels(getattr(estimator, "feature_names_in_", None))
-    places = likelihood.columns_of(data.shape[1])
+    return likelihood, data, {**_names_seen(estimator), "_categories": categories}
+
+
+def describe(data, likelihood, names, weight, held_out):
+    """Moments of the features of the rows that are trained on, and whether any value is missing.
+
+    `held_out` are the places of the other rows.
+    """
+    labels = _arrays.Labels(names)
     support = functools.partial(likelihood.check_support, labels=labels)
-    moments = _arrays.describe_columns(data, support, labels._replace(places=places), weight)
-    attributes = {**_names_seen(estimator), "_categories": categories}
-    return likelihood, data, weight, moments, attributes
+    labels = labels._replace(places=likelihood.columns_of(data.shape[1]))
+    if not len(held_out):
+        return _arrays.describe_columns(data, support, labels, weight)
+    training = np.delete(np.arange(data.shape[0]), held_out)
+    own = None if weight is None else weight[training]
+    moments = _arrays.describe_columns(_arrays.Subset(data, training), support, labels, own)
+    others = _arrays.dense(data[np.sort(held_out)])
+    return moments._replace(has_holes=moments.has_holes or bool(np.isnan(others).any()))
 
 
 def _names_seen(estimator):
@@ -80,30 +93,60 @@ def weigh(sample_weight, X):
     return np.count_nonzero(weight) * weight / weight.sum()
 
 
-def weigh_first(X, sample_weight, *, as_table):
-    """X and how much each row counts in `fit`; of a table, only rows that do count.
+def count_first(X, sample_weight, groups, *, as_table):
+    """What rows of X count in `fit`: X, their places in it, their weights and their groups.
 
-    The others say nothing of what its columns are.
+    Places are None where all rows count, weights where they count the same, groups where there
+    are none. Of a table only rows that count are given, since others say nothing of what its
+    columns are.
     """
-    weight = weigh(sample_weight, X)
+    weight, group = weigh(sample_weight, X), _number_groups(groups, X)
     if weight is None:
-        return X, None
+        return X, None, None, group
     rows = np.flatnonzero(weight)
     if len(rows) < 2:
         raise ValueError(
             "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
             "above 0."
         )
-    if as_table and len(rows) < len(weight) and _frames.is_table(X):
-        return _safe_indexing(X, rows), weight[rows]
-    return X, weight
+    if group is not None:
+        group = np.unique(group[rows], return_inverse=True)[1]
+    if len(rows) == len(weight):
+        rows = None
+    else:
+        weight = weight[rows]
+        if as_table and _frames.is_table(X):
+            X, rows = _safe_indexing(X, rows), None
+    return X, rows, None if np.ptp(weight) == 0 else weight, group
 
 
-def _leave_out(data, weight):
-    """Rows that count, and their weights; None where these are all the same."""
-    if weight is None:
-        return data, None
-    rows = np.flatnonzero(weight)
-    if len(rows) < data.shape[0]:
-        data, weight = _arrays.Subset(data, rows), weight[rows]
-    return data, None if np.ptp(weight) == 0 else weight
+def _number_groups(groups, X):
+    """The number of the group of each row, from 0; None without groups."""
+    if groups is None:
+        return None
+    groups = column_or_1d(_frames.to_validate(groups), dtype=None)
+    check_consistent_length(X, groups)
+    if any(map(_frames.is_missing, groups.tolist())):
+        row = next(i for i, value in enumerate(groups.tolist()) if _frames.is_missing(value))
+        raise ValueError(
+            f"groups has no value in row {row}. Each row belongs to a group: give a row that "
+            "belongs with no other a value of its own."
+        )
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def check_target(X, y):
+    """Refuse a `y` that looks like rows to validate on, which nothing would look at."""
+    if y is None or y is X:
+        return
+    shapes = [getattr(value, "shape", ()) for value in (X, y)]
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1]:
+        return
+    names = [list(getattr(value, "columns", [])) for value in (X, y)]
+    same_names = bool(names[0]) and names[0] == names[1]
+    if shapes[0][0] != shapes[1][0] or same_names:
+        raise ValueError(
+            f"y has {shapes[1][1]} columns, as X has, and {shapes[1][0]} rows: it looks like rows "
+            "to validate on, but fit ignores y. Rows to judge the epochs by are held out of X: "
+            "see early_stopping, validation_fraction and groups."
+        )

@@ -18,7 +18,6 @@ what they are: the encoder says N(0, 1) of them, whose KL divergence is 0, z is 
 meets decoder weights of 0, and every gradient among them is 0.
 """
 
-import hashlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -496,44 +495,38 @@ class VAE(nn.Module):
         """Whether factor analysis is one of the models that this can become."""
         both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
         normal = self.posterior.has_kl and hasattr(self.prior, "become_standard")
-        # The analysis is of complete rows.
-        return both and normal and hasattr(self.likelihood, "begin") and not self.missing
+        return both and normal and hasattr(self.likelihood, "begin")
 
-    def become_factors(
-        self,
-        rows: Iterable[torch.Tensor],
-        weights: Iterable[torch.Tensor | None],
-        n_components: Sequence[int],
-    ) -> None:
-        """Become factor analysis of each model's rows (B, D), of at most so many components.
-
-        `weights` (B,) are how much the rows of each model count; None: all the same.
-        """
+    @property
+    def factor_noise(self) -> list[_factors.Noise]:
+        """The noise of factor analysis that each model of a stack can become."""
         noise = self.likelihood.noise
-        kind = None if not isinstance(noise, str) else noise.replace("per_sample", "per_feature")
+        kind = noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
+        return [(floor, kind) for floor in self.observation.floor.squeeze(-1).tolist()]
+
+    def become_factors(self, found: Sequence[_factors.Factors]) -> None:
+        """Become factor analysis: one for each model of a stack."""
         (n_models, n_features), wide = self.location.shape, self.n_components
         n_raw = self.posterior.n_outputs(wide)
         new = partial(torch.zeros, dtype=self.varies.dtype, device="cpu")
-        encode, spread = new(n_models, n_raw, n_features), new(n_models, n_raw)
-        decode = new(n_models, self.likelihood.n_outputs(n_features), wide)
+        n_seen = (1 + self.missing) * n_features
+        encode, of_encoder = new(n_models, n_raw, n_seen), new(n_models, n_raw)
+        n_outputs = self.likelihood.n_outputs(n_features)
+        decode, of_decoder = new(n_models, n_outputs, wide), new(n_models, n_outputs)
         variance = new(n_models, n_features, dtype=torch.float64)
-        # Candidates of a search have the same rows, and get the same numbers to the last bit.
-        found: dict[Hashable, _factors.Factors] = {}
-        floors = self.observation.floor.squeeze(-1).tolist()
-        members = zip(rows, weights, n_components, floors, strict=True)
-        for m, (own, weight, n, floor) in enumerate(members):
-            y = own.cpu().double()
-            weight = None if weight is None else weight.cpu().double()
-            arrays = [tensor.numpy().tobytes() for tensor in (y, weight) if tensor is not None]
-            key = n, floor, *(hashlib.sha256(array).digest() for array in arrays)
-            if key not in found:
-                found[key] = _factors.analyse(y, n, floor, kind, weight)
-            factors = found[key]
-            n = len(factors.log_std)
+        for m, factors in enumerate(found):
+            n = factors.loading.shape[1]
             decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
-            encode[m, :n], spread[m, wide : wide + n] = factors.projection, unbend(factors.log_std)
-        networks.become_linear(self.encoder, encode, spread)
-        networks.become_linear(self.decoder, decode, new(*decode.shape[:2]))
+            of_decoder[m, :n_features] = factors.mean
+            # The posterior's own scale is bent; what is linear in the mask is taken before that.
+            bent = factors.log_std.clone()
+            bent[:, -1] = unbend(factors.log_std[:, -1])
+            for first, linear in ((0, factors.encode), (wide, bent)):
+                # Without a mask the last column is all that is left of it.
+                encode[m, first : first + n] = linear[:, :n_seen]
+                of_encoder[m, first : first + n] = linear[:, -1]
+        networks.become_linear(self.encoder, encode, of_encoder)
+        networks.become_linear(self.decoder, decode, of_decoder)
         self.likelihood.begin(self.observation, variance)
         self.prior.become_standard(self.mixture)
 

@@ -125,6 +125,26 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
     return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
 
 
+def row_losses(
+    terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss of each row, (M, B), whose mean by `row_weight` is that of `loss`.
+
+    A component whose mean divergence is below the free bits costs each row as much.
+    """
+    log_likelihood, kl = terms
+    if weights.importance:
+        log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.sum(-1)
+        return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1)
+    kl = kl.mean(1)  # (M, B, L|1)
+    if weights.free_bits is not None:
+        weight = torch.ones_like(kl[..., 0]) if row_weight is None else row_weight
+        mean_kl = (weight.unsqueeze(-1) * kl).mean(1, keepdim=True)
+        free_bits = weights.free_bits.unsqueeze(1) * weight.mean(1)[:, None, None]
+        kl = torch.where(mean_kl > free_bits, kl, weights.free_bits.unsqueeze(1))
+    return weights.beta * kl.sum(-1) - log_likelihood.mean(1)
+
+
 def loss_gradient(
     stack: Stack,
     y: torch.Tensor,

@@ -5,12 +5,15 @@ import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
+from scipy.special import stdtrit
 
 from skvae import _arrays, _files, _model, _training
 from skvae.likelihoods import LIKELIHOODS
 
 # With early_stopping="auto", fewer rows than this are all trained on.
-EARLY_STOPPING_ROWS = 50
+EARLY_STOPPING_ROWS = 20
+# The chance that an epoch which is no better than factor analysis is taken for better.
+LUCK = 0.05
 # Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
 FINGERPRINT_ROWS = 1000
 
@@ -23,12 +26,17 @@ def plan_training(vae, job, continues, partial):
     earlier = vae._progress if continues else None
     if partial:
         goes_on = earlier is not None and earlier["run"] == describe_run(job, partial)
-        plan = _plan(vae, job, continues, partial=True)
+        plan = _plan(vae, job, continues)
         plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0)
         return job._replace(plan=plan, progress=earlier if goes_on else None)
     if earlier is not None and not earlier["run"]["partial"]:
         run = earlier["run"]
-        same = job._replace(plan=_plan(vae, job, run["continues"]), seed=run["seed"])
+        same = job
+        if run["seed"] != job.seed:
+            shape = job.data.shape[0], job.architecture["n_features"]
+            held_out = hold_out(vae, shape, job.n_at_once, run["seed"], job.group)
+            same = job._replace(seed=run["seed"], held_out=held_out)
+        same = same._replace(plan=_plan(vae, same, run["continues"]))
         now = describe_run(same, partial)
         if now == run:
             return same._replace(progress=earlier)
@@ -42,25 +50,57 @@ def plan_training(vae, job, continues, partial):
     return job._replace(plan=_plan(vae, job, continues))
 
 
-def _plan(vae, job, continues, *, partial=False):
-    """The numbers of the training run, with "auto" resolved."""
-    architecture, n_rows, n_at_once = job.architecture, job.data.shape[0], job.n_at_once
-    early = False if partial else vae.early_stopping
+def hold_out(vae, shape, n_at_once, seed, group=None):
+    """Places of the rows that epochs are judged by, in random order; none is a plain fit.
+
+    Of rows and features of this `shape`, `n_at_once` of which may be in memory. Rows of one
+    `group` are held out together.
+    """
+    n_rows, early = shape[0], vae.early_stopping
+    sizes = None if group is None else np.bincount(group)
     if early == "auto":
-        early = n_rows >= EARLY_STOPPING_ROWS
-    n_held_out = int(vae.validation_fraction * n_rows) if early else 0
-    n_held_out = min(n_held_out, n_rows - 1)
-    if n_at_once < n_rows:  # a part, with the noise of its draws
-        n_draws = max(_training.N_VALIDATION_DRAWS, vae.n_importance_samples)
-        n_features, n_components = architecture["n_features"], architecture["n_components"]
-        n_room = n_at_once * n_features // (n_features + 2 * n_draws * n_components)
-        n_held_out = min(n_held_out, max(1, n_room))
-    if early and n_held_out < 1:
+        early = n_rows >= EARLY_STOPPING_ROWS and (sizes is None or len(sizes) > 1)
+    if not early:
+        return np.empty(0, np.intp)
+    n_held_out = min(int(vae.validation_fraction * n_rows), n_rows - 1)
+    if n_held_out < 1:
         raise ValueError(
             f"The validation set is too small: {vae.validation_fraction} of {n_rows} rows. "
             "Increase 'validation_fraction', or set early_stopping=False."
         )
-    n_training = n_rows - n_held_out
+    rng = np.random.default_rng(seed)
+    if sizes is not None:
+        if len(sizes) < 2:
+            raise ValueError(
+                "groups has the same value in all rows, so that no group can be held out. Give "
+                "groups of which there are several, or set early_stopping=False."
+            )
+        order = rng.permutation(len(sizes))
+        n_groups = np.searchsorted(sizes[order].cumsum(), n_held_out) + 1
+        chosen = np.isin(group, order[: min(n_groups, len(order) - 1)])
+        return rng.permutation(np.flatnonzero(chosen))
+    if n_at_once < n_rows:  # one of each stretch: they are read in the order in which they stand
+        n_held_out = min(n_held_out, _n_judged(vae, shape, n_at_once))
+        stretches = np.arange(n_held_out + 1) * n_rows // n_held_out
+        return rng.permutation(rng.integers(stretches[:-1], stretches[1:]))
+    return rng.permutation(n_rows)[:n_held_out]
+
+
+def _n_judged(vae, shape, n_at_once):
+    """How many held-out rows have room in memory, with the noise of their draws."""
+    n_rows, n_features = shape
+    if n_at_once >= n_rows:
+        return n_rows
+    n_draws = max(_training.N_VALIDATION_DRAWS, vae.n_importance_samples)
+    return max(1, n_at_once * n_features // (n_features + 2 * n_draws * vae.n_components))
+
+
+def _plan(vae, job, continues):
+    """The numbers of the training run, with "auto" resolved."""
+    architecture, n_rows = job.architecture, job.data.shape[0]
+    n_judged = _n_judged(vae, (n_rows, architecture["n_features"]), job.n_at_once)
+    n_held_out = min(len(job.held_out), n_judged)
+    n_training = n_rows - len(job.held_out)
     batch_size = vae.batch_size
     if batch_size == "auto":
         # About 16 steps an epoch, in batches of 32 to 256 rows.
@@ -84,10 +124,18 @@ def _plan(vae, job, continues, *, partial=False):
         n_noise=_model.n_noise(architecture),
         patience=vae.n_iter_no_change,
         n_held_back=math.ceil(share_held_back * vae.max_iter),
+        n_errors=_n_errors(job, n_held_out),
         tol=vae.tol,
         constant=_model.log_jacobian(job.state),
         continues=continues,
     )
+
+
+def _n_errors(job, n_held_out):
+    """Standard errors of a mean difference of the held-out rows that luck seldom exceeds."""
+    judged = job.held_out[:n_held_out]
+    n = len(judged) if job.group is None else len(np.unique(job.group[judged]))
+    return float(stdtrit(n - 1, 1 - LUCK)) if n > 1 else 0.0
 
 
 def describe_run(job, partial):
@@ -100,7 +148,7 @@ def describe_run(job, partial):
     some = np.asarray(_arrays.dense(job.data[places]))
     return {
         **device,
-        "rows": _files.checksum([n_rows, some, job.sample_weight]),
+        "rows": _files.checksum([n_rows, some, job.sample_weight, job.group]),
         "working_memory": job.n_at_once,
         "precision": job.precision,
         "seed": job.seed,

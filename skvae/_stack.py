@@ -7,6 +7,7 @@ On a CPU, stacks of small models train side by side in threads of one core each:
 that share the operations of one stack would wait for each other in every one of them.
 """
 
+import hashlib
 import itertools
 import math
 import threading
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from sklearn import get_config
 
-from skvae import _arrays, _model, _training
+from skvae import _arrays, _factors, _model, _training
 from skvae.likelihoods import LIKELIHOODS
 from skvae.networks import MLP, NETWORKS
 from skvae.posteriors import Flow
@@ -33,8 +34,9 @@ MOST_STACKS = 8  # at once: their threads take Python's time in turn
 
 
 ACTIVITY_ROWS = 1000  # that are asked which components are active
-# Rows, and their values, of a factor analysis that a model is to beat.
-FACTOR_ROWS, FACTOR_VALUES = 2000, 1 << 23
+# Rows, and their values, of a factor analysis that a model is to beat; with missing values, each
+# row has a posterior of its own.
+FACTOR_ROWS, FACTOR_VALUES, HOLED_ROWS = 20000, 1 << 23, 2000
 
 
 class Job(NamedTuple):
@@ -48,6 +50,8 @@ class Job(NamedTuple):
     seed: int
     device: torch.device
     precision: str
+    held_out: _arrays.Array = np.empty(0, np.intp)  # places of rows, in random order
+    group: _arrays.Array | None = None  # (n_rows,), the number of each row's group
     sample_weight: _arrays.Array | None = None  # (n_rows,), float64, above 0; None: all the same
     progress: Mapping[str, Any] | None = None  # where it goes on, in arrays and numbers
     keeps_progress: bool = False  # whether it is to be known, after each epoch, how to go on
@@ -75,7 +79,7 @@ def shape(job: Job) -> Hashable:
         del parts["n_components"]
     parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
     numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
-    rows = job.data.shape, job.sample_weight is None
+    rows = job.data.shape, len(job.held_out), job.sample_weight is None, job.group is None
     return rows, tuple(parts.items()), numbers, job.device, job.precision, _is_small(job)
 
 
@@ -145,13 +149,12 @@ def run(
         if _in_parts(first):
             read, judged, some = _read_in_parts(first, end_part)
         else:
-            read, judged, some = _read_once(jobs, generators)
+            read, judged, some = _read_once(jobs)
+        analyses = _Analyses(jobs, stack.factor_noise) if stack.contains_factors else None
 
-        def become_simple() -> None:
-            own = some()
-            rows = (own.take(places.unsqueeze(0))[0] for places in own.index)
-            weights = [None] * len(jobs) if own.weight is None else own.weight
-            stack.become_factors(rows, weights, [job.plan.n_components for job in jobs])
+        def become_simple(of_all: bool) -> None:
+            assert analyses is not None
+            stack.become_factors(analyses.of(some(of_all), again=of_all))
 
         def end(records: Sequence[_training.Record]) -> list[Trained]:
             return [
@@ -170,7 +173,7 @@ def run(
                 generators,
                 begin_epoch,
                 lambda records: end_epoch(records, lambda: states(records)),
-                become_simple if stack.contains_factors else None,
+                None if analyses is None else become_simple,
                 [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
                 keep_progress=first.keeps_progress,
             )
@@ -187,6 +190,8 @@ def run(
 
 # Gives the training rows of an epoch, from 0, in parts, each with its share of the epoch.
 Read = Callable[[int], Iterable[tuple[float, _training.Rows]]]
+# Gives some of the training rows, at random; with True, those held out beside them.
+Some = Callable[[bool], _training.Rows]
 
 
 def rows_at_once(n_rows: int, n_features: int, dtype: Any, n_least: int) -> int:
@@ -209,19 +214,25 @@ def _support(job: Job) -> _arrays.Support:
     return LIKELIHOODS.get(likelihood, likelihood).check_support
 
 
-def _read_once(
-    jobs: Sequence[Job], generators: Sequence[torch.Generator]
-) -> tuple[Read, _training.Rows, Callable[[], _training.Rows]]:
+def _source(job: Job) -> Hashable:
+    """What jobs have in common whose rows are the same, in the same units."""
+    units = job.state["location"].tobytes(), job.state["scale"].tobytes()
+    return id(job.data), id(job.sample_weight), *units
+
+
+def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
     """The training rows of all jobs, each in its own units, those held out, and some of them."""
     first = jobs[0]
     n_rows, n_features = first.data.shape[0], first.architecture["n_features"]
     sources: dict[Hashable, tuple[int, Job]] = {}
-    starts = []
+    starts, held_out, training = [], [], []
     for job in jobs:
-        units = job.state["location"].tobytes(), job.state["scale"].tobytes()
-        source = id(job.data), id(job.sample_weight), *units
-        start, _ = sources.setdefault(source, (n_rows * len(sources), job))
+        start, _ = sources.setdefault(_source(job), (n_rows * len(sources), job))
         starts.append([start])
+        # In random order, so that the first of them are a sample.
+        order = np.random.default_rng(job.seed + 1).permutation(n_rows)
+        training.append(order[~np.isin(order, job.held_out)])
+        held_out.append(job.held_out if job.plan.n_held_out else training[-1][: _training.PROBE_ROWS])
     shape = n_rows * len(sources), n_features
     data = torch.empty(shape, dtype=_dtype(first), device=first.device)
     for start, job in sources.values():
@@ -229,13 +240,35 @@ def _read_once(
         _arrays.fill_standardised(into, job.data, _model.units(job.state), _support(job))
     weights = [job.sample_weight for _, job in sources.values() if job.sample_weight is not None]
     weight = _to_weight(first, np.concatenate(weights) if weights else None)
-    begin = torch.tensor(starts, device=first.device)
-    held_out, training = _training.hold_out(n_rows, first.plan.n_held_out, generators)
-    rows = _weighted(data, training + begin, weight)
-    if not first.plan.n_held_out:
-        held_out = training[:, : _training.PROBE_ROWS]
-    some = _weighted(data, rows.index[:, : _n_factor_rows(n_features)], weight)
-    return lambda epoch: [(1.0, rows)], _weighted(data, held_out + begin, weight), lambda: some
+    begin = np.array(starts)
+
+    def take(chosen: list[_arrays.Array]) -> _training.Rows:
+        index = torch.from_numpy(np.array(chosen) + begin).to(first.device)
+        groups = [job.group[own] for job, own in zip(jobs, chosen, strict=True) if _has_groups(job)]
+        return _with_groups(_weighted(data, index, weight), groups)
+
+    def some(of_all: bool) -> _training.Rows:
+        n = _n_factor_rows(first)
+        chosen = [own[:n] for own in training]
+        if of_all:
+            pairs = zip(held_out, chosen, strict=True)
+            chosen = [np.concatenate(pair)[:n] for pair in pairs]
+        return take(chosen)
+
+    rows = take(training)
+    return lambda epoch: [(1.0, rows)], take(held_out), some
+
+
+def _has_groups(job: Job) -> bool:
+    return job.group is not None
+
+
+def _with_groups(rows: _training.Rows, groups: Sequence[_arrays.Array]) -> _training.Rows:
+    """Rows with the groups of each member, if there are any."""
+    if not groups:
+        return rows
+    group = torch.from_numpy(np.array(groups)).to(rows.index.device)
+    return replace(rows, group=group)
 
 
 def _to_weight(job: Job, sample_weight: _arrays.Array | None) -> torch.Tensor | None:
@@ -256,8 +289,9 @@ def _weighted(
     return _training.Rows(data, index, own / own.mean(1, keepdim=True))
 
 
-def _n_factor_rows(n_features: int) -> int:
-    return min(FACTOR_ROWS, FACTOR_VALUES // n_features + 2)
+def _n_factor_rows(job: Job) -> int:
+    most = HOLED_ROWS if job.architecture["missing"] else FACTOR_ROWS
+    return min(most, FACTOR_VALUES // job.architecture["n_features"] + 2)
 
 
 # Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
@@ -267,7 +301,7 @@ LEAST_BLOCKS = 64  # in a part
 
 def _read_in_parts(
     job: Job, end_part: Callable[[int, float], None]
-) -> tuple[Read, _training.Rows, Callable[[], _training.Rows]]:
+) -> tuple[Read, _training.Rows, Some]:
     """Training rows that are too many for memory, those held out, and some of them.
 
     An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
@@ -275,7 +309,6 @@ def _read_in_parts(
     from many places, and data on a disk are read in long pieces. (Xu et al., Stochastic
     gradient descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
 
-    Rows are held out at random, one from each of as many stretches of equal length.
     """
     n_rows, n_features, plan = job.data.shape[0], job.architecture["n_features"], job.plan
     weight = job.sample_weight
@@ -292,14 +325,16 @@ def _read_in_parts(
         _arrays.fill_standardised(rows, block, units, _support(job))
         index = torch.arange(len(chosen), device=job.device).unsqueeze(0)
         own = None if weight is None else weight[chosen]
-        return _weighted(rows, index, _to_weight(job, own))
+        groups = [] if job.group is None else [job.group[chosen]]
+        return _with_groups(_weighted(rows, index, _to_weight(job, own)), groups)
 
-    chosen = choose(plan.n_held_out or min(_training.PROBE_ROWS, n_rows))
-    kept_out = chosen if plan.n_held_out else chosen[:0]
-    judged = take(chosen)
+    kept_out = np.sort(job.held_out)
+    # As many as there is room for: groups may be more.
+    chosen = np.sort(job.held_out[: plan.n_held_out])
+    judged = take(chosen if plan.n_held_out else choose(min(_training.PROBE_ROWS, n_rows)))
     # Of all parts together the mean is 1.
     unit = 1.0 if weight is None else np.delete(weight, kept_out).mean()
-    others = np.setdiff1d(choose(min(_n_factor_rows(n_features), n_rows)), kept_out)
+    others = np.setdiff1d(choose(min(_n_factor_rows(job), n_rows)), kept_out)
     n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))
     n_blocks = job.n_at_once // n_block
     buffer = torch.empty((n_blocks * n_block, n_features), dtype=_dtype(job), device=job.device)
@@ -327,7 +362,55 @@ def _read_in_parts(
                 done += share
                 end_part(epoch, done)
 
-    return read, judged, lambda: take(others)
+    def some(of_all: bool) -> _training.Rows:
+        return take(np.union1d(others, chosen) if of_all else others)
+
+    return read, judged, some
+
+
+# --- factor analysis -----------------------------------------------------------------------
+
+
+class _Analyses:
+    """Factor analyses of the rows of jobs: those of the same rows are made once."""
+
+    def __init__(self, jobs: Sequence[Job], noise: Sequence[_factors.Noise]) -> None:
+        self.jobs, self.noise = jobs, noise
+        self.found: dict[Hashable, Any] = {}
+        self.sizes: dict[int, _factors.Size] = {}
+
+    def of(self, rows: _training.Rows, *, again: bool = False) -> list[_factors.Factors]:
+        """Of these rows, each of the size that they choose; `again`, of those sizes."""
+        found = []
+        for m, (job, noise) in enumerate(zip(self.jobs, self.noise, strict=True)):
+            y, weight, group = _member(rows, m)
+            if not again:
+                inputs = y, job.plan.n_components, noise, weight, group
+                self.sizes[m] = self._once(_factors.choose, inputs)
+            found.append(self._once(_factors.analyse, (y, self.sizes[m], noise, weight)))
+        return found
+
+    def _once(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        key = function, *map(_digest, inputs)
+        if key not in self.found:
+            self.found[key] = function(*inputs)
+        return self.found[key]
+
+
+def _member(
+    rows: _training.Rows, m: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Rows (B, D), weights and groups (B,) of one member, float64 on the CPU."""
+    y = rows.take(rows.index[m].unsqueeze(0))[0].cpu().double()
+    weight = None if rows.weight is None else rows.weight[m].cpu().double()
+    return y, weight, None if rows.group is None else rows.group[m].cpu()
+
+
+def _digest(value: Any) -> Hashable:
+    """What tells a value, or a tensor by its contents, from others."""
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.numpy().tobytes()).digest(), tuple(value.shape)
+    return value
 
 
 # --- many jobs ----------------------------------------------------------------------------
@@ -340,10 +423,10 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
     `working_memory` and, on a CPU, in its cache.
     """
     groups: dict[Hashable, list[int]] = {}
-    sources: dict[int, int] = {}  # in the order in which they are met, the same in each run
+    sources: dict[Hashable, int] = {}  # in the order in which they are met, the same in each run
     for i, job in jobs.items():
         groups.setdefault((shape(job), i if _in_parts(job) else None), []).append(i)
-        sources.setdefault(id(job.data), len(sources))
+        sources.setdefault(_source(job), len(sources))
     stacks: list[list[int]] = []
     for group in groups.values():
         job, n_threads = jobs[group[0]], _n_threads(jobs[group[0]])
@@ -359,7 +442,7 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
             widest = int(max_stack)
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
         own, rows = max(_n_bytes(jobs[i]) for i in group), _row_bytes(job)
-        source = {i: sources[id(jobs[i].data)] for i in group}
+        source = {i: sources[_source(jobs[i])] for i in group}
         # Padding costs products: neighbours have one number of components, the widest, which take
         # longest, first. Where the rows of all have no room in a stack, they share rows instead.
         wide = {i: -jobs[i].plan.n_components for i in group}

@@ -21,13 +21,13 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional as F
 
 from skvae._objective import Stack as Objective
-from skvae._objective import Weights, loss, loss_gradient, warm_up
+from skvae._objective import Weights, loss, loss_gradient, row_losses, warm_up
 
 SCHEDULES = ("constant", "cosine")
 
@@ -64,11 +64,13 @@ class Rows:
     index: torch.Tensor  # (M, n), rows of `data`
     # (M, n), how much each counts: of mean 1 over an epoch, or over what is judged. None: 1.
     weight: torch.Tensor | None = None
+    # (M, n), the number of the group of each row that is judged. None: each row is its own.
+    group: torch.Tensor | None = None
 
     def of(self, members: torch.Tensor) -> "Rows":
         """Those of some members."""
-        weight = None if self.weight is None else self.weight[members]
-        return Rows(self.data, self.index[members], weight)
+        own = (None if v is None else v[members] for v in (self.weight, self.group))
+        return Rows(self.data, self.index[members], *own)
 
     def take(self, places: torch.Tensor) -> torch.Tensor:
         """Rows (M, B, D) at places (M, B) of `data`."""
@@ -97,6 +99,8 @@ class Plan:
     n_noise: tuple[int, int, int] = (0, 0, 0)
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
     n_held_back: int = 0  # epochs before all that is to be learned is being learned
+    # Standard errors by which the best epoch must beat a simple model on the held-out rows.
+    n_errors: float = 0.0
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
 
@@ -338,14 +342,18 @@ class Best:
         self.weights = weights.clone()
         self.epoch = 0
         self.key = (True, math.inf)
+        self.rows: torch.Tensor | None = None  # the loss of each judged row, (B,)
         self.mark = math.inf
         self.waited = 0  # epochs since the loss last fell by more than tol
 
-    def judge(self, loss: float, epoch: int, weights: torch.Tensor, plan: Plan) -> None:
-        """Copy `weights` if they are the best after `epoch` epochs."""
+    def judge(
+        self, loss: float, rows: torch.Tensor, epoch: int, weights: torch.Tensor, plan: Plan
+    ) -> None:
+        """Copy `weights` if they are the best after `epoch` epochs, by the loss of judged rows."""
         warming = plan.is_warming(epoch)
         if (warming, loss) < self.key:
             self.weights, self.epoch, self.key = weights.clone(), epoch, (warming, loss)
+            self.rows = rows.clone()
         if warming:
             return
         self.waited += 1
@@ -353,16 +361,32 @@ class Best:
             self.mark, self.waited = min(loss, self.mark), 0
 
 
+def gain(
+    worse: torch.Tensor,
+    better: torch.Tensor,
+    weight: torch.Tensor | None,
+    group: torch.Tensor | None,
+) -> tuple[float, float]:
+    """The mean by which losses (B,) of the same rows differ, and its standard error.
+
+    Rows of one `group` (B,) depend on each other: the error is that of the groups' sums. Infinite
+    where there is one group.
+    """
+    weight = torch.ones_like(worse) if weight is None else weight
+    share = (weight / weight.sum()).double().cpu()
+    difference = (worse - better).double().cpu()
+    mean = float(share @ difference)
+    deviation = share * (difference - mean)
+    if group is not None:
+        _, place = group.cpu().unique(return_inverse=True)
+        deviation = deviation.new_zeros(int(place.max()) + 1).index_add(0, place, deviation)
+    n = len(deviation)
+    if n < 2:
+        return mean, math.inf
+    return mean, math.sqrt(n / (n - 1) * float(deviation.square().sum()))
+
+
 # --- noise --------------------------------------------------------------------------------
-
-
-def hold_out(
-    n_rows: int, n_held_out: int, generators: Sequence[torch.Generator]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each member's held-out rows (M, n_held_out) and training rows (M, the others)."""
-    orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in generators]
-    order = torch.stack(orders)
-    return order[:, :n_held_out], order[:, n_held_out:]
 
 
 def draw_noise(
@@ -588,8 +612,8 @@ class Members:
                 eps.to(dtype).split(size, 2), about.to(dtype).split(size, 1), strict=True
             )
 
-    def judge(self) -> torch.Tensor:
-        """Mean numbers of the judged rows, (3, M), under the weights as they are."""
+    def judge(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean numbers (3, M), and the losses (M, B), of the judged rows."""
         times = 1 if self.seen.device.type == "cpu" else ON_ACCELERATORS
         at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
@@ -606,7 +630,17 @@ class Members:
         ]
         # All together, since not every loss is a mean of the rows'.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
-        return loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
+        numbers = loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
+        return numbers, row_losses((log_likelihood, kl), self.weights, self.judged.weight)
+
+
+class Simple(NamedTuple):
+    """A simple model that the epochs are compared with, by the rows that are held out."""
+
+    rows: torch.Tensor  # (B,), their loss under the model of the training rows
+    weights: torch.Tensor  # of the model of all rows, which is kept
+    weight: torch.Tensor | None  # (B,), how much each row counts
+    group: torch.Tensor | None  # (B,), its group
 
 
 class Run:
@@ -617,17 +651,16 @@ class Run:
         self.first = 0  # complete epochs of earlier runs, which this one goes on from
         # Complete epochs, the weights and the progress after them, together, whenever Ctrl-C comes.
         self.last: tuple[int, torch.Tensor, Progress | None] = (0, self.best.weights, None)
-        # Those of a simple model that is to be beaten, and its loss.
-        self.simple = (math.inf, self.best.weights)
+        # A simple model that is to be beaten.
+        self.simple: Simple | None = None
 
-    def begin(self, loss: float) -> None:
+    def begin(self, loss: float, rows: torch.Tensor) -> None:
         """Take the first weights as the best, if they are those of an earlier run."""
         if self.plan.continues and math.isfinite(loss):
-            self.best.judge(loss, 0, self.best.weights, self.plan)
+            self.best.judge(loss, rows, 0, self.best.weights, self.plan)
 
     def progress(self, weights: torch.Tensor, of_steps: Progress) -> Progress:
         """All that is to be known to go on from here."""
-        loss, simple = self.simple
         return {
             **of_steps,
             "weights": weights,
@@ -635,7 +668,7 @@ class Run:
             "outcome": self.record.outcome,
             "history": {name: list(values) for name, values in self.record.history.items()},
             "best": dict(vars(self.best)),
-            "simple": {"loss": loss, "weights": simple if loss < math.inf else None},
+            "simple": {} if self.simple is None else self.simple._asdict(),
         }
 
     def go_on(self, progress: Progress) -> None:
@@ -644,13 +677,17 @@ class Run:
         self.record.outcome = progress["outcome"]
         self.record.history = {name: list(own) for name, own in progress["history"].items()}
         vars(self.best).update(progress["best"])
-        simple = progress["simple"]
-        if simple["weights"] is not None:
-            self.simple = simple["loss"], simple["weights"]
+        # Files of before there were losses of rows go on without a simple model.
+        if "rows" in progress["simple"]:
+            self.simple = Simple(**progress["simple"])
         self.last = (n_iter, progress["weights"], progress)
 
     def end_epoch(
-        self, numbers: Sequence[float], weights: torch.Tensor, of_steps: Progress | None
+        self,
+        numbers: Sequence[float],
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+        of_steps: Progress | None,
     ) -> None:
         """Note the terms of an epoch and of the judged rows, and the weights after it."""
         if not all(map(math.isfinite, numbers)):
@@ -658,7 +695,7 @@ class Run:
             return
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
-        self.best.judge(numbers[3], n_iter, weights, self.plan)
+        self.best.judge(numbers[3], rows, n_iter, weights, self.plan)
         if self.plan.n_held_out and self.best.waited >= self.plan.patience:
             self.record.outcome = "converged"
         progress = None if of_steps is None else self.progress(weights, of_steps)
@@ -695,9 +732,16 @@ class Run:
             record.kept, record.weights = self.best.epoch, self.best.weights
             # Where not even the first epoch left finite weights, nothing stands in for them.
             trained = record.outcome != "diverged" or self.best.epoch
-            if trained and self.simple[0] < self.best.key[1]:
-                record.kept, record.weights, record.is_simple = 0, self.simple[1], True
+            if trained and self.simple is not None and not self._beats(self.simple):
+                record.kept, record.weights, record.is_simple = 0, self.simple.weights, True
         return record
+
+    def _beats(self, simple: Simple) -> bool:
+        """Whether the best epoch is better on the held-out rows by more than luck gives."""
+        if self.best.rows is None:
+            return False
+        mean, error = gain(simple.rows, self.best.rows, simple.weight, simple.group)
+        return mean > self.plan.n_errors * error
 
 
 def train(
@@ -708,7 +752,7 @@ def train(
     generators: Sequence[torch.Generator],
     begin_epoch: Callable[[], None],
     end_epoch: Callable[[Sequence[Record]], bool],
-    become_simple: Callable[[], None] | None = None,
+    become_simple: Callable[[bool], None] | None = None,
     progress: Sequence[Progress] = (),
     *,
     keep_progress: bool = False,
@@ -732,8 +776,9 @@ def train(
         Told of every epoch. `end_epoch` gets the records of the models in training; where
         it returns True, they stop.
     become_simple : callable or None, default=None
-        Makes the models simple ones, in place. Where rows are held out, and these judge none of a
-        model's epochs better, the simple model is kept.
+        ``become_simple(False)`` makes the models simple ones of the training rows, in place, and
+        ``become_simple(True)`` of all rows. Where rows are held out, the latter is kept unless the
+        best epoch beats the former on them by ``plan.n_errors`` standard errors.
     progress : sequence of Progress, default=()
         Where earlier runs of the same plans on the same rows had come to: these go on, unless they
         had ended there. Or only what their steps had left: these runs begin with that.
@@ -760,14 +805,19 @@ def train(
         for run, own in zip(runs, progress, strict=True):
             run.go_on(own)
     elif any(plan.continues for plan in plans):
-        for run, loss in zip(runs, members.judge()[0].tolist(), strict=True):
-            run.begin(loss)
+        numbers, losses = members.judge()
+        for run, loss, own in zip(runs, numbers[0].tolist(), losses, strict=True):
+            run.begin(loss, own)
     elif become_simple is not None and plans[0].n_held_out:
         start = members.adam.weights.clone()
-        become_simple()
-        simple = zip(members.judge()[0].tolist(), members.adam.weights.clone(), strict=True)
-        for run, (loss, weights) in zip(runs, simple, strict=True):
-            run.simple = (loss, weights)
+        become_simple(False)
+        losses = members.judge()[1]
+        become_simple(True)
+        none = [None] * len(runs)
+        weight, group = (none if v is None else v for v in (judged.weight, judged.group))
+        simple = zip(runs, losses, members.adam.weights.clone(), weight, group, strict=True)
+        for run, *own in simple:
+            run.simple = Simple(*own)
         members.adam.weights.copy_(start)
     held = runs  # in the stack
     live = [run for run in runs if run.goes_on()]  # in training
@@ -777,13 +827,14 @@ def train(
             epoch = live[0].last[0]
             begin_epoch()
             seen = members.run_epoch(read(epoch), epoch)
+            judgement, losses = members.judge()
             # The one place of an epoch that waits for the device.
-            numbers = torch.cat([seen, members.judge()]).T.tolist()
-            ends = zip(held, numbers, members.adam.weights.clone(), strict=True)
-            for place, (run, row, weights) in enumerate(ends):
+            numbers = torch.cat([seen, judgement]).T.tolist()
+            ends = zip(held, numbers, losses, members.adam.weights.clone(), strict=True)
+            for place, (run, row, of_rows, weights) in enumerate(ends):
                 if run in live:
                     of_steps = members.progress(place) if keep_progress else None
-                    run.end_epoch(row, weights, of_steps)
+                    run.end_epoch(row, of_rows, weights, of_steps)
             sound = [run.record for run in live if run.record.outcome != "diverged"]
             if sound and end_epoch(sound):
                 for record in sound:

@@ -407,7 +407,7 @@ class VAETransformer(
     # --- fit ------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None, groups=None):
         """Fit the model to X.
 
         Parameters
@@ -423,6 +423,11 @@ class VAETransformer(
             `history_`, in training and of held-out rows, and the moments of factor analysis.
             Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
             as if they weren't in X. None, or the same for all: no weights.
+        groups : array-like of shape (n_samples,), default=None
+            Which rows belong together, such as visits of one patient, by any value that they have
+            in common. Rows of a group are held out together: else a row that is judged has others
+            of its group among those trained on, and a model that knows groups by heart looks good.
+            None: each row stands for itself.
 
         Returns
         -------
@@ -435,7 +440,7 @@ class VAETransformer(
             If X, a weight or a parameter cannot be used, or if no epoch ended with a finite loss.
             The estimator is then as it was before the call.
         """
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, groups)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None, sample_weight=None):
@@ -474,9 +479,12 @@ class VAETransformer(
         _report.check_outcome(trained, job.plan, keep=False)
         return self._become(fitted(trained.record, trained.state))
 
-    def _fit(self, X, y=None, sample_weight=None, change=None):
+    def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
         """Fit to X; `change` makes of its rows, as numbers, those that are trained on."""
-        job, fitted = self._prepare(X, sample_weight=sample_weight, change=change)
+        _input.check_target(X, y)
+        job, fitted = self._prepare(
+            X, sample_weight=sample_weight, groups=groups, change=change
+        )
         callbacks = Callbacks(self, X, y, sample_weight)
 
         def end_epoch(records, states):
@@ -504,26 +512,45 @@ class VAETransformer(
             _report.check_outcome(trained, job.plan)
             return self._become(fitted(trained.record, trained.state))
 
-    def _prepare(self, X, known=None, sample_weight=None, change=None, *, partial=False):
+    def _prepare(
+        self, X, known=None, sample_weight=None, groups=None, change=None, *, partial=False
+    ):
         """The job that training on X is, and what makes attributes of its outcome.
 
         Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
-        keeps what was read of X for the next call with the same X and weights. `change` makes of
-        the rows, as numbers, those that are trained on, some of whose values may be missing.
-        `partial`: one pass, after those of earlier calls.
+        keeps what was read of X for the next call with the same X, weights and groups. `change`
+        makes of the rows, as numbers, those that are trained on, some of whose values may be
+        missing, and says of which row each of them is a copy. `partial`: one pass, after those of
+        earlier calls.
         """
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
         warm = (self.warm_start or partial) and self.__sklearn_is_fitted__()
         known = {} if known is None else known
-        likelihood, data, weight, moments, attributes = self._read_first(
-            X, known, sample_weight, warm
+        likelihood, data, weight, group, attributes = self._read_first(
+            X, known, sample_weight, groups, warm
         )
         if partial and warm:
             attributes["_output"] = self._output
         if change is not None:
-            data, moments = change(data), moments._replace(has_holes=True)
-        n_features, has_holes = len(moments.mean), moments.has_holes
+            data, row_of = change(data)
+            weight = None if weight is None else weight[row_of]
+            group = row_of if group is None else group[row_of]
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        shape = data.shape[0], len(likelihood.columns_of(data.shape[1]))
+        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
+        n_at_once = _stack.rows_at_once(*shape, dtype, n_least)
+        held_out = np.empty(0, np.intp)
+        if not partial:
+            held_out = _plan.hold_out(self, shape, n_at_once, seed, group)
+        # Units are those of the rows that are trained on.
+        key = likelihood, held_out.tobytes()
+        if key not in known:
+            names = attributes.get("feature_names_in_")
+            known[key] = _input.describe(data, likelihood, names, weight, held_out)
+        moments = known[key]
+        n_features = shape[1]
+        has_holes = moments.has_holes or change is not None
         self._check_network(data.shape[1], n_features)
         missing = has_holes if not warm else self._architecture["missing"]
         if has_holes and not missing:
@@ -534,7 +561,6 @@ class VAETransformer(
             )
         architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
             _check_same_architecture(self._architecture, architecture)
             state, n_before, history = self.state_, self.n_iter_, self.history_
@@ -545,16 +571,17 @@ class VAETransformer(
             n_before, history = 0, {}
         # None of a file that was saved before there was such a number.
         kept_before = getattr(self, "kept_iter_", None) if warm else None
-        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
         job = _stack.Job(
             data=data,
-            n_at_once=_stack.rows_at_once(data.shape[0], n_features, dtype, n_least),
+            n_at_once=n_at_once,
             architecture=architecture,
             state=_model.cast(state, dtype),
             plan=None,
             seed=seed,
             device=device,
             precision=self.precision,
+            held_out=held_out,
+            group=group,
             sample_weight=weight,
             keeps_progress=self.warm_start or partial,
         )
@@ -588,10 +615,12 @@ class VAETransformer(
 
         return job, fitted
 
-    def _read_first(self, X, known, sample_weight, warm):
-        """Likelihood, rows, weights and moments of X, and the attributes that they decide."""
+    def _read_first(self, X, known, sample_weight, groups, warm):
+        """Likelihood, rows, weights and groups of X, and the attributes that they decide."""
         as_table = _tables.is_read(self.likelihood)
-        table, weight = _input.weigh_first(_frames.to_validate(X), sample_weight, as_table=as_table)
+        table, rows, weight, group = _input.count_first(
+            _frames.to_validate(X), sample_weight, groups, as_table=as_table
+        )
         placed, chosen = _tables.place(self.likelihood, table)
         if warm:
             before = _part(self._architecture["likelihood"]).with_categories({})
@@ -600,12 +629,14 @@ class VAETransformer(
             categories = self._categories if warm else None
             # Validation sets attributes: on a copy, so that a failure leaves self alone.
             reader = copy.copy(self)
-            known[placed] = _input.read_first(reader, table, placed, categories, weight)
-        *read, attributes = known[placed]
+            known[placed] = _input.read_first(reader, table, placed, categories, rows)
+            known[placed] = *known[placed], weight, group
+        likelihood, data, attributes, weight, group = known[placed]
         output = _frames.describe(
-            table, read[1].dtype, as_table=as_table, categories=attributes["_categories"]
+            table, data.dtype, as_table=as_table, categories=attributes["_categories"]
         )
-        return *read, {**attributes, "_likelihood": _by_name(chosen), "_output": output}
+        attributes = {**attributes, "_likelihood": _by_name(chosen), "_output": output}
+        return likelihood, data, weight, group, attributes
 
     def _become(self, attributes):
         """Be fitted, with these attributes."""
