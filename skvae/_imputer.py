@@ -27,18 +27,20 @@ from skvae import _arrays, _frames, _tables
 from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian
 
-# Of the model that estimator=None is, besides its likelihood and seed. It is trained on the rows
-# and on copies of them of which further values are hidden, up to half of a row's: an encoder that
-# has seen one pattern of holes in each row remembers rows. On digits the copies took 6 % off the
-# error, and a noise of each column, where one of each value excuses errors, another 8 %; five draws
-# (MIWAE) a little. All rows are trained on: held-out ones would have copies among the others.
+# Every model is trained on the rows and on copies of them of which further values are hidden, up to
+# half of a row's. An encoder that has seen one pattern of holes in each row remembers rows, and one
+# that has seen complete rows cannot tell a missing value from the mean of its column.
+N_COPIES, MOST_HIDDEN = 4, 0.5
+# Of the model that estimator=None is, besides its likelihood and seed. On digits the copies took
+# 6 % off the error, and a noise of each column, where one of each value excuses errors, another
+# 8 %; five draws (MIWAE) a little. All rows are trained on: held-out ones would have copies among
+# the others.
 DEFAULT = {
     "n_components": 16,
     "n_importance_samples": 5,
     "early_stopping": False,
     "max_iter": 200,
 }
-N_COPIES, MOST_HIDDEN = 4, 0.5
 
 
 class VAEImputer(TransformerMixin, BaseEstimator):
@@ -50,11 +52,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model of the columns, fitted to X as it is. None is ``VAETransformer(16,
-        likelihood=Gaussian("per_feature"), n_importance_samples=5, early_stopping=False,
-        max_iter=200, random_state=random_state)``, with ``likelihood="auto"`` for a table with
-        columns that are no numbers, and is fitted to X and four copies of it, of which further
-        values are hidden: it so learns from what is there to tell what is not.
+        The model of the columns. It is fitted to X and to four copies of X in which further
+        values are hidden, at random, up to half of a row's: it learns to tell what is missing from
+        what is there, also where X has no holes. The estimator's own `random_state` decides which
+        values are hidden. None is ``VAETransformer(16, likelihood=Gaussian("per_feature"),
+        n_importance_samples=5, early_stopping=False, max_iter=200, random_state=random_state)``,
+        with ``likelihood="auto"`` for a table with columns that are no numbers.
 
     missing_values : int, float or nan, default=np.nan
         What stands for a missing value in X.
@@ -148,7 +151,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows with missing values.
+            Rows, with or without missing values: others are hidden in copies of the rows.
         y : Ignored
             Present for the API's sake.
 
@@ -195,11 +198,9 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self._end_fit(X, np.zeros(X.shape[1], bool))
 
     def _fit_model(self, estimator, X):
-        if self.estimator is not None:
-            return estimator.fit(X)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = int(check_random_state(estimator.random_state).randint(np.iinfo(np.int32).max))
         rng = np.random.default_rng(seed)
-        return estimator._fit(X, change=lambda data: _hide(data, rng))
+        return estimator._fit_changed(X, lambda data: _hide(data, rng))
 
     def _end_fit(self, X, empty):
         self.indicator_ = None
@@ -343,9 +344,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
 
 def _hide(X, rng):
-    """Rows X, and copies of them without some of their values."""
+    """Rows X and copies of them without some of their values; and which row each is a copy of.
+
+    X holds a code for a category, so that the whole value is hidden.
+    """
     copies = [X]
     for _ in range(N_COPIES):
         hidden = rng.random(X.shape) < rng.uniform(0, MOST_HIDDEN, (len(X), 1))
         copies.append(np.where(hidden, np.nan, X))
-    return np.concatenate(copies)
+    return np.concatenate(copies), np.tile(np.arange(len(X)), N_COPIES + 1)

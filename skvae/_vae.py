@@ -474,8 +474,13 @@ class VAETransformer(
         _report.check_outcome(trained, job.plan, keep=False)
         return self._become(fitted(trained.record, trained.state))
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _fit_changed(self, X, change):
+        """Fit to what `change` makes of the rows of X: see `_prepare`."""
+        return self._fit(X, change=change)
+
     def _fit(self, X, y=None, sample_weight=None, change=None):
-        """Fit to X; `change` makes of its rows, as numbers, those that are trained on."""
+        """Fit to X, or to what `change` makes of its rows: see `_prepare`."""
         job, fitted = self._prepare(X, sample_weight=sample_weight, change=change)
         callbacks = Callbacks(self, X, y, sample_weight)
 
@@ -508,9 +513,10 @@ class VAETransformer(
         """The job that training on X is, and what makes attributes of its outcome.
 
         Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
-        keeps what was read of X for the next call with the same X and weights. `change` makes of
-        the rows, as numbers, those that are trained on, some of whose values may be missing.
-        `partial`: one pass, after those of earlier calls.
+        keeps what was read of X for the next call with the same X and weights. `change` takes the
+        rows, as numbers, and returns the rows to train on, some of whose values may be missing, and
+        for each of them the index of the row of X that it is a copy of. `partial`: one pass, after
+        those of earlier calls.
         """
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
@@ -522,7 +528,7 @@ class VAETransformer(
         if partial and warm:
             attributes["_output"] = self._output
         if change is not None:
-            data, moments = change(data), moments._replace(has_holes=True)
+            (data, _), moments = change(data), moments._replace(has_holes=True)
         n_features, has_holes = len(moments.mean), moments.has_holes
         self._check_network(data.shape[1], n_features)
         missing = has_holes if not warm else self._architecture["missing"]
