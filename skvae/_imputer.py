@@ -228,6 +228,9 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         if self.estimator_._gives_tables:
             return self._transform_table(X)
         X = self._read(X, reset=False)
+        if not self.estimator_._knows_holes:  # in a file of an earlier version
+            n_incomplete = int(np.isnan(X[:, ~self._empty]).any(axis=1).sum())
+            self.estimator_._warn_of_holes(n_incomplete, len(X))
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
         filled = np.zeros_like(X)
         filled[:, ~self._empty] = self._fill(X[:, ~self._empty])

@@ -37,7 +37,9 @@ def read_first(estimator, X, likelihood, categories, weight):
     labels = _arrays.Labels(getattr(estimator, "feature_names_in_", None))
     places = likelihood.columns_of(data.shape[1])
     support = functools.partial(likelihood.check_support, labels=labels)
-    moments = _arrays.describe_columns(data, support, labels._replace(places=places), weight)
+    moments = _arrays.describe_columns(
+        data, support, labels._replace(places=places), weight, may_be_empty=not reset
+    )
     attributes = {**_names_seen(estimator), "_categories": categories}
     return likelihood, data, weight, moments, attributes
 
@@ -46,6 +48,19 @@ def _names_seen(estimator):
     """What validation has set on `estimator`."""
     names = {"n_features_in_", "feature_names_in_"} & vars(estimator).keys()
     return {name: getattr(estimator, name) for name in names}
+
+
+def count_incomplete(data, X, categories):
+    """How many rows of X have missing values; unknown categories, NaN in `data`, are none."""
+    if data.dtype.kind != "f":
+        return 0
+    if hasattr(data, "tocsr"):
+        return len(np.unique(data.tocoo().row[np.isnan(data.data)]))
+    parts = [np.isnan(block).any(axis=1) for block in _arrays.slices(data, data.shape[1])]
+    incomplete = np.concatenate(parts)
+    if categories and incomplete.any() and _frames.is_table(X):
+        incomplete = _frames.holes(X).any(axis=1)
+    return int(incomplete.sum())
 
 
 def take(data, n, seed, likelihood):

@@ -6,6 +6,7 @@ threads share nothing.
 """
 
 import copy
+import warnings
 from numbers import Integral, Real
 from typing import get_args
 
@@ -34,6 +35,7 @@ from skvae import (
     _plan,
     _report,
     _stack,
+    _stream,
     _tables,
     _training,
 )
@@ -56,6 +58,8 @@ FITTED = (
     "feature_names_in_",
     "_architecture",
     "_categories",
+    "_first_seen",
+    "_has_seen_holes",
     "_likelihood",
     "_output",
     "_progress",
@@ -531,18 +535,20 @@ class VAETransformer(
             (data, _), moments = change(data), moments._replace(has_holes=True)
         n_features, has_holes = len(moments.mean), moments.has_holes
         self._check_network(data.shape[1], n_features)
-        missing = has_holes if not warm else self._architecture["missing"]
+        # Whether later blocks have holes, a first one doesn't say.
+        missing = self._architecture["missing"] if warm else bool(has_holes or partial)
         if has_holes and not missing:
             raise ValueError(
                 "X has missing values or unknown categories, but training goes on with a model "
-                "that was fitted without any: its encoder has no inputs for them. Fit anew: the "
-                "first rows that it sees must have some."
+                "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
+                "rows of which some have missing values, or by partial_fit from the first rows on."
             )
         architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         if warm:
             _check_same_architecture(self._architecture, architecture)
+            self._compare_with_first(data, moments, likelihood)
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
             state = _model.initial_state(
@@ -571,6 +577,8 @@ class VAETransformer(
         # For `fitted`, which holds no rows.
         run = _plan.describe_run(job, partial) if job.keeps_progress else None
         max_iter = job.plan.max_iter
+        first_seen = self._first_seen if warm else {"mean": moments.mean, "std": moments.std}
+        has_seen_holes = bool(has_holes or (warm and self._knows_holes))
 
         def fitted(record, state, *, goes_on=partial):
             """All that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
@@ -584,6 +592,8 @@ class VAETransformer(
             return {
                 **attributes,
                 "_architecture": architecture,
+                "_first_seen": first_seen,
+                "_has_seen_holes": has_seen_holes,
                 "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
@@ -667,6 +677,30 @@ class VAETransformer(
 
     # Of a fit that was stopped, if it can go on.
     _progress = None
+    # Moments of the features in the rows that decided the units, and whether any rows had holes.
+    # None in files of versions that didn't keep them.
+    _first_seen = _has_seen_holes = None
+
+    @property
+    def _knows_holes(self):
+        """Whether the encoder was trained on missing values."""
+        known = self._has_seen_holes
+        return self._architecture["missing"] if known is None else known
+
+    def _compare_with_first(self, data, moments, likelihood):
+        """Warn where rows that training goes on with are not as the first ones."""
+        location, scale = self.state_["location"], self.state_["scale"]
+        unknown = {"mean": location, "std": np.where(scale > 0, np.nan, 0.0)}
+        first = _arrays.Moments(**(self._first_seen or unknown))
+        n_columns = data.shape[1]
+        places = likelihood.columns_of(n_columns)
+        # Categories have no units, and unknown ones a warning of their own.
+        of_category = np.isin(places, list(likelihood.categorical(n_columns)))
+        first = first._replace(std=np.where(of_category, np.nan, first.std))
+        labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
+        known = {data.dtype.name, self._output["dtype"]}
+        resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")
+        _stream.compare(first, moments, data, likelihood.check_support, labels, resolution)
 
     def __getstate__(self):
         return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
@@ -923,7 +957,22 @@ class VAETransformer(
         check_is_fitted(self)
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        return _input.read(self, X, likelihood, self._categories, reset=False)
+        data = _input.read(self, X, likelihood, self._categories, reset=False)
+        if not self._knows_holes:
+            self._warn_of_holes(_input.count_incomplete(data, X, self._categories), data.shape[0])
+        return data
+
+    def _warn_of_holes(self, n_incomplete, n_rows):
+        """Warn of rows with missing values, where the encoder has learned nothing of such."""
+        if not n_incomplete:
+            return
+        warnings.warn(
+            f"X has missing values in {n_incomplete} of {n_rows} rows, but the model was fitted "
+            "to rows without any: its encoder takes each for the mean of its column. Latent "
+            "features, scores and imputations of these rows are poor. Fit on rows of which some "
+            "have missing values, or use VAEImputer, which hides values while it trains.",
+            stacklevel=4,
+        )
 
     def _blocks(self, X):
         """What gives rows of X to a model, in its units, as a block that it is told of."""

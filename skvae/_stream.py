@@ -1,0 +1,99 @@
+"""Rows that training goes on with, compared with those that decided the units of the model.
+
+The model keeps the mean and the standard deviation that each column had in the rows that it saw
+first. Later rows whose distances from that mean are of another order of magnitude are learned
+badly: large ones have huge gradients, and the noise floor swallows small ones. A column that was
+constant has no density at all.
+
+The bounds are wide, since a standard deviation of 50 rows says little of a column with heavy
+tails. Of blocks of 50 rows after a first block of 50 rows like them, less than one in 1,000 is
+outside: of normal, lognormal (of a sigma up to 1.5), Student (of 2 degrees of freedom or more),
+Bernoulli and count columns.
+"""
+
+import warnings
+
+import numpy as np
+
+from skvae import _arrays
+
+# A column leaves its units if a tenth of the values are farther than 10 standard deviations from
+# the mean of the first rows, or half of them farther than 5. Of a column of mostly zeros, fewer
+# values may be far, and at 100 standard deviations by their root mean square. One or two values
+# alone are outliers.
+FAR, SHARE_FAR = 10.0, 0.1
+LESS_FAR, SHARE_LESS_FAR = 5.0, 0.5
+FARTHEST_RMS = 100.0
+LEAST_FAR = 3
+# The other way round, if its standard deviation is less than a 30th of that of the first rows. A
+# few rows, or rows that are mostly of one value, cannot tell.
+NARROW, LEAST_ROWS = 1 / 30, 20
+
+N_NAMED = 5
+
+
+def compare(first, now, data, support, labels, resolution):
+    """Warn of columns that leave the units of the first rows, or that were constant there.
+
+    `first` and `now` are the moments of the features in the first rows and in `data`; NaN where
+    nothing is to be compared. `support` makes features of rows, and `labels` names them.
+    `resolution` is the relative difference that rounding makes.
+    """
+    constant = first.std == 0
+    unit = np.where(constant, 1.0, first.std)
+    n_there, n_far, n_less_far, n_off, square = np.zeros((5, len(unit)))
+    varies = np.zeros(len(unit), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in map(support, _arrays.slices(data, len(unit))):
+            block = np.asarray(block, np.float64)
+            distance = np.abs(block - first.mean)
+            varies |= (distance > resolution * np.abs(first.mean)).any(axis=0)
+            distance /= unit
+            there = ~np.isnan(distance)
+            n_there += there.sum(axis=0)
+            n_far += (distance > FAR).sum(axis=0)
+            n_less_far += (distance > LESS_FAR).sum(axis=0)
+            n_off += (np.abs(block - now.mean) > now.std / 4).sum(axis=0)
+            square += np.square(np.where(there, distance, 0.0)).sum(axis=0)
+        least = np.minimum(LEAST_FAR, n_there)
+        far = (n_far > SHARE_FAR * n_there) | (square > FARTHEST_RMS**2 * n_there)
+        far = (far & (n_far >= least)) | (
+            (n_less_far > SHARE_LESS_FAR * n_there) & (n_less_far >= least)
+        )
+        narrow = (now.std < NARROW * unit) & (n_off > n_there / 2) & (n_there >= LEAST_ROWS)
+    _warn_of_units(np.flatnonzero((far | narrow) & ~constant), first, now, labels)
+    _warn_of_constants(np.flatnonzero(varies & constant), labels)
+
+
+def _warn_of_units(features, first, now, labels):
+    if not len(features):
+        return
+    told = [
+        f"{labels.of(i)}, of mean {now.mean[i]:.3g} and standard deviation {now.std[i]:.3g}, where "
+        f"the first rows had {first.mean[i]:.3g} and {first.std[i]:.3g}"
+        for i in features[:N_NAMED]
+    ]
+    warnings.warn(
+        "X leaves the units of the model, which the first rows that it saw have decided, in "
+        f"{_join(told, len(features), '; ')}. Such columns are learned badly. Fit anew, by fit or "
+        "by partial_fit, with first rows that are like all: a random sample of them, say.",
+        stacklevel=6,
+    )
+
+
+def _warn_of_constants(features, labels):
+    if not len(features):
+        return
+    told = [labels.of(i) for i in features[:N_NAMED]]
+    warnings.warn(
+        "X has more than one value in columns that were constant in the first rows that the model "
+        f"saw: {_join(told, len(features), ', ')}. They are no part of its density, and it gives "
+        "back that constant. Fit anew, by fit or by partial_fit, with first rows that are like "
+        "all: a random sample of them, say.",
+        stacklevel=6,
+    )
+
+
+def _join(told, n, separator):
+    more = f" and {n - N_NAMED} more" if n > N_NAMED else ""
+    return separator.join(told) + more
