@@ -32,12 +32,12 @@ NARROW, LEAST_ROWS = 1 / 30, 20
 N_NAMED = 5
 
 
-def compare(first, now, data, support, labels, resolution):
-    """Warn of columns that leave the units of the first rows, or that were constant there.
+def compare(first, now, data, support, resolution):
+    """Which features leave the units of the first rows, and which vary though they did not there.
 
     `first` and `now` are the moments of the features in the first rows and in `data`; NaN where
-    nothing is to be compared. `support` makes features of rows, and `labels` names them.
-    `resolution` is the relative difference that rounding makes.
+    nothing is to be compared. `support` makes features of rows. `resolution` is the relative
+    difference that rounding makes. Two masks (n_features,).
     """
     constant = first.std == 0
     unit = np.where(constant, 1.0, first.std)
@@ -57,43 +57,41 @@ def compare(first, now, data, support, labels, resolution):
             square += np.square(np.where(there, distance, 0.0)).sum(axis=0)
         least = np.minimum(LEAST_FAR, n_there)
         far = (n_far > SHARE_FAR * n_there) | (square > FARTHEST_RMS**2 * n_there)
-        far = (far & (n_far >= least)) | (
-            (n_less_far > SHARE_LESS_FAR * n_there) & (n_less_far >= least)
-        )
+        far &= n_far >= least
+        far |= (n_less_far > SHARE_LESS_FAR * n_there) & (n_less_far >= least)
         narrow = (now.std < NARROW * unit) & (n_off > n_there / 2) & (n_there >= LEAST_ROWS)
-    _warn_of_units(np.flatnonzero((far | narrow) & ~constant), first, now, labels)
-    _warn_of_constants(np.flatnonzero(varies & constant), labels)
+    return (far | narrow) & ~constant, varies & constant
 
 
-def _warn_of_units(features, first, now, labels):
-    if not len(features):
-        return
-    told = [
-        f"{labels.of(i)}, of mean {now.mean[i]:.3g} and standard deviation {now.std[i]:.3g}, where "
-        f"the first rows had {first.mean[i]:.3g} and {first.std[i]:.3g}"
-        for i in features[:N_NAMED]
-    ]
-    warnings.warn(
-        "X leaves the units of the model, which the first rows that it saw have decided, in "
-        f"{_join(told, len(features), '; ')}. Such columns are learned badly. Fit anew, by fit or "
-        "by partial_fit, with first rows that are like all: a random sample of them, say.",
-        stacklevel=6,
+def warn(first, now, data, support, labels, resolution):
+    """Warn of the features that `compare` finds, which `labels` names."""
+    leaves, varies = compare(first, now, data, support, resolution)
+    remedy = (
+        "To mend it, fit anew, by fit or partial_fit, with first rows that are like all later "
+        "ones, such as a random sample of them."
     )
+    if leaves.any():
+        told = [
+            f"{labels.of(i)}: {now.mean[i]:.3g} +- {now.std[i]:.3g}, at first {first.mean[i]:.3g} "
+            f"+- {first.std[i]:.3g}"
+            for i in np.flatnonzero(leaves)
+        ]
+        warnings.warn(
+            "X leaves the units of the model, which are those of the first rows that it was "
+            f"fitted to. Mean +- standard deviation of {_join(told, '; ')}. The model learns such "
+            f"columns badly. {remedy}",
+            stacklevel=6,
+        )
+    if varies.any():
+        told = [labels.of(i) for i in np.flatnonzero(varies)]
+        warnings.warn(
+            "X has new values in columns that were constant in the first rows that the model was "
+            f"fitted to: {_join(told, ', ')}. They stay no part of its density, and it gives back "
+            f"the constant. {remedy}",
+            stacklevel=6,
+        )
 
 
-def _warn_of_constants(features, labels):
-    if not len(features):
-        return
-    told = [labels.of(i) for i in features[:N_NAMED]]
-    warnings.warn(
-        "X has more than one value in columns that were constant in the first rows that the model "
-        f"saw: {_join(told, len(features), ', ')}. They are no part of its density, and it gives "
-        "back that constant. Fit anew, by fit or by partial_fit, with first rows that are like "
-        "all: a random sample of them, say.",
-        stacklevel=6,
-    )
-
-
-def _join(told, n, separator):
-    more = f" and {n - N_NAMED} more" if n > N_NAMED else ""
-    return separator.join(told) + more
+def _join(told, separator):
+    more = f" and {len(told) - N_NAMED} more" if len(told) > N_NAMED else ""
+    return separator.join(told[:N_NAMED]) + more

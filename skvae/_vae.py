@@ -700,7 +700,7 @@ class VAETransformer(
         labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
         known = {data.dtype.name, self._output["dtype"]}
         resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")
-        _stream.compare(first, moments, data, likelihood.check_support, labels, resolution)
+        _stream.warn(first, moments, data, likelihood.check_support, labels, resolution)
 
     def __getstate__(self):
         return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
