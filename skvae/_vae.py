@@ -108,10 +108,10 @@ class VAETransformer(
     network : {"mlp"}, value or pair of callables, default="mlp"
         Encoder and decoder, of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. Of a
         pair of callables ``(n_in, n_out) -> torch.nn.Module`` the first makes the encoder and
-        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, the
-        encoder also sees which are there, in as many inputs. Their outputs for a row must not
-        depend on other rows, nor on chance. A search trains together what is equal, as
-        functions of a module are and two lambdas are not.
+        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, and in
+        `partial_fit`, the encoder also sees which are there, in as many inputs. Their outputs
+        for a row must not depend on other rows, nor on chance. A search trains together what is
+        equal, as functions of a module are and two lambdas are not.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -186,7 +186,8 @@ class VAETransformer(
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
-        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. If that fit was
+        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. A warning names
+        columns that leave these units, as in `partial_fit`. If that fit was
         stopped before its end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`,
         as if it had not been stopped: if it had warm_start=True, too, and the rows, their weights
         and the parameters, but for `random_state`, are the same; else a warning says what is not.
@@ -262,8 +263,9 @@ class VAETransformer(
 
     A value that is missing (NaN, None, NA) is no part of the bound: `fit` maximises that of what
     is there, as MIWAE [7]_ does with `n_importance_samples` above 1, and the encoder sees which
-    values are there. Scores of rows with different holes are those of different variables: they
-    don't compare.
+    values are there. An encoder that was fitted to complete rows has not learned what to do without
+    a value: a warning says so where rows have holes then. Scores of rows with different holes are
+    those of different variables: they don't compare.
 
     Of a table with categories or counts beside real values, the score is that of a mixed density:
     log-probabilities of the former and log-densities of the latter, which have units, added up.
@@ -445,8 +447,20 @@ class VAETransformer(
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over X, a block of rows.
 
-        The first block decides the units, the categories and whether values may be missing, of
-        the model: it should be like all. The optimiser goes on from block to block at a constant
+        The first block decides the units of the model and which columns are constant, and its
+        categories are the ones that the model knows. It should be like all later blocks: a random
+        sample of the rows is best. Later blocks are compared with it. A warning names the columns
+        whose values are of another order of magnitude than in the first block, and those that were
+        constant there and are not any more. The model learns the former badly and the latter not
+        at all: fit anew, with other first rows.
+
+        Any block may have missing values, whether or not earlier ones had some: the encoder has
+        inputs for them from the first block on. Categories that are to come are announced by the
+        dtype of the first block's column, a pandas Categorical or a polars Enum. A category that
+        was not announced is taken as missing, with a warning, or raises where the likelihood is
+        ``Categorical(handle_unknown="error")``.
+
+        The optimiser goes on from block to block at a constant
         `learning_rate`, which may be set anew between them. No rows are held out, and there is no
         warm-up: `learning_rate_schedule`, `max_iter`, `beta_warmup` and what is about early
         stopping are not used. Callbacks and `verbose` are told nothing.
