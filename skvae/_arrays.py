@@ -263,9 +263,9 @@ def describe_columns(
 
     The columns are those that `support` makes of those of X, which `labels` are of. NaN are
     missing values, of which every column may have all but one; if columns `may_be_empty`, the
-    moments of one without a value are NaN. A column is constant when its range
-    is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers does.
-    `weight` (n_samples,), above 0, is how much each row counts.
+    moments of one without a value are NaN. A column is constant when its range is below what the
+    dtype of X resolves, or what a sum of a few dozen float64 numbers does. `weight` (n_samples,),
+    above 0, is how much each row counts.
     """
     n_features = X.shape[1] if labels.places is None else len(labels.places)
     low = high = np.asarray(np.nan)

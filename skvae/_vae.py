@@ -187,11 +187,11 @@ class VAETransformer(
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
         to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. A warning names
-        columns that leave these units, as in `partial_fit`. If that fit was
-        stopped before its end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`,
-        as if it had not been stopped: if it had warm_start=True, too, and the rows, their weights
-        and the parameters, but for `random_state`, are the same; else a warning says what is not.
-        For that the optimiser is kept.
+        columns that leave these units, as in `partial_fit`. If that fit was stopped before its
+        end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`, as if it had not
+        been stopped: if it had warm_start=True, too, and the rows, their weights and the
+        parameters, but for `random_state`, are the same; else a warning says what is not. For that
+        the optimiser is kept.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
@@ -450,9 +450,9 @@ class VAETransformer(
         The first block decides the units of the model and which columns are constant, and its
         categories are the ones that the model knows. It should be like all later blocks: a random
         sample of the rows is best. Later blocks are compared with it. A warning names the columns
-        whose values are of another order of magnitude than in the first block, and those that were
-        constant there and are not any more. The model learns the former badly and the latter not
-        at all: fit anew, with other first rows.
+        whose values are of another order of magnitude than in the first block: the model learns
+        them badly. Another one names the columns that were constant there and are not any more:
+        the model does not learn them at all. Fit anew then, with other first rows.
 
         Any block may have missing values, whether or not earlier ones had some: the encoder has
         inputs for them from the first block on. Categories that are to come are announced by the
@@ -460,10 +460,10 @@ class VAETransformer(
         was not announced is taken as missing, with a warning, or raises where the likelihood is
         ``Categorical(handle_unknown="error")``.
 
-        The optimiser goes on from block to block at a constant
-        `learning_rate`, which may be set anew between them. No rows are held out, and there is no
-        warm-up: `learning_rate_schedule`, `max_iter`, `beta_warmup` and what is about early
-        stopping are not used. Callbacks and `verbose` are told nothing.
+        The optimiser goes on from block to block at a constant `learning_rate`, which may be set
+        anew between them. No rows are held out, and there is no warm-up: `learning_rate_schedule`,
+        `max_iter`, `beta_warmup` and what is about early stopping are not used. Callbacks and
+        `verbose` are told nothing.
 
         Parameters
         ----------
@@ -704,13 +704,16 @@ class VAETransformer(
     def _compare_with_first(self, data, moments, likelihood):
         """Warn where rows that training goes on with are not as the first ones."""
         location, scale = self.state_["location"], self.state_["scale"]
-        unknown = {"mean": location, "std": np.where(scale > 0, np.nan, 0.0)}
-        first = _arrays.Moments(**(self._first_seen or unknown))
         n_columns = data.shape[1]
         places = likelihood.columns_of(n_columns)
+        mean, std = location, np.full(len(location), np.nan)
+        if self._first_seen is not None:
+            mean, std = self._first_seen["mean"], self._first_seen["std"]
+        # What the model takes for constant; of others without a spread nothing is to be compared.
+        std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
         # Categories have no units, and unknown ones a warning of their own.
         of_category = np.isin(places, list(likelihood.categorical(n_columns)))
-        first = first._replace(std=np.where(of_category, np.nan, first.std))
+        first = _arrays.Moments(mean, np.where(of_category, np.nan, std))
         labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
         known = {data.dtype.name, self._output["dtype"]}
         resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")

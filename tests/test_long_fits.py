@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skvae import Checkpoint, VAETransformer, _files, _stack
 from skvae.likelihoods import Categorical, Columns, Gaussian
+from skvae.networks import Conv
 from skvae.priors import Vamp
 
 # --- stopped, and gone on with ----------------------------------------------------------------
@@ -616,3 +617,23 @@ def test_blocks_like_the_first_raise_no_warning_whatever_the_units(wine, likelih
     assert vae.n_iter_ == 4
     with pytest.warns(UserWarning, match="X leaves the units"):
         vae.partial_fit(1000 * X)
+
+
+def test_of_a_model_of_an_earlier_version_constant_columns_are_compared_and_no_others(wine):
+    X = wine.copy()
+    X[:60, 5] = 0.5
+    vae = model().partial_fit(X[:60])
+    del vae._first_seen, vae._has_seen_holes
+    with pytest.warns(UserWarning, match="constant in the first rows") as caught:
+        vae.partial_fit(10 * X)
+    assert not any("leaves the units" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("network", ["mlp", Conv((1, 8, 8))], ids=str)
+@pytest.mark.parametrize("prior", ["standard_normal", Vamp(3)], ids=str)
+def test_every_network_and_prior_goes_on_with_holes(network, prior):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 64))
+    H = np.where(rng.random(X.shape) < 0.2, np.nan, X)
+    vae = model(network=network, prior=prior).partial_fit(X).partial_fit(H)
+    assert np.isfinite(vae.score_samples(H)).all()
