@@ -56,11 +56,12 @@ def count_incomplete(data, X, categories):
         return 0
     if hasattr(data, "tocsr"):
         return len(np.unique(data.tocoo().row[np.isnan(data.data)]))
-    parts = [np.isnan(block).any(axis=1) for block in _arrays.slices(data, data.shape[1])]
-    incomplete = np.concatenate(parts)
-    if categories and incomplete.any() and _frames.is_table(X):
-        incomplete = _frames.holes(X).any(axis=1)
-    return int(incomplete.sum())
+    # The least of some values is NaN if one of them is, and is found faster than each NaN.
+    blocks = (b for b in _arrays.slices(data, data.shape[1]) if np.isnan(b.min()))
+    n_incomplete = sum(int(np.isnan(block).any(axis=1).sum()) for block in blocks)
+    if n_incomplete and categories and _frames.is_table(X):
+        n_incomplete = int(_frames.holes(X).any(axis=1).sum())
+    return n_incomplete
 
 
 def take(data, n, seed, likelihood):
