@@ -256,13 +256,16 @@ def describe_columns(
     support: Support = lambda block: block,
     labels: Labels = UNNAMED,
     weight: Array | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> Moments:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
     The columns are those that `support` makes of those of X, which `labels` are of. NaN are
-    missing values, of which every column may have all but one. A column is constant when its range
-    is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers does.
-    `weight` (n_samples,), above 0, is how much each row counts.
+    missing values, of which every column may have all but one; if columns `may_be_empty`, the
+    moments of one without a value are NaN. A column is constant when its range is below what the
+    dtype of X resolves, or what a sum of a few dozen float64 numbers does. `weight` (n_samples,),
+    above 0, is how much each row counts.
     """
     n_features = X.shape[1] if labels.places is None else len(labels.places)
     low = high = np.asarray(np.nan)
@@ -272,16 +275,14 @@ def describe_columns(
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
-    if empty.any():
+    if empty.any() and not may_be_empty:
         name = labels.of(int(np.argmax(empty)))
         raise ValueError(f"Input X has only missing values in {name}. Drop the column.")
     if infinite.any():  # under assume_finite=True, or as float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
-    epsilon = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
-    resolution = max(2 * epsilon, 64 * np.finfo(np.float64).eps)
-    constant = radius <= resolution * np.maximum(abs(low), abs(high))
+    constant = radius <= resolution_of(X.dtype) * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = n_there = 0.0
@@ -299,10 +300,18 @@ def describe_columns(
         total = total + counted.sum(axis=0)
         square = square + np.einsum("nd,nd->d", moved, counted)
         start += len(block)
-    mean = total / n_there
-    std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    with np.errstate(invalid="ignore"):  # of columns without a value
+        mean = total / n_there
+        std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
     centre = np.where(constant, low, centre + unit * mean)
     return Moments(centre, np.where(constant, 0.0, std), has_holes)
+
+
+def resolution_of(dtype: Any) -> float:
+    """The relative difference of numbers that are one by rounding: of this dtype, or in sums."""
+    dtype = np.dtype(dtype)
+    epsilon = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    return float(max(2 * epsilon, 64 * np.finfo(np.float64).eps))
 
 
 def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:

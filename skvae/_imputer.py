@@ -23,22 +23,24 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skvae import _arrays, _frames, _tables
+from skvae import _arrays, _frames, _input, _tables
 from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian
 
-# Of the model that estimator=None is, besides its likelihood and seed. It is trained on the rows
-# and on copies of them of which further values are hidden, up to half of a row's: an encoder that
-# has seen one pattern of holes in each row remembers rows. On digits the copies took 6 % off the
-# error, and a noise of each column, where one of each value excuses errors, another 8 %; five draws
-# (MIWAE) a little. All rows are trained on: held-out ones would have copies among the others.
+# Every model is trained on the rows and on copies of them of which further values are hidden, up to
+# half of a row's. An encoder that has seen one pattern of holes in each row remembers rows, and one
+# that has seen complete rows cannot tell a missing value from the mean of its column.
+N_COPIES, MOST_HIDDEN = 4, 0.5
+# Of the model that estimator=None is, besides its likelihood and seed. On digits the copies took
+# 6 % off the error, and a noise of each column, where one of each value excuses errors, another
+# 8 %; five draws (MIWAE) a little. All rows are trained on: held-out ones would have copies among
+# the others.
 DEFAULT = {
     "n_components": 16,
     "n_importance_samples": 5,
     "early_stopping": False,
     "max_iter": 200,
 }
-N_COPIES, MOST_HIDDEN = 4, 0.5
 
 
 class VAEImputer(TransformerMixin, BaseEstimator):
@@ -50,11 +52,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model of the columns, fitted to X as it is. None is ``VAETransformer(16,
-        likelihood=Gaussian("per_feature"), n_importance_samples=5, early_stopping=False,
-        max_iter=200, random_state=random_state)``, with ``likelihood="auto"`` for a table with
-        columns that are no numbers, and is fitted to X and four copies of it, of which further
-        values are hidden: it so learns from what is there to tell what is not.
+        The model of the columns. It is fitted to X and to four copies of X in which further
+        values are hidden, at random, up to half of a row's: it learns to tell what is missing from
+        what is there, also where X has no holes. The estimator's own `random_state` decides which
+        values are hidden. None is ``VAETransformer(16, likelihood=Gaussian("per_feature"),
+        n_importance_samples=5, early_stopping=False, max_iter=200, random_state=random_state)``,
+        with ``likelihood="auto"`` for a table with columns that are no numbers.
 
     missing_values : int, float or nan, default=np.nan
         What stands for a missing value in X.
@@ -142,15 +145,20 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, sample_weight=None, groups=None):
         """Fit the model to what is there of X.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows with missing values.
+            Rows, with or without missing values: others are hidden in copies of the rows.
         y : Ignored
             Present for the API's sake.
+        sample_weight : float or array-like of shape (n_samples,), default=None
+            How much each row counts, as in `VAETransformer.fit`.
+        groups : array-like of shape (n_samples,), default=None
+            Which rows belong together, as in `VAETransformer.fit`: where the model holds out rows,
+            a group is held out whole. The copies of a row always are.
 
         Returns
         -------
@@ -158,12 +166,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             The fitted imputer.
         """
         fitted = copy.copy(self)  # so that a failure leaves self alone
-        fitted._fit(X)
+        _input.check_target(X, y)
+        fitted._fit(X, sample_weight=sample_weight, groups=groups)
         vars(self).pop("feature_names_in_", None)
         vars(self).update(vars(fitted))
         return self
 
-    def _fit(self, X):
+    def _fit(self, X, **of_rows):
         if self.estimator is None:
             likelihood = "auto" if _tables.has_categories(X) else Gaussian("per_feature")
             estimator = VAETransformer(
@@ -172,7 +181,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         else:
             estimator = clone(self.estimator)
         if _tables.is_read(estimator.likelihood) and not scipy.sparse.issparse(X):
-            self._fit_table(estimator, X)
+            self._fit_table(estimator, X, of_rows)
             return
         X = self._read(X, reset=True)
         empty = np.isnan(X).all(axis=0)
@@ -180,26 +189,24 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             raise ValueError(
                 "Input X has only missing values. VAEImputer needs some to learn from."
             )
-        self.estimator_ = self._fit_model(estimator, X[:, ~empty])
+        self.estimator_ = self._fit_model(estimator, X[:, ~empty], of_rows)
         self._end_fit(X, empty)
 
-    def _fit_table(self, estimator, X):
+    def _fit_table(self, estimator, X, of_rows):
         if not _frames.is_missing(self.missing_values):
             raise ValueError(
                 f"missing_values={self.missing_values!r} is for numbers of one likelihood. Make "
                 "missing values NaN, None or NA in a table whose columns are of several kinds."
             )
         validate_data(self, X, skip_check_array=True)
-        self.estimator_ = self._fit_model(estimator, X)
+        self.estimator_ = self._fit_model(estimator, X, of_rows)
         X = self.estimator_._read_again(X)
         self._end_fit(X, np.zeros(X.shape[1], bool))
 
-    def _fit_model(self, estimator, X):
-        if self.estimator is not None:
-            return estimator.fit(X)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+    def _fit_model(self, estimator, X, of_rows):
+        seed = int(check_random_state(estimator.random_state).randint(np.iinfo(np.int32).max))
         rng = np.random.default_rng(seed)
-        return estimator._fit(X, change=lambda data: _hide(data, rng))
+        return estimator._fit_changed(X, lambda data: _hide(data, rng), **of_rows)
 
     def _end_fit(self, X, empty):
         self.indicator_ = None
@@ -227,6 +234,9 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         if self.estimator_._gives_tables:
             return self._transform_table(X)
         X = self._read(X, reset=False)
+        if not self.estimator_._knows_holes:  # in a file of an earlier version
+            n_incomplete = int(np.isnan(X[:, ~self._empty]).any(axis=1).sum())
+            self.estimator_._warn_of_holes(n_incomplete, len(X))
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
         filled = np.zeros_like(X)
         filled[:, ~self._empty] = self._fill(X[:, ~self._empty])
@@ -343,9 +353,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
 
 def _hide(X, rng):
-    """Rows X, and copies of them without some of their values."""
+    """Rows X and copies of them without some of their values; and which row each is a copy of.
+
+    X holds a code for a category, so that the whole value is hidden.
+    """
     copies = [X]
     for _ in range(N_COPIES):
         hidden = rng.random(X.shape) < rng.uniform(0, MOST_HIDDEN, (len(X), 1))
         copies.append(np.where(hidden, np.nan, X))
-    return np.concatenate(copies)
+    return np.concatenate(copies), np.tile(np.arange(len(X)), N_COPIES + 1)

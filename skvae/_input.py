@@ -38,7 +38,7 @@ def read_first(estimator, X, likelihood, categories, rows):
     return likelihood, data, {**_names_seen(estimator), "_categories": categories}
 
 
-def describe(data, likelihood, names, weight, held_out):
+def describe(data, likelihood, names, weight, held_out, *, may_be_empty=False):
     """Moments of the features of the rows that are trained on, and whether any value is missing.
 
     `held_out` are the places of the other rows.
@@ -47,10 +47,12 @@ def describe(data, likelihood, names, weight, held_out):
     support = functools.partial(likelihood.check_support, labels=labels)
     labels = labels._replace(places=likelihood.columns_of(data.shape[1]))
     if not len(held_out):
-        return _arrays.describe_columns(data, support, labels, weight)
+        return _arrays.describe_columns(data, support, labels, weight, may_be_empty=may_be_empty)
     training = np.delete(np.arange(data.shape[0]), held_out)
     own = None if weight is None else weight[training]
-    moments = _arrays.describe_columns(_arrays.Subset(data, training), support, labels, own)
+    moments = _arrays.describe_columns(
+        _arrays.Subset(data, training), support, labels, own, may_be_empty=may_be_empty
+    )
     others = _arrays.dense(data[np.sort(held_out)])
     return moments._replace(has_holes=moments.has_holes or bool(np.isnan(others).any()))
 
@@ -59,6 +61,20 @@ def _names_seen(estimator):
     """What validation has set on `estimator`."""
     names = {"n_features_in_", "feature_names_in_"} & vars(estimator).keys()
     return {name: getattr(estimator, name) for name in names}
+
+
+def count_incomplete(data, X, categories):
+    """How many rows of X have missing values; unknown categories, NaN in `data`, are none."""
+    if data.dtype.kind != "f":
+        return 0
+    if hasattr(data, "tocsr"):
+        return len(np.unique(data.tocoo().row[np.isnan(data.data)]))
+    # The least of some values is NaN if one of them is, and is found faster than each NaN.
+    blocks = (b for b in _arrays.slices(data, data.shape[1]) if np.isnan(b.min()))
+    n_incomplete = sum(int(np.isnan(block).any(axis=1).sum()) for block in blocks)
+    if n_incomplete and categories and _frames.is_table(X):
+        n_incomplete = int(_frames.holes(X).any(axis=1).sum())
+    return n_incomplete
 
 
 def take(data, n, seed, likelihood):

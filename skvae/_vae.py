@@ -6,6 +6,7 @@ threads share nothing.
 """
 
 import copy
+import warnings
 from numbers import Integral, Real
 from typing import get_args
 
@@ -34,6 +35,7 @@ from skvae import (
     _plan,
     _report,
     _stack,
+    _stream,
     _tables,
     _training,
 )
@@ -56,6 +58,8 @@ FITTED = (
     "feature_names_in_",
     "_architecture",
     "_categories",
+    "_first_seen",
+    "_has_seen_holes",
     "_likelihood",
     "_output",
     "_progress",
@@ -104,10 +108,10 @@ class VAETransformer(
     network : {"mlp"}, value or pair of callables, default="mlp"
         Encoder and decoder, of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. Of a
         pair of callables ``(n_in, n_out) -> torch.nn.Module`` the first makes the encoder and
-        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, the
-        encoder also sees which are there, in as many inputs. Their outputs for a row must not
-        depend on other rows, nor on chance. A search trains together what is equal, as
-        functions of a module are and two lambdas are not.
+        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, and in
+        `partial_fit`, the encoder also sees which are there, in as many inputs. Their outputs
+        for a row must not depend on other rows, nor on chance. A search trains together what is
+        equal, as functions of a module are and two lambdas are not.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -182,11 +186,12 @@ class VAETransformer(
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
-        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. If that fit was
-        stopped before its end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`,
-        as if it had not been stopped: if it had warm_start=True, too, and the rows, their weights
-        and the parameters, but for `random_state`, are the same; else a warning says what is not.
-        For that the optimiser is kept.
+        to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. A warning names
+        columns that leave these units, as in `partial_fit`. If that fit was stopped before its
+        end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`, as if it had not
+        been stopped: if it had warm_start=True, too, and the rows, their weights and the
+        parameters, but for `random_state`, are the same; else a warning says what is not. For that
+        the optimiser is kept.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
@@ -258,8 +263,9 @@ class VAETransformer(
 
     A value that is missing (NaN, None, NA) is no part of the bound: `fit` maximises that of what
     is there, as MIWAE [7]_ does with `n_importance_samples` above 1, and the encoder sees which
-    values are there. Scores of rows with different holes are those of different variables: they
-    don't compare.
+    values are there. An encoder that was fitted to complete rows has not learned what to do without
+    a value: a warning says so where rows have holes then. Scores of rows with different holes are
+    those of different variables: they don't compare.
 
     Of a table with categories or counts beside real values, the score is that of a mixed density:
     log-probabilities of the former and log-densities of the latter, which have units, added up.
@@ -446,11 +452,23 @@ class VAETransformer(
     def partial_fit(self, X, y=None, sample_weight=None):
         """Go on training with one pass over X, a block of rows.
 
-        The first block decides the units, the categories and whether values may be missing, of
-        the model: it should be like all. The optimiser goes on from block to block at a constant
-        `learning_rate`, which may be set anew between them. No rows are held out, and there is no
-        warm-up: `learning_rate_schedule`, `max_iter`, `beta_warmup` and what is about early
-        stopping are not used. Callbacks and `verbose` are told nothing.
+        The first block decides the units of the model and which columns are constant, and its
+        categories are the ones that the model knows. It should be like all later blocks: a random
+        sample of the rows is best. Later blocks are compared with it. A warning names the columns
+        whose values are of another order of magnitude than in the first block: the model learns
+        them badly. Another one names the columns that were constant there and are not any more:
+        the model does not learn them at all. Fit anew then, with other first rows.
+
+        Any block may have missing values, whether or not earlier ones had some: the encoder has
+        inputs for them from the first block on. Categories that are to come are announced by the
+        dtype of the first block's column, a pandas Categorical or a polars Enum. A category that
+        was not announced is taken as missing, with a warning, or raises where the likelihood is
+        ``Categorical(handle_unknown="error")``.
+
+        The optimiser goes on from block to block at a constant `learning_rate`, which may be set
+        anew between them. No rows are held out, and there is no warm-up: `learning_rate_schedule`,
+        `max_iter`, `beta_warmup` and what is about early stopping are not used. Callbacks and
+        `verbose` are told nothing.
 
         Parameters
         ----------
@@ -479,8 +497,13 @@ class VAETransformer(
         _report.check_outcome(trained, job.plan, keep=False)
         return self._become(fitted(trained.record, trained.state))
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _fit_changed(self, X, change, sample_weight=None, groups=None):
+        """Fit to what `change` makes of the rows of X: see `_prepare`."""
+        return self._fit(X, None, sample_weight, groups, change)
+
     def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
-        """Fit to X; `change` makes of its rows, as numbers, those that are trained on."""
+        """Fit to X, or to what `change` makes of its rows: see `_prepare`."""
         _input.check_target(X, y)
         job, fitted = self._prepare(
             X, sample_weight=sample_weight, groups=groups, change=change
@@ -519,9 +542,9 @@ class VAETransformer(
 
         Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
         keeps what was read of X for the next call with the same X, weights and groups. `change`
-        makes of the rows, as numbers, those that are trained on, some of whose values may be
-        missing, and says of which row each of them is a copy. `partial`: one pass, after those of
-        earlier calls.
+        takes the rows, as numbers, and returns the rows to train on, some of whose values may be
+        missing, and for each of them the index of the row of X that it is a copy of; copies are
+        held out together. `partial`: one pass, after those of earlier calls.
         """
         device = _arrays.resolve_device(self.device)
         dtype = _arrays.dtype_of(self.precision, device)
@@ -547,22 +570,26 @@ class VAETransformer(
         key = likelihood, held_out.tobytes()
         if key not in known:
             names = attributes.get("feature_names_in_")
-            known[key] = _input.describe(data, likelihood, names, weight, held_out)
+            known[key] = _input.describe(
+                data, likelihood, names, weight, held_out, may_be_empty=warm
+            )
         moments = known[key]
         n_features = shape[1]
         has_holes = moments.has_holes or change is not None
         self._check_network(data.shape[1], n_features)
-        missing = has_holes if not warm else self._architecture["missing"]
+        # Whether later blocks have holes, a first one doesn't say.
+        missing = self._architecture["missing"] if warm else bool(has_holes or partial)
         if has_holes and not missing:
             raise ValueError(
                 "X has missing values or unknown categories, but training goes on with a model "
-                "that was fitted without any: its encoder has no inputs for them. Fit anew: the "
-                "first rows that it sees must have some."
+                "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
+                "rows of which some have missing values, or by partial_fit from the first rows on."
             )
         architecture = self._describe_architecture(likelihood, n_features, missing)
         self._check_free_bits()
         if warm:
             _check_same_architecture(self._architecture, architecture)
+            self._compare_with_first(data, moments, likelihood)
             state, n_before, history = self.state_, self.n_iter_, self.history_
         else:
             state = _model.initial_state(
@@ -592,6 +619,8 @@ class VAETransformer(
         # For `fitted`, which holds no rows.
         run = _plan.describe_run(job, partial) if job.keeps_progress else None
         max_iter = job.plan.max_iter
+        first_seen = self._first_seen if warm else {"mean": moments.mean, "std": moments.std}
+        has_seen_holes = bool(has_holes or (warm and self._knows_holes))
 
         def fitted(record, state, *, goes_on=partial):
             """All that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
@@ -605,6 +634,8 @@ class VAETransformer(
             return {
                 **attributes,
                 "_architecture": architecture,
+                "_first_seen": first_seen,
+                "_has_seen_holes": has_seen_holes,
                 "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
@@ -692,6 +723,33 @@ class VAETransformer(
 
     # Of a fit that was stopped, if it can go on.
     _progress = None
+    # Moments of the features in the rows that decided the units, and whether any rows had holes.
+    # None in files of versions that didn't keep them.
+    _first_seen = _has_seen_holes = None
+
+    @property
+    def _knows_holes(self):
+        """Whether the encoder was trained on missing values."""
+        known = self._has_seen_holes
+        return self._architecture["missing"] if known is None else known
+
+    def _compare_with_first(self, data, moments, likelihood):
+        """Warn where rows that training goes on with are not as the first ones."""
+        location, scale = self.state_["location"], self.state_["scale"]
+        n_columns = data.shape[1]
+        places = likelihood.columns_of(n_columns)
+        mean, std = location, np.full(len(location), np.nan)
+        if self._first_seen is not None:
+            mean, std = self._first_seen["mean"], self._first_seen["std"]
+        # What the model takes for constant; of others without a spread nothing is to be compared.
+        std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
+        # Categories have no units, and unknown ones a warning of their own.
+        of_category = np.isin(places, list(likelihood.categorical(n_columns)))
+        first = _arrays.Moments(mean, np.where(of_category, np.nan, std))
+        labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
+        known = {data.dtype.name, self._output["dtype"]}
+        resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")
+        _stream.warn(first, moments, data, likelihood.check_support, labels, resolution)
 
     def __getstate__(self):
         return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
@@ -948,7 +1006,22 @@ class VAETransformer(
         check_is_fitted(self)
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        return _input.read(self, X, likelihood, self._categories, reset=False)
+        data = _input.read(self, X, likelihood, self._categories, reset=False)
+        if not self._knows_holes:
+            self._warn_of_holes(_input.count_incomplete(data, X, self._categories), data.shape[0])
+        return data
+
+    def _warn_of_holes(self, n_incomplete, n_rows):
+        """Warn of rows with missing values, where the encoder has learned nothing of such."""
+        if not n_incomplete:
+            return
+        warnings.warn(
+            f"X has missing values in {n_incomplete} of {n_rows} rows, but the model was fitted "
+            "to rows without any: its encoder takes each for the mean of its column. Latent "
+            "features, scores and imputations of these rows are poor. Fit on rows of which some "
+            "have missing values, or use VAEImputer, which hides values while it trains.",
+            stacklevel=4,
+        )
 
     def _blocks(self, X):
         """What gives rows of X to a model, in its units, as a block that it is told of."""

@@ -112,6 +112,66 @@ def test_fitted_to_complete_rows_it_fills_in_what_others_lack(wine, holes, monke
     assert error < 0.75 * error_of_means
 
 
+def curves(n, seed):
+    """A class, and three numbers that are other curves of one number for each class."""
+    rng = np.random.default_rng(seed)
+    c, t = rng.integers(3, size=n), rng.uniform(-1, 1, n)
+    numbers = np.c_[t + c, np.sin(2 * t) - c, t * c] + 0.02 * rng.standard_normal((n, 3))
+    return pd.DataFrame(
+        {"kind": np.array(list("abc"))[c], **dict(zip("xyz", numbers.T, strict=True))}
+    )
+
+
+@pytest.mark.parametrize("columns", ["auto", "gaussian"])
+def test_fitted_to_complete_rows_an_estimator_fills_in_from_what_is_there(columns, monkeypatch):
+    quick(monkeypatch, 50)
+    train, test = curves(500, 0), curves(300, 1)
+    if columns == "gaussian":
+        train, test = (frame[["x", "y", "z"]] for frame in (train, test))
+    vae = VAETransformer(4, likelihood=columns, max_iter=150, random_state=0)
+    errors = []
+    for imputer in (VAEImputer(vae), VAEImputer(random_state=0)):
+        imputer.set_output(transform="pandas").fit(train)
+        errors.append([])
+        for name in "xyz":
+            filled = imputer.transform(test.assign(**{name: np.nan}))
+            error = (filled[name] - test[name]) / test[name].std()
+            errors[-1].append(np.sqrt(np.mean(error**2)))
+    assert (np.array(errors[0]) < 1.3 * np.array(errors[1])).all(), errors
+
+
+def test_whole_categories_are_hidden_and_each_copy_knows_its_row():
+    rng = np.random.default_rng(0)
+    X = np.c_[np.arange(50), rng.integers(3, size=50)].astype(float)
+    rows, row_of = _imputer._hide(X, rng)
+    assert len(rows) == len(row_of) == 5 * 50
+    np.testing.assert_array_equal(rows[:50], X)
+    there = ~np.isnan(rows)
+    np.testing.assert_array_equal(rows[there], X[row_of][there])
+    assert 0.15 < 1 - there[50:].mean() < 0.35  # a quarter: up to half of a row's
+
+
+def test_the_parameters_of_an_estimator_are_checked(holes):
+    with pytest.raises(ValueError, match="The 'beta' parameter of VAETransformer"):
+        VAEImputer(VAETransformer(2, beta=-1.0)).fit(holes)
+
+
+def test_an_estimator_with_a_seed_hides_the_same_values_in_every_fit(holes):
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    first, same = (VAEImputer(vae).fit_transform(holes) for _ in range(2))
+    other = VAEImputer(clone(vae).set_params(random_state=1)).fit_transform(holes)
+    np.testing.assert_array_equal(first, same)
+    assert (first != other)[np.isnan(holes)].all()
+
+
+def test_an_imputer_of_an_earlier_version_says_what_its_model_does_not_know(wine, holes):
+    imputer = VAEImputer(VAETransformer(2, max_iter=2, random_state=0)).fit(wine)
+    # As they were: fitted to the rows as they are.
+    imputer.estimator_ = VAETransformer(2, max_iter=2, random_state=0).fit(wine)
+    with pytest.warns(UserWarning, match="X has missing values in .* of 178 rows"):
+        imputer.transform(holes)
+
+
 def test_without_an_estimator_random_state_decides_all(holes, monkeypatch):
     quick(monkeypatch, 2)
     first, same, other = (VAEImputer(random_state=s).fit_transform(holes) for s in (0, 0, 1))

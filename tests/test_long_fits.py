@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skvae import Checkpoint, VAETransformer, _files, _stack
 from skvae.likelihoods import Categorical, Columns, Gaussian
+from skvae.networks import Conv
 from skvae.priors import Vamp
 
 # --- stopped, and gone on with ----------------------------------------------------------------
@@ -161,6 +162,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:X leaves the units")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_on_other_rows_a_stopped_fit_begins_anew(wine, change):
     pytest.importorskip("sklearn.callback")
@@ -401,18 +403,22 @@ def test_partial_fits_learn_as_the_optimiser_goes_on(wine):
 
 
 def test_partial_fits_of_one_block_are_epochs_of_a_fit_at_a_constant_rate(wine):
+    # With a hole, since the encoder of a partial fit has inputs for such in any case.
     numbers = {"early_stopping": False, "learning_rate_schedule": "constant"}
+    X = wine.copy()
+    X[3, 3] = np.nan
     vae = model(likelihood=Gaussian("per_feature"))
     for _ in range(6):
-        vae.partial_fit(wine)
-    whole = model(likelihood=Gaussian("per_feature"), **numbers).fit(wine)
+        vae.partial_fit(X)
+    whole = model(likelihood=Gaussian("per_feature"), **numbers).fit(X)
     assert_same_fit(vae, whole)
 
 
 def test_the_first_block_decides_the_units(wine):
     vae = model().partial_fit(wine[:60])
     location, scale = vae.state_["location"], vae.state_["scale"]
-    vae.partial_fit(10 * wine + 3)
+    with pytest.warns(UserWarning, match="X leaves the units of the model"):
+        vae.partial_fit(10 * wine + 3)
     np.testing.assert_array_equal(vae.state_["location"], location)
     np.testing.assert_array_equal(vae.state_["scale"], scale)
     np.testing.assert_allclose(location, wine[:60].mean(axis=0), rtol=1e-12)
@@ -479,10 +485,11 @@ def test_ctrl_c_in_a_partial_fit_is_raised_and_changes_nothing(wine, monkeypatch
 
 @pytest.mark.parametrize("spoil", ["columns", "holes", "rate", "infinity"])
 def test_a_partial_fit_that_fails_leaves_the_estimator_as_it_was(wine, spoil):
-    vae, X = model().partial_fit(wine), wine.copy()
+    vae, X = model(), wine.copy()
+    vae = vae.fit(wine) if spoil == "holes" else vae.partial_fit(wine)
     message = {
         "columns": "X has 12 features, but VAETransformer is expecting 13",
-        "holes": "the first rows that it sees must have some",
+        "holes": "with rows of which some have missing values, or by partial_fit from the first",
         "rate": "The loss was not finite in epoch 1, at learning rate 1e[+]30",
         "infinity": "infinity",
     }[spoil]
@@ -512,3 +519,121 @@ def test_categories_are_those_of_the_first_block():
     X[3, 2] = "c"
     with pytest.raises(ValueError, match="category 'c' in column 2, which was not in"):
         vae.partial_fit(X)
+
+
+def test_later_blocks_may_have_holes_though_the_first_had_none(wine):
+    rng = np.random.default_rng(0)
+    vae = model(learning_rate=0.01).set_params(n_components=2).partial_fit(wine)
+    for _ in range(30):
+        holes = np.where(rng.random(wine.shape) < 0.3, np.nan, wine)
+        holes[: len(holes) // 2] = wine[: len(holes) // 2]
+        vae.partial_fit(holes)
+    holes = wine.copy()
+    holes[:, 9] = np.nan
+    # The encoder has learned what to do without: nearly what it does with.
+    correlation = np.corrcoef(vae.transform(holes).T, vae.transform(wine).T)[:2, 2:]
+    assert correlation.diagonal().min() > 0.8
+
+
+def test_a_column_may_be_missing_from_a_whole_block(wine):
+    X = wine.copy()
+    X[:, 4] = np.nan
+    vae = model().partial_fit(wine).partial_fit(X)
+    assert vae.n_iter_ == 2
+    with pytest.raises(ValueError, match="only missing values in column 4"):
+        model().partial_fit(X)
+
+
+def test_a_stream_without_holes_so_far_says_that_its_encoder_knows_none(wine):
+    holes = wine.copy()
+    holes[::2, 3] = np.nan
+    vae = model().partial_fit(wine)
+    with pytest.warns(UserWarning, match="X has missing values in 89 of 178 rows"):
+        vae.transform(holes)
+    vae.partial_fit(holes).partial_fit(wine).transform(holes)  # no warning
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_later_blocks_may_have_categories_that_the_first_had_not(announced):
+    rng = np.random.default_rng(0)
+
+    def block(kinds, dtype="category"):
+        kind = pd.Series(rng.choice(kinds, 60), dtype=dtype)
+        return pd.DataFrame({"x": rng.normal(size=60), "kind": kind})
+
+    vae = model(likelihood="auto")
+    dtype = pd.CategoricalDtype(["a", "b", "c"] if announced else ["a", "b"])
+    vae.partial_fit(block(["a", "b"], dtype))
+    later = block(["a", "b", "c"])
+    if announced:
+        vae.partial_fit(later)
+    else:
+        with pytest.warns(UserWarning, match="taken as missing: 'c' in column 1 .'kind'."):
+            vae.partial_fit(later)
+        only_new = block(["c"])
+        with pytest.warns(UserWarning, match="taken as missing: 'c'"):
+            vae.partial_fit(only_new)
+    assert ("c" in set(vae.sample(2000, 0)["kind"])) == announced
+
+
+@pytest.mark.filterwarnings("ignore:All 3 components are inactive")
+def test_a_first_block_in_other_units_is_told_and_the_remedy_mends_it(wine):
+    rng = np.random.default_rng(0)
+    X = wine[rng.permutation(len(wine))]
+    names = [f"c{i}" for i in range(13)]
+    unlike, like = model(learning_rate=0.01), model(learning_rate=0.01)
+    unlike.partial_fit(pd.DataFrame(X[:50] / 1000, columns=names))
+    with pytest.warns(UserWarning, match=r"column 0 \('c0'\): 13 .*, at first 0.0127 .*8 more"):
+        unlike.partial_fit(pd.DataFrame(X, columns=names))
+    # The remedy: a first block that is a random sample of all.
+    like.partial_fit(X[:50]).partial_fit(X)
+    assert like.score(X) > unlike.score(pd.DataFrame(X, columns=names)) + 100
+
+
+def test_a_column_that_was_constant_in_the_first_block_is_told_and_the_remedy_mends_it(wine):
+    X, Y = wine.copy(), wine.copy()
+    X[:60, 5] = Y[:60, 5] = 0.5
+    vae = model().partial_fit(X[:60])
+    with pytest.warns(UserWarning, match="constant in the first rows .*: column 5. They stay no"):
+        vae.partial_fit(X)
+    assert (vae.sample(20, 0)[:, 5] == 0.5).all()
+    sample = X[np.random.default_rng(0).permutation(len(X))[:60]]
+    vae = model().partial_fit(sample).partial_fit(X)
+    assert np.ptp(vae.sample(20, 0)[:, 5]) > 0
+
+
+def test_a_fit_that_goes_on_says_that_its_rows_are_in_other_units(wine):
+    vae = model(early_stopping=False).fit(wine)
+    with pytest.warns(UserWarning, match="X leaves the units"):
+        vae.fit(1000 * wine)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian("shared"), "poisson", "student_t"], ids=str)
+def test_blocks_like_the_first_raise_no_warning_whatever_the_units(wine, likelihood):
+    X = np.round(wine * np.logspace(0, 3, 13))
+    vae = model(likelihood=likelihood)
+    for block in blocks(X):
+        vae.partial_fit(block)
+    assert vae.n_iter_ == 4
+    with pytest.warns(UserWarning, match="X leaves the units"):
+        vae.partial_fit(1000 * X)
+
+
+def test_of_a_model_of_an_earlier_version_constant_columns_are_compared_and_no_others(wine):
+    X = wine.copy()
+    X[:60, 5] = 0.5
+    vae = model().partial_fit(X[:60])
+    del vae._first_seen, vae._has_seen_holes
+    with pytest.warns(UserWarning, match="constant in the first rows") as caught:
+        vae.partial_fit(10 * X)
+    assert not any("leaves the units" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("network", ["mlp", Conv((1, 8, 8))], ids=str)
+@pytest.mark.parametrize("prior", ["standard_normal", Vamp(3)], ids=str)
+def test_every_network_and_prior_goes_on_with_holes(network, prior):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 64))
+    H = np.where(rng.random(X.shape) < 0.2, np.nan, X)
+    vae = model(network=network, prior=prior).partial_fit(X).partial_fit(H)
+    assert np.isfinite(vae.score_samples(H)).all()

@@ -1,10 +1,12 @@
 """Missing values: NaN in X, the bound of what is there, and what the encoder sees of the rest."""
 
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from sklearn.datasets import load_wine
 from sklearn.pipeline import make_pipeline
@@ -143,7 +145,8 @@ def test_values_that_are_missing_change_nothing_whatever_they_were(wine):
 )
 def test_a_row_with_holes_has_the_same_bits_alone_or_among_others(wine, likelihood):
     H = with_holes(wine)
-    for data in (wine, H):  # a model that has seen holes, and one that has not
+    warnings.filterwarnings("ignore", "X has missing values")
+    for data in (wine, H):  # a model that has not seen holes, and one that has
         vae = VAETransformer(2, likelihood=likelihood, max_iter=3, random_state=0).fit(data)
         for method in (vae.transform, vae.score_samples):
             together = method(H)
@@ -210,3 +213,65 @@ def test_pipelines_and_searches_take_missing_values(wine):
     search = VAEGridSearchCV(pipe, grid, cv=3).fit(H)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert np.isfinite(search.transform(H)).all()
+
+
+# --- an encoder that never saw a hole -----------------------------------------------------
+
+METHODS = {
+    "transform": VAETransformer.transform,
+    "encode": VAETransformer.encode,
+    "sample_posterior": VAETransformer.sample_posterior,
+    "score_samples": VAETransformer.score_samples,
+    "score": VAETransformer.score,
+    "log_likelihood": metrics.log_likelihood,
+    "reconstruction per feature": lambda vae, X: metrics.reconstruction(vae, X, per_feature=True),
+    "kl_per_component": metrics.kl_per_component,
+    "mutual_information": metrics.mutual_information,
+    "active_units": metrics.active_units,
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("kind", ["array", "frame", "auto", "sparse"])
+def test_rows_with_holes_are_told_to_be_strange_to_a_model_of_complete_rows(wine, kind, method):
+    H = wine[:, :5].copy()
+    H[:7, 2] = np.nan
+    H[:2, 4] = np.nan
+    make = {"array": np.asarray, "sparse": scipy.sparse.csr_array}.get(kind, pd.DataFrame)
+    likelihood = "auto" if kind == "auto" else "gaussian"
+    vae = VAETransformer(2, likelihood=likelihood, max_iter=2, random_state=0)
+    vae.fit(make(wine[:, :5]))
+    with pytest.warns(UserWarning, match="X has missing values in 7 of 178 rows") as caught:
+        method(vae, make(H))
+    assert len(caught) == 1
+    method(vae, make(wine[:, :5]))  # no warning
+    method(vae.fit(make(H)), make(H))
+
+
+def test_unknown_categories_have_one_warning_and_holes_beside_them_another(wine):
+    frame = pd.DataFrame({"x": wine[:, 0], "kind": np.where(wine[:, 1] > 2, "a", "b")})
+    vae = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0).fit(frame)
+    frame.loc[:3, "kind"] = "new"
+    with pytest.warns(UserWarning, match="taken as missing: 'new'") as caught:
+        vae.transform(frame)
+    assert len(caught) == 1
+    frame.loc[3:4, "x"] = np.nan
+    frame.loc[5, "kind"] = None
+    unknown = pytest.warns(UserWarning, match="taken as missing: 'new'")
+    with unknown, pytest.warns(UserWarning, match="missing values in 3 of 178 rows") as caught:
+        vae.transform(frame)
+    assert len(caught) == 2
+
+
+def test_fitted_to_rows_with_holes_as_the_warning_says_the_encoder_does_without_values():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 1)) + 0.2 * rng.normal(size=(600, 4))
+    H = np.where(rng.random(X.shape) < 0.3, np.nan, X)
+    alone = X.copy()
+    alone[:, 1:] = np.nan
+    # The log-density of the one value that is there, the most that its bound can be.
+    expected = -0.5 * (np.log(2 * np.pi * 1.04) + X[:, 0] ** 2 / 1.04).mean()
+    vae = VAETransformer(1, likelihood=Gaussian("per_feature"), max_iter=150, random_state=0)
+    with pytest.warns(UserWarning, match="X has missing values in 600 of 600 rows"):
+        assert vae.fit(X).score(alone) < expected - 1
+    assert vae.fit(H).score(alone) > expected - 0.2

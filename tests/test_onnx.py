@@ -214,6 +214,7 @@ def test_exported_decoder_gives_what_inverse_transform_gives(model, n):
     assert_near(actual, expected[:n], np.nanstd(X[:N_FIT], axis=0))
 
 
+@pytest.mark.filterwarnings("ignore:X has missing values")  # fitted to complete rows
 def test_missing_values_are_what_they_are_to_transform(model):
     vae, X, parts = model
     H = holes(X)

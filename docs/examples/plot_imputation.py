@@ -30,9 +30,9 @@ X_holes = np.where(gone, np.nan, X)
 # %%
 # Four imputers
 # -------------
-# The model learns from the rows as they are, holes and all. It has one noise variance for each
-# column: with one for each value it could excuse an error by noise. ``VAEImputer()`` chooses a
-# model of its own, which takes longer.
+# The model learns from the rows as they are, holes and all, and from four copies of them in which
+# further values are hidden. It has one noise variance for each column: with one for each value it
+# could excuse an error by noise. ``VAEImputer()`` chooses a model of its own, which takes longer.
 
 vae = VAETransformer(
     n_components=16,
