@@ -464,9 +464,9 @@ def n_score_draws(n_draws: int | str, n_components: int) -> int:
     """Number of the score's draws: at least the power of two >= 4 n_components.
 
     "auto" is the power of two >= 16 n_components, at least 256. The squared radius of 64 draws in
-    16 dimensions has a quarter of its true variance. Their mean errors over the rows of eleven hard
-    models were up to 0.35 nats, over six shifts; those of 256 draws up to 0.1, but for a model
-    whose rows need many thousands (`benchmarks/bench_score_draws.py`).
+    16 dimensions has a quarter of its true variance. Of 22 hard models and six shifts, errors of
+    the mean over rows were up to 0.35 nats with 64 draws and up to 0.10 with "auto", but for one
+    model whose rows need many thousands (`benchmarks/bench_score_draws.py`).
     """
     if n_draws == "auto":
         return max(256, _power_of_two(16 * n_components))
