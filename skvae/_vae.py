@@ -180,9 +180,10 @@ class VAETransformer(
     tol : float, default=1e-3
         Improvement of the held-out loss that counts, in nats per row.
 
-    n_score_draws : int, default=64
-        Fixed draws of z for each row in `score_samples`: at least the power of two that
-        reaches four times `n_components` is used.
+    n_score_draws : int or "auto", default="auto"
+        Fixed draws of z for each row in `score_samples`. "auto" is the power of two that reaches 16
+        times `n_components`, at least 256. Of an int at least the power of two that reaches four
+        times `n_components` is used: fewer draws take less time and have larger errors.
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
@@ -253,8 +254,12 @@ class VAETransformer(
     Notes
     -----
     The ELBO of a row is at most its log-density, by the divergence of q(z|x) from the true
-    posterior. `score_samples` integrates over q(z|x) with a fixed set of draws: exact for a
-    linear decoder whose noise doesn't depend on z, else an estimate.
+    posterior. `score_samples` integrates over q(z|x) with a fixed set of draws. That is exact for a
+    linear decoder with Gaussian noise that doesn't depend on z, under the prior N(0, I), and
+    else an estimate: `skvae.metrics.elbo` draws for each row and has a standard error.
+
+    A column that was constant in `fit` adds 0 nats to the score of a row that is the same there.
+    `PCA.score` counts such columns with its noise variance: leave them out to compare both.
 
     Rows that scikit-learn's `working_memory` (1 GiB, as float32) doesn't hold are read in
     parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
@@ -341,7 +346,7 @@ class VAETransformer(
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "n_score_draws": [Interval(Integral, 1, None, closed="left")],
+        "n_score_draws": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "warm_start": ["boolean"],
         "device": [str],
         "precision": [StrOptions(set(_arrays.PRECISIONS))],
@@ -374,7 +379,7 @@ class VAETransformer(
         validation_fraction=0.1,
         n_iter_no_change=50,
         tol=1e-3,
-        n_score_draws=64,
+        n_score_draws="auto",
         warm_start=False,
         device="auto",
         precision="float32",
@@ -947,11 +952,12 @@ class VAETransformer(
         Returns
         -------
         elbo : ndarray of shape (n_samples,)
-            Nats, float64. The expectation over q(z|x) is a mean over `n_score_draws` fixed
-            draws, the same for every row and every call.
+            Nats, float64. The expectation over q(z|x) is a mean over fixed draws, the same for
+            every row and every call; `n_score_draws` says how many.
         """
         data = self._read_again(X)
-        check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
+        if self.n_score_draws != "auto":
+            check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
         elbo = np.empty(data.shape[0])

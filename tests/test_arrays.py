@@ -527,6 +527,10 @@ NOISE_SIZES = [(1, 1), (4, 1), (64, 2), (65, 2), (64, 16), (64, 17), (101, 5), (
         (64, 16, 64),
         (64, 17, 128),
         (1000, 17, 1000),
+        ("auto", 1, 256),
+        ("auto", 16, 256),
+        ("auto", 17, 512),
+        ("auto", 40, 1024),
     ],
 )
 def test_score_noise_has_n_draws_or_the_power_of_two_from_4_n_components(
@@ -568,6 +572,13 @@ def test_score_noise_is_normal_in_each_coordinate(n_components):
     steps = (np.arange(256)[:, None] + 0.5) / 256
     assert abs(cdf - steps).max() < 0.03
     np.testing.assert_allclose((noise**4).mean(axis=0), 3, atol=0.35)
+
+
+@pytest.mark.parametrize("n_components", [2, 8, 16, 32])
+def test_the_radii_of_score_noise_vary_as_those_of_normals_do(n_components):
+    # The squared radius has variance 2 L; of 64 draws in 16 dimensions a quarter of it is left.
+    square = np.square(_arrays.score_noise("auto", n_components)).sum(axis=1)
+    assert square.var() == pytest.approx(2 * n_components, rel=0.4)
 
 
 @pytest.mark.usefixtures("global_generators")
