@@ -38,12 +38,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from skvae._evidence import is_better
+
 N_FOLDS = 5
 PSEUDO_ROWS = 0.0, 0.5, 2.0, 8.0  # to choose from
 N_STEPS, N_LAST_STEPS = 50, 300  # of EM: to compare, and for the result
 START = 0.1  # size of the first loadings
-# Multiplications for a choice in folds, in one split, and, with missing values, of one step.
-FOLDED, CHOSEN, HOLED = 2**33, 2**36, 2**27
+# Multiplications for a choice, and of one step of EM where values are missing.
+AFFORDED, HOLED = 2**34, 2**27
+# Standard errors by which a size must beat independent columns on the rows left out.
+N_ERRORS = 1.0
 HIGHEST_INFLATION = 3.0
 RIDGE = 1.0  # rows' worth of the encoder of complete rows, where values are missing
 
@@ -93,25 +97,35 @@ def choose(
     if has_holes:
         most = min(most, math.isqrt(HOLED // y.numel()))
         pseudo_rows = pseudo_rows[1::2] or pseudo_rows
-    sizes = [Size(k, a) for k in _path(most) for a in (pseudo_rows if k else (0.0,))]
-    cost = 2 * N_STEPS * len(sizes) * most * n_features * min(n_rows, n_features)
-    if cost > CHOSEN:
-        sizes = [Size(k, pseudo_rows[len(pseudo_rows) // 3]) for k in _path(most)]
-    fold = _fold(group, N_FOLDS)
-    n_folds = min(int(fold.max()) + 1, N_FOLDS if cost * N_FOLDS < FOLDED else 1)
+    sizes = _sizes(_path(most), pseudo_rows)
+    step = 2 * N_STEPS * max(1, most) * n_features * min(n_rows, n_features)
+    if N_FOLDS * len(sizes) * step > AFFORDED:  # each second number of both
+        path = sorted({0, *(2**i for i in range(most.bit_length())), most})
+        sizes = _sizes(path, pseudo_rows[1::2] or pseudo_rows)
+    n_folds = N_FOLDS if N_FOLDS * len(sizes) * step < AFFORDED else 1
     if has_holes:
-        n_folds = min(n_folds, 3 if n_rows < 1000 else 1)
+        n_folds = 3 if n_rows < 1000 else 1
+    fold = _fold(group, N_FOLDS)
     if int(fold.max()) == 0:  # one group: no rows can be left out
         return Size(0)
-    kept = weight * (fold != torch.arange(n_folds).unsqueeze(1))
+    kept = weight * (fold != torch.arange(min(n_folds, int(fold.max()) + 1)).unsqueeze(1))
     kept = kept[(kept > 0).sum(1) > 1]
-    total = torch.zeros(len(sizes), dtype=y.dtype)
+    rows_out, of_sizes = [], []
     for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
-        out = (own == 0) & (weight > 0)
-        scores = [(weight[out] * log_likelihood(y[out], *each)).sum() for each in found]
-        total += torch.stack(scores)
+        out = torch.nonzero((own == 0) & (weight > 0)).squeeze(1)
+        rows_out.append(out)
+        of_sizes.append(torch.stack([-log_likelihood(y[out], *each) for each in found]))
+    out, loss = torch.cat(rows_out), torch.cat(of_sizes, dim=1)
     # A likelihood that is not finite is as bad as any.
-    return sizes[int(total.nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax())]
+    mean = (loss @ weight[out]).nan_to_num(nan=torch.inf)
+    best = int(mean.argmin())
+    of_rows = weight[out], group[out]
+    return sizes[best] if is_better(loss[0], loss[best], N_ERRORS, *of_rows) else sizes[0]
+
+
+def _sizes(path: Sequence[int], pseudo_rows: Sequence[float]) -> list[Size]:
+    """Independent columns, and each number of components with each of pseudo rows."""
+    return [Size(0), *(Size(k, a) for k in path if k for a in pseudo_rows)]
 
 
 def analyse(
@@ -301,9 +315,7 @@ def _maximise_holes(
         cross = (own * y).T @ wide
         found = torch.linalg.solve(of_column, cross.unsqueeze(2)).squeeze(2)
         residual = (own * y.square()).sum(0) - (found * cross).sum(1)
-        variance = _shrink(
-            (residual / total).clamp(min=0), square, rows, size.pseudo_rows, noise
-        )
+        variance = _shrink((residual / total).clamp(min=0), square, rows, size.pseudo_rows, noise)
         loading, mean = found[:, :k], found[:, k]
         moment = (weight @ moments[:, :k, :k].flatten(1) / weight.sum()).unflatten(0, (k, k))
         loading = loading @ torch.linalg.cholesky(moment)
@@ -353,7 +365,7 @@ def _encode_holes(
     holes = moved[n_features : 2 * n_features]
     moved[-1] += holes.sum(0)
     moved[n_features : 2 * n_features] = -holes
-    return moved.T.tensor_split(2)  # type: ignore[return-value]
+    return moved.T.tensor_split(2)
 
 
 # --- rows and sizes -----------------------------------------------------------------------

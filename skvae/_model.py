@@ -20,7 +20,7 @@ meets decoder weights of 0, and every gradient among them is 0.
 
 import math
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 

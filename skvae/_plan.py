@@ -13,7 +13,7 @@ from skvae.likelihoods import LIKELIHOODS
 # With early_stopping="auto", fewer rows than this are all trained on.
 EARLY_STOPPING_ROWS = 20
 # The chance that an epoch which is no better than factor analysis is taken for better.
-LUCK = 0.05
+LUCK = 0.025
 # Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
 FINGERPRINT_ROWS = 1000
 
@@ -135,7 +135,7 @@ def _n_errors(job, n_held_out):
     """Standard errors of a mean difference of the held-out rows that luck seldom exceeds."""
     judged = job.held_out[:n_held_out]
     n = len(judged) if job.group is None else len(np.unique(job.group[judged]))
-    return float(stdtrit(n - 1, 1 - LUCK)) if n > 1 else 0.0
+    return float(stdtrit(n - 1, 1 - LUCK)) if n > 1 else math.inf
 
 
 def describe_run(job, partial):

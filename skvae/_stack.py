@@ -232,7 +232,9 @@ def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
         # In random order, so that the first of them are a sample.
         order = np.random.default_rng(job.seed + 1).permutation(n_rows)
         training.append(order[~np.isin(order, job.held_out)])
-        held_out.append(job.held_out if job.plan.n_held_out else training[-1][: _training.PROBE_ROWS])
+        held_out.append(
+            job.held_out if job.plan.n_held_out else training[-1][: _training.PROBE_ROWS]
+        )
     shape = n_rows * len(sources), n_features
     data = torch.empty(shape, dtype=_dtype(first), device=first.device)
     for start, job in sources.values():
@@ -244,7 +246,8 @@ def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
 
     def take(chosen: list[_arrays.Array]) -> _training.Rows:
         index = torch.from_numpy(np.array(chosen) + begin).to(first.device)
-        groups = [job.group[own] for job, own in zip(jobs, chosen, strict=True) if _has_groups(job)]
+        pairs = zip(jobs, chosen, strict=True)
+        groups = [job.group[own] for job, own in pairs if job.group is not None]
         return _with_groups(_weighted(data, index, weight), groups)
 
     def some(of_all: bool) -> _training.Rows:
@@ -257,10 +260,6 @@ def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
 
     rows = take(training)
     return lambda epoch: [(1.0, rows)], take(held_out), some
-
-
-def _has_groups(job: Job) -> bool:
-    return job.group is not None
 
 
 def _with_groups(rows: _training.Rows, groups: Sequence[_arrays.Array]) -> _training.Rows:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.nn import functional as F
 
+from skvae._evidence import is_better
 from skvae._objective import Stack as Objective
 from skvae._objective import Weights, loss, loss_gradient, row_losses, warm_up
 
@@ -359,31 +360,6 @@ class Best:
         self.waited += 1
         if loss < self.mark - plan.tol or epoch <= plan.n_held_back:
             self.mark, self.waited = min(loss, self.mark), 0
-
-
-def gain(
-    worse: torch.Tensor,
-    better: torch.Tensor,
-    weight: torch.Tensor | None,
-    group: torch.Tensor | None,
-) -> tuple[float, float]:
-    """The mean by which losses (B,) of the same rows differ, and its standard error.
-
-    Rows of one `group` (B,) depend on each other: the error is that of the groups' sums. Infinite
-    where there is one group.
-    """
-    weight = torch.ones_like(worse) if weight is None else weight
-    share = (weight / weight.sum()).double().cpu()
-    difference = (worse - better).double().cpu()
-    mean = float(share @ difference)
-    deviation = share * (difference - mean)
-    if group is not None:
-        _, place = group.cpu().unique(return_inverse=True)
-        deviation = deviation.new_zeros(int(place.max()) + 1).index_add(0, place, deviation)
-    n = len(deviation)
-    if n < 2:
-        return mean, math.inf
-    return mean, math.sqrt(n / (n - 1) * float(deviation.square().sum()))
 
 
 # --- noise --------------------------------------------------------------------------------
@@ -740,8 +716,8 @@ class Run:
         """Whether the best epoch is better on the held-out rows by more than luck gives."""
         if self.best.rows is None:
             return False
-        mean, error = gain(simple.rows, self.best.rows, simple.weight, simple.group)
-        return mean > self.plan.n_errors * error
+        of_rows = simple.weight, simple.group
+        return is_better(simple.rows, self.best.rows, self.plan.n_errors, *of_rows)
 
 
 def train(
@@ -813,11 +789,10 @@ def train(
         become_simple(False)
         losses = members.judge()[1]
         become_simple(True)
-        none = [None] * len(runs)
-        weight, group = (none if v is None else v for v in (judged.weight, judged.group))
-        simple = zip(runs, losses, members.adam.weights.clone(), weight, group, strict=True)
-        for run, *own in simple:
-            run.simple = Simple(*own)
+        beaten = zip(runs, losses, members.adam.weights.clone(), strict=True)
+        for m, (run, rows_of, weights) in enumerate(beaten):
+            of_rows = (None if v is None else v[m] for v in (judged.weight, judged.group))
+            run.simple = Simple(rows_of, weights, *of_rows)
         members.adam.weights.copy_(start)
     held = runs  # in the stack
     live = [run for run in runs if run.goes_on()]  # in training
@@ -831,10 +806,10 @@ def train(
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, judgement]).T.tolist()
             ends = zip(held, numbers, losses, members.adam.weights.clone(), strict=True)
-            for place, (run, row, of_rows, weights) in enumerate(ends):
+            for place, (run, row, rows_of, weights) in enumerate(ends):
                 if run in live:
                     of_steps = members.progress(place) if keep_progress else None
-                    run.end_epoch(row, of_rows, weights, of_steps)
+                    run.end_epoch(row, rows_of, weights, of_steps)
             sound = [run.record for run in live if run.record.outcome != "diverged"]
             if sound and end_epoch(sound):
                 for record in sound:

@@ -510,9 +510,7 @@ class VAETransformer(
     def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
         """Fit to X, or to what `change` makes of its rows: see `_prepare`."""
         _input.check_target(X, y)
-        job, fitted = self._prepare(
-            X, sample_weight=sample_weight, groups=groups, change=change
-        )
+        job, fitted = self._prepare(X, sample_weight=sample_weight, groups=groups, change=change)
         callbacks = Callbacks(self, X, y, sample_weight)
 
         def end_epoch(records, states):

@@ -1,0 +1,66 @@
+"""What rows that are held out can tell of two models, and what they cannot tell apart from luck.
+
+The losses of the same rows under two models differ by d_b, row by row. Their mean has the standard
+error of a weighted mean; rows of one group depend on each other, so that the error is that of the
+groups' sums (Liang & Zeger, Longitudinal data analysis using generalized linear models, 1986).
+
+A few rows that are very unlikely under one of the models can make that error meaningless: the
+variance of d exists only where the shape k of its upper tail is below 1/2, and estimates from a
+hundred rows mislead from about k = 0.7 on (Vehtari et al., Pareto smoothed importance sampling,
+2015, arXiv:1507.02646).
+"""
+
+import math
+
+import torch
+
+from skvae._importance import pareto_k
+
+HEAVY_TAIL = 0.7
+HEAVY_ERRORS = 5.0  # times as many standard errors are asked for, where the tail is heavy
+
+
+def gain(
+    worse: torch.Tensor,
+    better: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+) -> tuple[float, float]:
+    """The mean by which losses (B,) of the same rows differ, in nats, and its standard error.
+
+    `weight` (B,) is how much each row counts, `group` (B,) its group. The error is infinite where
+    there is one group.
+    """
+    weight = torch.ones_like(worse) if weight is None else weight
+    share = (weight / weight.sum()).double().cpu()
+    difference = (worse.double() - better.double()).cpu()
+    mean = float(share @ difference)
+    deviation = share * (difference - mean)
+    if group is not None:
+        _, place = group.cpu().unique(return_inverse=True)
+        deviation = deviation.new_zeros(int(place.max()) + 1).index_add(0, place, deviation)
+    n = len(deviation)
+    if n < 2:
+        return mean, math.inf
+    return mean, math.sqrt(n / (n - 1) * float(deviation.square().sum()))
+
+
+def is_better(
+    worse: torch.Tensor,
+    better: torch.Tensor,
+    n_errors: float,
+    weight: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+) -> bool:
+    """Whether the second losses (B,) are lower by more than so many standard errors.
+
+    By five times as many, where the difference has a heavy tail of rows that are worse.
+    """
+    mean, error = gain(worse, better, weight, group)
+    if not mean > n_errors * error:
+        return False
+    loss = (better.double() - worse.double()).cpu()
+    above = (loss - loss.min()).clamp(min=1e-300).log().unsqueeze(1)
+    if float(pareto_k(above.numpy())[0]) >= HEAVY_TAIL:  # NaN of a few rows
+        return mean > HEAVY_ERRORS * n_errors * error
+    return True
