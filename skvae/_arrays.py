@@ -198,7 +198,16 @@ class Moments(NamedTuple):
 
     mean: Array  # float64; the constant itself where the column is constant
     std: Array  # float64; 0 where the column is constant
-    has_holes: bool = False  # whether values are missing
+    has_holes: bool = False  # whether values are missing, in a column that has some
+    n_values: Array | None = None  # rows in which the column has a value; None: all
+    # The lowest and the highest value, (2, n_features), where it is so far from the mean that it
+    # may be no value but stand for a missing one; NaN elsewhere.
+    suspects: Array | None = None
+
+    @property
+    def is_empty(self) -> Array:
+        """Whether the column has no value at all, (n_features,); its mean is then 1."""
+        return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
 
 
 class Labels(NamedTuple):
@@ -260,9 +269,11 @@ def describe_columns(
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
     The columns are those that `support` makes of those of X, which `labels` are of. NaN are
-    missing values, of which every column may have all but one. A column is constant when its range
-    is below what the dtype of X resolves, or what a sum of a few dozen float64 numbers does.
-    `weight` (n_samples,), above 0, is how much each row counts.
+    missing values. A column is constant when its range is below the `resolution` of X. `weight`
+    (n_samples,), above 0, is how much each row counts.
+
+    A column without any value has a mean of 1, which every likelihood supports, and a standard
+    deviation of 0.
     """
     n_features = X.shape[1] if labels.places is None else len(labels.places)
     low = high = np.asarray(np.nan)
@@ -272,37 +283,128 @@ def describe_columns(
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
-    if empty.any():
-        name = labels.of(int(np.argmax(empty)))
-        raise ValueError(f"Input X has only missing values in {name}. Drop the column.")
+    if empty.all():
+        raise ValueError("Input X has only missing values. A model needs some values to learn from.")
+    low, high = np.where(empty, 1.0, low), np.where(empty, 1.0, high)
     if infinite.any():  # under assume_finite=True, or as float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
-    epsilon = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
-    resolution = max(2 * epsilon, 64 * np.finfo(np.float64).eps)
-    constant = radius <= resolution * np.maximum(abs(low), abs(high))
+    constant = radius <= resolution(X.dtype) * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = n_there = 0.0
+    plain_total = plain_square = np.zeros(n_features)  # without weights
+    n_values = np.zeros(n_features, np.int64)
     start, has_holes = 0, False
     for block in map(support, _blocks(X, n_features)):
         moved = (block - centre) / unit
         there = ~np.isnan(moved)
-        has_holes = has_holes or not there.all()
+        has_holes = has_holes or not (there | empty).all()
+        n_values += there.sum(axis=0)
         moved[~there] = 0.0
         counted = moved
         if weight is not None:
+            plain_total = plain_total + moved.sum(axis=0)
+            plain_square = plain_square + np.einsum("nd,nd->d", moved, moved)
             own = weight[start : start + len(block), None]
             counted, there = own * moved, own * there
         n_there = n_there + there.sum(axis=0)
         total = total + counted.sum(axis=0)
         square = square + np.einsum("nd,nd->d", moved, counted)
         start += len(block)
+    n_there = np.where(empty, 1.0, n_there)
     mean = total / n_there
     std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    if weight is None:
+        plain_total, plain_square = total, square
+    suspects = np.stack([low, high])
+    suspects[:, constant] = np.nan
+    suspects[~_stand_out(plain_total, plain_square, n_values)] = np.nan
     centre = np.where(constant, low, centre + unit * mean)
-    return Moments(centre, np.where(constant, 0.0, std), has_holes)
+    return Moments(centre, np.where(constant, 0.0, std), has_holes, n_values, suspects)
+
+
+def resolution(dtype: np.dtype[Any]) -> float:
+    """The relative difference below which two values of a column are the same constant.
+
+    About what the dtype resolves, or what a sum of a few dozen float64 numbers does.
+    """
+    epsilon = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    return float(max(2 * epsilon, 64 * np.finfo(np.float64).eps))
+
+
+# --- values that stand for a missing one ----------------------------------------------------
+
+# Squared distance from the mean, in variances, of a value that is in one of these shares of the rows
+# and far from all others: (1 - share) / share. Columns with such a value are read again. Of many
+# rows that takes long, and 30 is where the largest of a million normals hardly comes.
+FEW_ROWS, FAR_IN_FEW, FAR_IN_MANY = 10_000, 9.0, 30.0  # shares of 10 % and 3 %
+# A sentinel is farther than this many mean distances, and farther than all of them together.
+FAR_DISTANCES = 50
+
+
+def _stand_out(total: Array, square: Array, n: Array) -> Array:
+    """Whether -1 and 1, (2, D), may be sentinels among `n` values from -1 to 1 of these sums.
+
+    Let one value be farther from the mean of the m others, by d, than the sum of their distances
+    from it. The squares of these are then below d**2 together, and the squares of all distances
+    from the mean of all below d**2 (1 + m / n), of which the value's own is (d m / n)**2.
+    """
+    n = np.maximum(n, 1)
+    mean = total / n
+    variance = np.maximum(square / n - mean**2, 0.0)
+    share = (n - 1) / n
+    least = np.where(n < FEW_ROWS, FAR_IN_FEW, FAR_IN_MANY)
+    least = np.minimum(n * share**2 / (1 + share), least)
+    return np.stack([-1 - mean, 1 - mean]) ** 2 >= least * variance * (1 - 1e-6)
+
+
+def find_sentinels(
+    X: Array, suspects: Array, support: Support = lambda block: block
+) -> dict[int, tuple[float, int]]:
+    """Columns with a value that is far beyond all others: the value, and in how many rows it is.
+
+    `suspects` are those of `describe_columns`. A value is far beyond the others where its
+    distance from their mean is larger than the sum of their own distances, and than
+    `FAR_DISTANCES` times the mean of these over the values that are not at the one end at which
+    most are, which in a column of counts is 0. It may be in several rows, but in fewer than half
+    of those that have a value.
+
+    Moments of all values would not do: beside 1e20, float64 knows nothing of the others. So
+    each column is read again, in blocks, without the value.
+    """
+    sides, columns = np.nonzero(~np.isnan(suspects))
+    if not len(columns):
+        return {}
+    value, n_features = suspects[sides, columns], suspects.shape[1]
+    start, low, high = (np.full(len(columns), np.nan) for _ in range(3))
+    total, n_others, n_equal = (np.zeros(len(columns)) for _ in range(3))
+
+    def others() -> Iterator[tuple[Array, Array]]:
+        for block in map(support, _blocks(X, n_features)):
+            own = block[:, columns]
+            yield np.where(own == value, np.nan, own), (own == value).sum(axis=0)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # of values such as 1e308
+        for own, n in others():
+            there = ~np.isnan(own)
+            low, high = np.fmin(low, np.fmin.reduce(own)), np.fmax(high, np.fmax.reduce(own))
+            # From a value of the column, so that the sum keeps the digits of differences.
+            first = own[there.argmax(axis=0), np.arange(len(columns))]
+            start = np.where(np.isnan(start), first, start)
+            total += np.where(there, own - start, 0.0).sum(axis=0)
+            n_others, n_equal = n_others + there.sum(axis=0), n_equal + n
+        mean = start + total / np.maximum(n_others, 1)
+        spread, at_low, at_high = (np.zeros(len(columns)) for _ in range(3))
+        for own, _ in others():
+            spread += np.nan_to_num(np.abs(own - mean), posinf=np.inf).sum(axis=0)
+            at_low, at_high = at_low + (own == low).sum(axis=0), at_high + (own == high).sum(axis=0)
+        distance = np.abs(value - mean)
+        n_various = n_others - np.maximum(at_low, at_high)
+        far = (distance > spread) & (distance * n_various > FAR_DISTANCES * spread)
+        far &= (spread > 0) & (n_various >= 2) & (n_equal < n_others)
+    return {int(columns[i]): (float(value[i]), int(n_equal[i])) for i in np.flatnonzero(far)}
 
 
 def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:
@@ -341,15 +443,27 @@ def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> t
     return y.to(dtype)
 
 
+def measure_reach(y: torch.Tensor) -> tuple[float, torch.Tensor | None]:
+    """The largest distance of rows y from 0, NaN if values are missing; and which are too far.
+
+    None where no value is farther than float32 can carry.
+    """
+    low, high = torch.aminmax(y)
+    reach = max(high.item(), -low.item())  # if one is NaN, both are
+    if reach <= FARTHEST:
+        return reach, None
+    far = y.abs() > FARTHEST
+    return reach, far if far.any() else None
+
+
 def check_reach(y: torch.Tensor, X: Array, units: Units, labels: Labels = UNNAMED) -> float:
     """The largest distance of the standardised rows y of X from 0; NaN if values are missing.
 
     Raises a ValueError that names column and value where a number is too far from the training
     data for float32.
     """
-    low, high = torch.aminmax(y)
-    reach = max(high.item(), -low.item())  # if one is NaN, both are
-    if not reach <= FARTHEST and (far := y.abs() > FARTHEST).any():
+    reach, far = measure_reach(y)
+    if far is not None:
         value, column = cell(X, far.numpy(), labels)
         raise ValueError(
             f"X has the value {value}: more than {FARTHEST:.0e} times the scale of the training "

@@ -270,7 +270,9 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        vae._map_rows(fill(vae, vae._blocks(data)), filled, n_draws=self.n_draws)
+        block = vae._blocks(data)
+        vae._map_rows(fill(vae, block), filled, n_draws=self.n_draws)
+        block.warn()
         X[rows] = np.where(missing[rows], filled, data)
         return X
 

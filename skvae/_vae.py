@@ -36,6 +36,7 @@ from skvae import (
     _stack,
     _tables,
     _training,
+    _unseen,
 )
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae.likelihoods import LIKELIHOODS, Likelihood
@@ -59,6 +60,7 @@ FITTED = (
     "_likelihood",
     "_output",
     "_progress",
+    "_seen",
 )
 
 
@@ -661,6 +663,8 @@ class VAETransformer(
 
     # Of a fit that was stopped, if it can go on.
     _progress = None
+    # How many rows of `fit` had a value in each column; None of a file that was saved before.
+    _seen = None
 
     def __getstate__(self):
         return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
@@ -700,6 +704,7 @@ class VAETransformer(
             return [_arrays.to_array(model.encode_mean(block(model, rows)))]
 
         self._map_rows(encode, Z)
+        block.warn()
         return Z
 
     def encode(self, X):
@@ -724,6 +729,7 @@ class VAETransformer(
             return map(_arrays.to_array, model.encode_rows(block(model, rows)))
 
         self._map_rows(encode, mean, std)
+        block.warn()
         return mean, std
 
     def sample_posterior(self, X, n_draws=1, random_state=None):
@@ -755,6 +761,7 @@ class VAETransformer(
             return [_arrays.to_array(z).swapaxes(0, 1)]
 
         self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
+        block.warn()
         return Z
 
     def inverse_transform(self, X):
@@ -859,14 +866,20 @@ class VAETransformer(
         -------
         elbo : ndarray of shape (n_samples,)
             Nats, float64. The expectation over q(z|x) is a mean over `n_score_draws` fixed
-            draws, the same for every row and every call.
+            draws, the same for every row and every call. -inf for a row with infinity, or with
+            a value that is beyond reach of float32 in the scale of the training data.
+
+        Warns
+        -----
+        UserWarning
+            Of values that `fit` has not seen: see the notes on the class.
         """
-        data = self._read_again(X)
+        data = self._read_again(X, accept_far=True)
         check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
         elbo = np.empty(data.shape[0])
-        block = self._blocks(data)
+        block = self._blocks(data, accept_far=True)
 
         def score(model, rows):
             eps = _arrays.to_tensor(noise, model.varies.device)
@@ -874,6 +887,9 @@ class VAETransformer(
 
         self._map_rows(score, elbo, n_draws=len(noise))
         elbo -= _model.log_jacobian(self.state_)
+        rows, _, nats = block.costs()
+        np.subtract.at(elbo, rows, nats)
+        block.warn()
         return elbo
 
     def score(self, X, y=None, sample_weight=None):
@@ -895,7 +911,10 @@ class VAETransformer(
             Nats per row.
         """
         elbo = self.score_samples(X)
-        return float(np.average(elbo, weights=_input.weigh(sample_weight, elbo)))
+        weight = _input.weigh(sample_weight, elbo)
+        if weight is not None and not np.isfinite(elbo).all():
+            elbo, weight = elbo[weight > 0], weight[weight > 0]  # 0 times -inf is no number
+        return float(np.average(elbo, weights=weight))
 
     def to_module(self):
         """Make a torch module of the fitted model, to go on in torch.
@@ -912,27 +931,25 @@ class VAETransformer(
         check_is_fitted(self)
         return _model.from_state(self._architecture, self.state_)
 
-    def _read_again(self, X):
+    def _read_again(self, X, *, accept_far=False):
         """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        return _input.read(self, X, likelihood, self._categories, reset=False)
+        return _input.read(
+            self, X, likelihood, self._categories, reset=False, accept_far=accept_far
+        )
 
-    def _blocks(self, X):
+    def _blocks(self, X, *, accept_far=False):
         """What gives rows of X to a model, in its units, as a block that it is told of."""
-        likelihood, n_columns = _part(self._architecture["likelihood"]), self.n_features_in_
-        of_columns = _arrays.Labels(getattr(self, "feature_names_in_", None))
-        of_features = of_columns._replace(places=likelihood.columns_of(n_columns))
-        units = _model.units(self.state_)
-
-        def block(model, rows):
-            some = likelihood.check_support(_arrays.dense(X[rows]), of_columns)
-            y = _arrays.standardise(some, units, model.varies.dtype)
-            model.expect(_arrays.check_reach(y, some, units, of_features))
-            return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
-
-        return block
+        return _unseen.Blocks(
+            X,
+            _part(self._architecture["likelihood"]),
+            self.state_,
+            self._seen,
+            _arrays.Labels(getattr(self, "feature_names_in_", None)),
+            accept_far=accept_far,
+        )
 
     def _give_back(self, model, y, *, drawn=False):
         """Rows of the model, a tensor, as numbers in the columns and units of X."""

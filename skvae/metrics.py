@@ -210,8 +210,8 @@ def reconstruction(
         raise ValueError("reconstruction has no standard errors per feature: leave one of both.")
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X)
-    block = vae._blocks(data)
+    data = vae._read_again(X, accept_far=True)
+    block = vae._blocks(data, accept_far=True)
     result = np.empty((data.shape[0], vae.n_features_in_))
     jacobian = _model.log_scales(vae.state_)
     columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
@@ -227,6 +227,9 @@ def reconstruction(
         return [of_columns]
 
     vae._map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
+    rows, columns, nats = block.costs()
+    np.add.at(result, (rows, columns), nats)
+    block.warn()
     return result if per_sample else result.mean(axis=0)
 
 
@@ -279,7 +282,7 @@ def kl(
     >>> bool(abs(kl(vae, X) - kl_per_component(vae, X).sum()) < 1e-4)  # exact: no draws
     True
     """
-    totals = _weigh(estimator, X, n_samples, random_state)
+    totals = _weigh(estimator, X, n_samples, random_state, accept_far=False)
     return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
 
 
@@ -333,6 +336,7 @@ def kl_per_component(estimator, X, y=None):
         return [_arrays.to_array(model.posterior.kl(q))]
 
     vae._map_rows(measure, result)
+    block.warn()
     return result.mean(axis=0)
 
 
@@ -441,6 +445,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
         return [_arrays.to_array(model.encoder(model.see(y)))]
 
     vae._map_rows(read, raw)
+    block.warn()
     rng, total = np.random.default_rng(seed), 0.0
     size = max(1, (1 << 20) // (n_rows * vae._n_features_out))
     with _arrays.computing(torch.device("cpu"), one_thread=False):
@@ -472,12 +477,12 @@ def _parts(n_samples, y, model):
         yield min(size, n_samples - start)
 
 
-def _weigh(estimator, X, n_samples, random_state):
+def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
     """Moments over the draws of each row's log weight and of its two parts."""
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X)
-    block = vae._blocks(data)
+    data = vae._read_again(X, accept_far=accept_far)
+    block = vae._blocks(data, accept_far=accept_far)
     names = ["log_mean", "relative_error", "mean", "error"]
     names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
     totals = {name: np.empty(data.shape[0]) for name in names}
@@ -506,6 +511,12 @@ def _weigh(estimator, X, n_samples, random_state):
     totals["log_mean"] -= constant
     totals["mean"] -= constant
     totals["reconstruction"] += constant
+    rows, _, nats = block.costs()
+    for name in ("log_mean", "mean", "reconstruction"):
+        np.add.at(totals[name], rows, nats if name == "reconstruction" else -nats)
+    for name in ("relative_error", "error", "reconstruction_error"):
+        totals[name][rows[np.isinf(nats)]] = 0.0  # whatever the draws
+    block.warn()
     return totals
 
 
@@ -518,7 +529,8 @@ def _error(draws):
 
 def _give(values, errors, per_sample, return_std_error):
     if not per_sample:
-        n_rows = len(values)
-        errors = float(np.std(values, ddof=1) / math.sqrt(n_rows)) if n_rows > 1 else math.nan
+        n_rows, errors = len(values), math.nan
+        if n_rows > 1 and np.isfinite(values).all():
+            errors = float(np.std(values, ddof=1) / math.sqrt(n_rows))
         values = float(values.mean())
     return (values, errors) if return_std_error else values
