@@ -284,7 +284,9 @@ def describe_columns(
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
     if empty.all():
-        raise ValueError("Input X has only missing values. A model needs some values to learn from.")
+        raise ValueError(
+            "Input X has only missing values. A model needs some values to learn from."
+        )
     low, high = np.where(empty, 1.0, low), np.where(empty, 1.0, high)
     if infinite.any():  # under assume_finite=True, or as float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
@@ -293,15 +295,16 @@ def describe_columns(
     constant = radius <= resolution(X.dtype) * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
-    total = square = n_there = 0.0
+    total = square = n_there = np.zeros(n_features)
     plain_total = plain_square = np.zeros(n_features)  # without weights
-    n_values = np.zeros(n_features, np.int64)
+    n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
     start, has_holes = 0, False
     for block in map(support, _blocks(X, n_features)):
         moved = (block - centre) / unit
         there = ~np.isnan(moved)
         has_holes = has_holes or not (there | empty).all()
         n_values += there.sum(axis=0)
+        n_equal += [(block == low).sum(axis=0), (block == high).sum(axis=0)]
         moved[~there] = 0.0
         counted = moved
         if weight is not None:
@@ -320,7 +323,7 @@ def describe_columns(
         plain_total, plain_square = total, square
     suspects = np.stack([low, high])
     suspects[:, constant] = np.nan
-    suspects[~_stand_out(plain_total, plain_square, n_values)] = np.nan
+    suspects[~_stand_out(plain_total, plain_square, n_values, n_equal)] = np.nan
     centre = np.where(constant, low, centre + unit * mean)
     return Moments(centre, np.where(constant, 0.0, std), has_holes, n_values, suspects)
 
@@ -336,28 +339,31 @@ def resolution(dtype: np.dtype[Any]) -> float:
 
 # --- values that stand for a missing one ----------------------------------------------------
 
-# Squared distance from the mean, in variances, of a value that is in one of these shares of the rows
-# and far from all others: (1 - share) / share. Columns with such a value are read again. Of many
-# rows that takes long, and 30 is where the largest of a million normals hardly comes.
-FEW_ROWS, FAR_IN_FEW, FAR_IN_MANY = 10_000, 9.0, 30.0  # shares of 10 % and 3 %
 # A sentinel is farther than this many mean distances, and farther than all of them together.
 FAR_DISTANCES = 50
 
 
-def _stand_out(total: Array, square: Array, n: Array) -> Array:
-    """Whether -1 and 1, (2, D), may be sentinels among `n` values from -1 to 1 of these sums.
+def _stand_out(total: Array, square: Array, n_there: Array, n_equal: Array) -> Array:
+    """Whether the lowest and the highest value, -1 and 1, may be sentinels: (2, D).
 
-    Let one value be farther from the mean of the m others, by d, than the sum of their distances
-    from it. The squares of these are then below d**2 together, and the squares of all distances
-    from the mean of all below d**2 (1 + m / n), of which the value's own is (d m / n)**2.
+    `total` and `square` are sums of `n_there` values in [-1, 1] and of their squares. `n_equal`,
+    (2, D), is how often the value comes. With the mean m of the n others, and e the distance of
+    the value from the mean of all, the others have
+
+        sum (x_i - m)**2 = sum of the same of all - e**2 n_equal n_there / n,
+
+    which is below the square of sum |x_i - m|, and that below that of the value's distance from m,
+    e n_there / n, where the value is a sentinel.
     """
-    n = np.maximum(n, 1)
-    mean = total / n
-    variance = np.maximum(square / n - mean**2, 0.0)
-    share = (n - 1) / n
-    least = np.where(n < FEW_ROWS, FAR_IN_FEW, FAR_IN_MANY)
-    least = np.minimum(n * share**2 / (1 + share), least)
-    return np.stack([-1 - mean, 1 - mean]) ** 2 >= least * variance * (1 - 1e-6)
+    n_there = np.maximum(n_there, 1)
+    n_others = np.maximum(n_there - n_equal, 1)
+    mean = total / n_there
+    far = (np.stack([-1 - mean, 1 - mean]) * n_there) ** 2 / n_others
+    of_all = square - mean * total
+    # Besides, less than half of the values are.
+    rounding = 1e-6 * square
+    alone = of_all - far * n_equal / n_there <= far / n_others + rounding
+    return alone & (n_equal < n_others)
 
 
 def find_sentinels(

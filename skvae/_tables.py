@@ -177,9 +177,9 @@ def _distinct(values, where):
 
 
 def encode(X, categories, likelihood):
-    """X (n, D) as float64: codes for categories, UNSEEN for those of no fit, NaN for what is missing.
+    """X (n, D) as float64: codes for categories, and NaN for what is missing.
 
-    A warning names the categories that are UNSEEN.
+    The code of a category that `fit` has not seen is UNSEEN; a warning names it.
     """
     labels, unknown = Labels(_frames.names(X)), []
     numbers = np.empty(X.shape)
@@ -257,7 +257,7 @@ def decode(numbers, categories):
 
 
 def _look_up(categories, codes):
-    """The category of each code; None where it is NaN, as in a column that had no value in `fit`."""
+    """The category of each code; None where that is NaN: the column had no value in `fit`."""
     missing = np.isnan(codes)
     if not missing.any():
         return categories[codes.astype(int)]

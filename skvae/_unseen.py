@@ -51,8 +51,8 @@ class Blocks:
         n_columns = X.shape[1]
         self.places = likelihood.columns_of(n_columns)
         self.units = _model.units(state)
-        known = {"n_values": np.zeros(n_columns, np.int64), "resolution": 0.0}
-        known = known if seen is None else seen
+        self.is_known = seen is not None
+        known = seen or {"n_values": np.zeros(n_columns, np.int64), "resolution": 0.0}
         # Of a mass beside the constant, or of a category that was not in `fit`.
         self.nats = np.log1p(known["n_values"])
         # Rows may have a coarser dtype than those of `fit`.
@@ -178,26 +178,33 @@ class Blocks:
         """Warn of what was met, with columns and numbers of rows."""
         rows, columns, values = _joined(self.beside)
         empty = np.isnan(_constants(self.units, self.places))[columns]
-        for chosen, what, cost in (
-            (~empty, "that differ from the constant of a column in fit", "log(n + 1) nats each"),
-            (empty, "in columns that had no value in fit", "nothing"),
-        ):
-            if chosen.any():
-                warnings.warn(
-                    f"X has values {what}: {self._words(rows, columns, values, chosen)}. The "
-                    f"encoder doesn't see them, and they cost the score {cost}. Fit on rows in "
-                    "which these columns vary, or drop them.",
-                    stacklevel=3,
-                )
+        what = "that differ from the constant of a column in fit"
+        self._warn_beside(what, self.is_known, rows, columns, values, ~empty)
+        what = "in columns that had no value in fit"
+        self._warn_beside(what, False, rows, columns, values, empty)
         rows, columns, values = _joined(self.far)
         if len(rows):
-            everywhere = np.ones(len(rows), bool)
+            words = self._words(rows, columns, values, np.ones(len(rows), bool))
             warnings.warn(
                 f"X has values that are infinite, or more than {_arrays.FARTHEST:.0e} times the "
-                f"scale of the training data from it: {self._words(rows, columns, values, everywhere)}. "
-                "The score of such a row is -inf. Check the units of the column, or make the "
-                "value NaN if it stands for a missing one.",
+                f"scale of the training data from it: {words}. The score of such a row is -inf. "
+                "Check the units of the column, or make the value NaN if it stands for a missing "
+                "one.",
                 stacklevel=3,
+            )
+
+    def _warn_beside(self, what, costs, rows, columns, values, chosen):
+        if chosen.any():
+            nats = (
+                "costs log(n + 1) nats in the score, with n training rows"
+                if costs
+                else ("costs the score nothing")
+            )
+            warnings.warn(
+                f"X has values {what}: {self._words(rows, columns, values, chosen)}. The encoder "
+                f"does not see such a value, and it {nats}. Fit on rows in which these columns "
+                "vary, or drop them.",
+                stacklevel=4,
             )
 
     def _words(self, rows, columns, values, chosen):
