@@ -295,7 +295,7 @@ def _make(frame, i, values, dtypes):
     series = type(_column(frame, i))
     for dtype in dtypes:
         known = getattr(dtype, "categories", None)
-        if known is not None and not set(values) <= set(known):
+        if (known is not None and not set(values) <= set(known)) or str(dtype) == "Null":
             continue
         try:
             if hasattr(frame, "iloc"):

@@ -262,7 +262,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             numbers[numbers[:, i] == _tables.UNSEEN, i] = np.nan
         filled = vae._contain(self._fill(numbers), getattr(X, "index", None), container)
         holes = _frames.holes(X)
-        for i in np.flatnonzero(self._empty):
+        for i in np.flatnonzero(self._empty).tolist():
             filled = _frames.replace(filled, i, 0)
         filled = _frames.fill(X, filled, holes)
         if not self.keep_empty_features and self._empty.any():

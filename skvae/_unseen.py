@@ -141,8 +141,9 @@ class Blocks:
             own = np.asarray(some[:, places], np.float64)
             if (own == constant).all():
                 return
-            rounding = 2 * self.resolution * np.maximum(np.abs(own), np.abs(constant))
-            differs = np.abs(own - constant) > rounding  # not of NaN
+            # By halves, as `describe_columns` does it.
+            rounding = self.resolution * np.maximum(np.abs(own), np.abs(constant))
+            differs = np.abs(own / 2 - constant / 2) > rounding  # not of NaN
         differs |= np.isnan(constant) & ~np.isnan(own)
         # Once for each column, of however many features.
         row, feature = np.nonzero(differs)

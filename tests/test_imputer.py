@@ -425,7 +425,7 @@ def test_an_empty_column_of_a_table_is_left_out_or_filled_with_0(mixed, keep, co
     given = {
         "pandas": lambda: table,
         "polars": lambda: pl.DataFrame(
-            {c: [None if v != v else v for v in table[c].tolist()] for c in table}
+            {c: table[c].astype(object).where(table[c].notna(), None).tolist() for c in table}
         ),
         "objects": lambda: table.to_numpy(dtype=object),
     }[container]()
