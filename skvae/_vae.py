@@ -275,8 +275,23 @@ class VAETransformer(
     Ctrl-C during `fit` ends training with a warning and keeps the weights of the last complete
     epoch, also where rows are held out.
 
-    A column that is constant in `fit` is no part of the density and is given back as it
-    was. Computations are in `precision`; results have the dtype of the X of `fit`, and are the
+    A column that is constant in `fit` is no part of the density and is given back as it was. One
+    without any value is neither, with a warning, and is given back as missing. The encoder sees
+    neither of them.
+
+    What `fit` has not seen never counts in a row's favour. A category that it has not seen is
+    missing to the encoder, and costs the score as much as the category that is the least probable
+    of those seen, given z, and log(n + 1) nats at least, with n the training rows that have a
+    value in the column. A value other than the constant of a column costs log(n + 1) nats, by a
+    mass of 1 / (n + 1) beside the constant, so that rows with the constant keep their score.
+    Infinity, and what is farther than 1e10 scales from the training data, has a score of -inf;
+    what asks the encoder alone, such as `transform`, refuses it. Warnings name columns and rows.
+
+    `fit` warns of a column in which one value is farther from the others than all of these
+    together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
+    the others hardly differ. In columns of few different values, it must be farther still.
+
+    Computations are in `precision`; results have the dtype of the X of `fit`, and are the
     same bits for a row alone or among others.
 
     References

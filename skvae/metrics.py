@@ -10,6 +10,10 @@ sees, as in ``Pipeline.score``. With K independent draws z_k of q(z|x) for each 
 where the latter estimate is itself below log p(x) on average, and rises with K (Burda, Grosse &
 Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem 1).
 
+What `fit` has not seen costs what it does in ``VAETransformer.score_samples``, where log p(x|z) is
+a part of the number: infinity and values out of reach make it infinite. Functions of q(z|x) alone,
+such as `kl`, refuse these.
+
 The ELBO is reconstruction + KL, with the signs of losses here:
 
     -ELBO(x) = reconstruction(x) + kl(x),
@@ -178,7 +182,8 @@ def reconstruction(
         If True, return an estimate for each row.
     per_feature : bool, default=False
         If True, that of each column, which says which columns make a row unlikely. They sum to
-        the whole; constant columns have 0. Not with `return_std_error`.
+        the whole. Columns that were constant in `fit` have 0, and log(n + 1) nats where a value is
+        another, as in `VAETransformer.score_samples`. Not with `return_std_error`.
     return_std_error : bool, default=False
         If True, return the standard error too: of a row that of its draws, of the mean that of
         the rows' estimates.

@@ -149,6 +149,7 @@ def test_draws_are_decided_by_random_state(holes):
     assert (first != other)[np.isnan(holes)].all()
 
 
+@pytest.mark.filterwarnings("ignore:X has no value in column 3")
 def test_columns_without_values_are_left_out_or_0(holes):
     X = holes.copy()
     X[:, 3] = np.nan
