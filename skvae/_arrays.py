@@ -198,7 +198,16 @@ class Moments(NamedTuple):
 
     mean: Array  # float64; the constant itself where the column is constant
     std: Array  # float64; 0 where the column is constant
-    has_holes: bool = False  # whether values are missing
+    has_holes: bool = False  # whether values are missing, in a column that has some
+    n_values: Array | None = None  # rows in which the column has a value; None: all
+    # The lowest and the highest value, (2, n_features), where it is so far from the mean that it
+    # may be no value but stand for a missing one; NaN elsewhere.
+    suspects: Array | None = None
+
+    @property
+    def is_empty(self) -> Array:
+        """Whether the column has no value at all, (n_features,); its mean is then 1."""
+        return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
 
 
 class Labels(NamedTuple):
@@ -256,16 +265,15 @@ def describe_columns(
     support: Support = lambda block: block,
     labels: Labels = UNNAMED,
     weight: Array | None = None,
-    *,
-    may_be_empty: bool = False,
 ) -> Moments:
     """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
     The columns are those that `support` makes of those of X, which `labels` are of. NaN are
-    missing values, of which every column may have all but one; if columns `may_be_empty`, the
-    moments of one without a value are NaN. A column is constant when its range is below what the
-    dtype of X resolves, or what a sum of a few dozen float64 numbers does. `weight` (n_samples,),
-    above 0, is how much each row counts.
+    missing values. A column is constant when its range is below the `resolution` of X. `weight`
+    (n_samples,), above 0, is how much each row counts.
+
+    A column without any value has a mean of 1, which every likelihood supports, and a standard
+    deviation of 0.
     """
     n_features = X.shape[1] if labels.places is None else len(labels.places)
     low = high = np.asarray(np.nan)
@@ -275,9 +283,11 @@ def describe_columns(
     with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
-    if empty.any() and not may_be_empty:
-        name = labels.of(int(np.argmax(empty)))
-        raise ValueError(f"Input X has only missing values in {name}. Drop the column.")
+    if empty.all():
+        raise ValueError(
+            "Input X has only missing values. A model needs some values to learn from."
+        )
+    low, high = np.where(empty, 1.0, low), np.where(empty, 1.0, high)
     if infinite.any():  # under assume_finite=True, or as float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
@@ -285,26 +295,113 @@ def describe_columns(
     constant = radius <= resolution_of(X.dtype) * np.maximum(abs(low), abs(high))
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
-    total = square = n_there = 0.0
+    total = square = n_there = np.zeros(n_features)
+    plain_total = plain_square = np.zeros(n_features)  # without weights
+    n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
     start, has_holes = 0, False
     for block in map(support, _blocks(X, n_features)):
         moved = (block - centre) / unit
         there = ~np.isnan(moved)
-        has_holes = has_holes or not there.all()
+        has_holes = has_holes or not (there | empty).all()
+        n_values += there.sum(axis=0)
+        n_equal += [(block == low).sum(axis=0), (block == high).sum(axis=0)]
         moved[~there] = 0.0
         counted = moved
         if weight is not None:
+            plain_total = plain_total + moved.sum(axis=0)
+            plain_square = plain_square + np.einsum("nd,nd->d", moved, moved)
             own = weight[start : start + len(block), None]
             counted, there = own * moved, own * there
         n_there = n_there + there.sum(axis=0)
         total = total + counted.sum(axis=0)
         square = square + np.einsum("nd,nd->d", moved, counted)
         start += len(block)
-    with np.errstate(invalid="ignore"):  # of columns without a value
-        mean = total / n_there
-        std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    n_there = np.where(empty, 1.0, n_there)
+    mean = total / n_there
+    std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    if weight is None:
+        plain_total, plain_square = total, square
+    suspects = np.stack([low, high])
+    suspects[:, constant] = np.nan
+    suspects[~_stand_out(plain_total, plain_square, n_values, n_equal)] = np.nan
     centre = np.where(constant, low, centre + unit * mean)
-    return Moments(centre, np.where(constant, 0.0, std), has_holes)
+    return Moments(centre, np.where(constant, 0.0, std), has_holes, n_values, suspects)
+
+
+# --- values that stand for a missing one ----------------------------------------------------
+
+# A sentinel is farther than this many mean distances, and farther than all of them together.
+FAR_DISTANCES = 50
+
+
+def _stand_out(total: Array, square: Array, n_there: Array, n_equal: Array) -> Array:
+    """Whether the lowest and the highest value, -1 and 1, may be sentinels: (2, D).
+
+    `total` and `square` are sums of `n_there` values in [-1, 1] and of their squares. `n_equal`,
+    (2, D), is how often the value comes. With the mean m of the n others, and e the distance of
+    the value from the mean of all, the others have
+
+        sum (x_i - m)**2 = sum of the same of all - e**2 n_equal n_there / n,
+
+    which is below the square of sum |x_i - m|, and that below that of the value's distance from m,
+    e n_there / n, where the value is a sentinel.
+    """
+    n_there = np.maximum(n_there, 1)
+    n_others = np.maximum(n_there - n_equal, 1)
+    mean = total / n_there
+    far = (np.stack([-1 - mean, 1 - mean]) * n_there) ** 2 / n_others
+    of_all = square - mean * total
+    # Besides, less than half of the values are.
+    rounding = 1e-6 * square
+    alone = of_all - far * n_equal / n_there <= far / n_others + rounding
+    return alone & (n_equal < n_others)
+
+
+def find_sentinels(
+    X: Array, suspects: Array, support: Support = lambda block: block
+) -> dict[int, tuple[float, int]]:
+    """Columns with a value that is far beyond all others: the value, and in how many rows it is.
+
+    `suspects` are those of `describe_columns`. A value is far beyond the others where its
+    distance from their mean is larger than the sum of their own distances, and than
+    `FAR_DISTANCES` times the mean of these over the values that are not at the one end at which
+    most are, which in a column of counts is 0. It may be in several rows, but in fewer than half
+    of those that have a value.
+
+    Moments of all values would not do: beside 1e20, float64 knows nothing of the others. So
+    each column is read again, in blocks, without the value.
+    """
+    sides, columns = np.nonzero(~np.isnan(suspects))
+    if not len(columns):
+        return {}
+    value, n_features = suspects[sides, columns], suspects.shape[1]
+    start, low, high = (np.full(len(columns), np.nan) for _ in range(3))
+    total, n_others, n_equal = (np.zeros(len(columns)) for _ in range(3))
+
+    def others() -> Iterator[tuple[Array, Array]]:
+        for block in map(support, _blocks(X, n_features)):
+            own = block[:, columns]
+            yield np.where(own == value, np.nan, own), (own == value).sum(axis=0)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # of values such as 1e308
+        for own, n in others():
+            there = ~np.isnan(own)
+            low, high = np.fmin(low, np.fmin.reduce(own)), np.fmax(high, np.fmax.reduce(own))
+            # From a value of the column, so that the sum keeps the digits of differences.
+            first = own[there.argmax(axis=0), np.arange(len(columns))]
+            start = np.where(np.isnan(start), first, start)
+            total += np.where(there, own - start, 0.0).sum(axis=0)
+            n_others, n_equal = n_others + there.sum(axis=0), n_equal + n
+        mean = start + total / np.maximum(n_others, 1)
+        spread, at_low, at_high = (np.zeros(len(columns)) for _ in range(3))
+        for own, _ in others():
+            spread += np.nan_to_num(np.abs(own - mean), posinf=np.inf).sum(axis=0)
+            at_low, at_high = at_low + (own == low).sum(axis=0), at_high + (own == high).sum(axis=0)
+        distance = np.abs(value - mean)
+        n_various = n_others - np.maximum(at_low, at_high)
+        far = (distance > spread) & (distance * n_various > FAR_DISTANCES * spread)
+        far &= (spread > 0) & (n_various >= 2) & (n_equal < n_others)
+    return {int(columns[i]): (float(value[i]), int(n_equal[i])) for i in np.flatnonzero(far)}
 
 
 def resolution_of(dtype: Any) -> float:
@@ -350,15 +447,27 @@ def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> t
     return y.to(dtype)
 
 
+def measure_reach(y: torch.Tensor) -> tuple[float, torch.Tensor | None]:
+    """The largest distance of rows y from 0, NaN if values are missing; and which are too far.
+
+    None where no value is farther than float32 can carry.
+    """
+    low, high = torch.aminmax(y)
+    reach = max(high.item(), -low.item())  # if one is NaN, both are
+    if reach <= FARTHEST:
+        return reach, None
+    far = y.abs() > FARTHEST
+    return reach, far if far.any() else None
+
+
 def check_reach(y: torch.Tensor, X: Array, units: Units, labels: Labels = UNNAMED) -> float:
     """The largest distance of the standardised rows y of X from 0; NaN if values are missing.
 
     Raises a ValueError that names column and value where a number is too far from the training
     data for float32.
     """
-    low, high = torch.aminmax(y)
-    reach = max(high.item(), -low.item())  # if one is NaN, both are
-    if not reach <= FARTHEST and (far := y.abs() > FARTHEST).any():
+    reach, far = measure_reach(y)
+    if far is not None:
         value, column = cell(X, far.numpy(), labels)
         raise ValueError(
             f"X has the value {value}: more than {FARTHEST:.0e} times the scale of the training "

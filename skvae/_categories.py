@@ -33,8 +33,10 @@ class Categorical(Likelihood):
     Parameters
     ----------
     handle_unknown : {"warn", "error"}, default="warn"
-        What becomes of a category that `fit` has not seen: with "warn", which warns once for a
-        table, it is a missing value, so that folds with rare categories can be scored.
+        What becomes of a category that `fit` has not seen. "warn" warns once for a table, and folds
+        with rare categories can be scored: the encoder takes it as missing, and the score is that
+        of a category which is as rare as any of those seen, or rarer: log(n + 1) nats below 0 at
+        least, with n the training rows that have a value in the column. "error" is a ValueError.
 
     n_categories : tuple of int, default=()
         Number of categories of each column. `fit` finds them: leave it.
@@ -84,9 +86,12 @@ class Categorical(Likelihood):
         return hot
 
     def give_back(self, X: Array, *, drawn: bool) -> Array:
-        """The code of the largest feature of each column."""
+        """The code of the largest feature of each column; NaN where the features are."""
         pieces = np.split(X, np.cumsum(self.n_categories)[:-1], axis=1)
-        return np.stack([piece.argmax(axis=1) for piece in pieces], axis=1).astype(np.float64)
+        codes = np.stack([piece.argmax(axis=1) for piece in pieces], axis=1).astype(np.float64)
+        missing = np.stack([np.isnan(piece[:, 0]) for piece in pieces], axis=1)
+        codes[missing] = np.nan
+        return codes
 
     def columns_of(self, n_columns: int) -> Array:
         """The column of each feature."""
@@ -129,6 +134,10 @@ class Categorical(Likelihood):
             for size, places in groups
         ]
         return torch.cat(shares, -1).index_select(-1, back)
+
+    def log_levels(self, module: Any, raw: torch.Tensor, n_features: int) -> torch.Tensor:
+        """log p of each category, (..., D)."""
+        return self._log_shares(module, raw)
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D): 0 for those that are 0."""

@@ -198,6 +198,11 @@ class Columns(Likelihood):
         pieces = zip(self.parts, module, self._split(x), strict=True)
         return torch.cat([part.seen(own, piece) for (part, _), own, piece in pieces], -1)
 
+    def log_levels(self, module: Any, raw: torch.Tensor, n_features: int) -> torch.Tensor:
+        """log p of the category that each feature stands for, (..., D); 0 where it is none."""
+        pieces = zip(self._each(module, raw), self._n_features, strict=True)
+        return torch.cat([part.log_levels(own, out, n) for (part, own, out), n in pieces], -1)
+
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         pieces = zip(self._each(module, raw), self._split(x), strict=True)

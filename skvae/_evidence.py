@@ -16,8 +16,21 @@ import torch
 
 from skvae._importance import pareto_k
 
+# A row counts as at most this many quartile distances above the median where epochs are compared.
+FAR_ROW = 20.0
 HEAVY_TAIL = 0.7
 HEAVY_ERRORS = 5.0  # times as many standard errors are asked for, where the tail is heavy
+
+
+def excess(losses: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """What rows far beyond the others add to the mean of losses (M, B), (M,): 0 where none is.
+
+    Without it, one row that a model cannot know decides which epoch is best. `weight` (M, B) is how
+    much each row counts, of mean 1.
+    """
+    middle, high = torch.quantile(losses, losses.new_tensor([0.5, 0.75]), dim=1, keepdim=True)
+    beyond = (losses - (middle + FAR_ROW * (high - middle))).clamp(min=0)
+    return (beyond if weight is None else weight * beyond).mean(1)
 
 
 def gain(

@@ -234,7 +234,8 @@ def give_back_columns(columns, output, categories, index=None, container=None):
         elif container == "polars":
             name = dtype.partition("(")[0]
             dtype = frames.Enum(known.tolist()) if name == "Enum" else getattr(frames, name, None)
-            column = column.tolist()
+            missing = column.dtype.kind == "f" and np.isnan(column).any()
+            column = [None if missing and value != value else value for value in column.tolist()]
         series[str(i)] = (
             frames.Series(str(i), column, dtype=dtype)
             if container == "polars"
@@ -294,7 +295,7 @@ def _make(frame, i, values, dtypes):
     series = type(_column(frame, i))
     for dtype in dtypes:
         known = getattr(dtype, "categories", None)
-        if known is not None and not set(values) <= set(known):
+        if (known is not None and not set(values) <= set(known)) or str(dtype) == "Null":
             continue
         try:
             if hasattr(frame, "iloc"):
@@ -307,6 +308,26 @@ def _make(frame, i, values, dtypes):
         if hasattr(frame, "iloc")
         else series(values, strict=False)
     )
+
+
+def replace(X, i, value):
+    """Rows X with this value in all of column i."""
+    if hasattr(X, "hstack"):  # polars
+        series = type(_column(X, i))
+        return X.with_columns(series(X.columns[i], [value] * len(X)))
+    if hasattr(X, "iloc"):
+        X = X.copy()
+        X.isetitem(i, value)
+    else:
+        X[:, i] = value
+    return X
+
+
+def take(X, where):
+    """The columns of X that are marked in `where`."""
+    if hasattr(X, "hstack"):  # polars
+        return X[:, np.flatnonzero(where).tolist()]
+    return X.iloc[:, np.flatnonzero(where)] if hasattr(X, "iloc") else X[:, where]
 
 
 def append(X, more, names):
@@ -322,7 +343,9 @@ def append(X, more, names):
 
 
 def _rounded(column, kind, dtype):
-    """Numbers as whole ones or bools, where the column had such."""
+    """Numbers as whole ones or bools, where the column had such, or values at all."""
+    if kind in "bi" and np.isnan(column).all():
+        return column
     if kind == "b":
         return column >= 0.5
     if kind != "i":

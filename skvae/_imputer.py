@@ -8,6 +8,7 @@ arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(
 """
 
 import copy
+import warnings
 from numbers import Integral
 
 import numpy as np
@@ -74,7 +75,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         Whether to add columns that say which values were missing, as `MissingIndicator` does.
 
     keep_empty_features : bool, default=False
-        Whether columns without any value in `fit` are given back, filled with 0, or left out.
+        Whether columns without any value in `fit`, which a warning names, are given back, their
+        missing values filled in with 0, or left out.
 
     random_state : int, RandomState instance or None, default=None
         Decides the draws of `sample_posterior`, and the fit of the model that None is.
@@ -82,7 +84,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     estimator_ : VAETransformer
-        The fitted model of the columns that have values.
+        The fitted model: of the columns that have values, and where its likelihood reads tables,
+        as "auto" does, of all columns.
 
     indicator_ : MissingIndicator or None
         What adds columns, where `add_indicator` asks for it.
@@ -189,6 +192,16 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             raise ValueError(
                 "Input X has only missing values. VAEImputer needs some to learn from."
             )
+        if empty.any():
+            labels = _arrays.Labels(getattr(self, "feature_names_in_", None))
+            what = "fills them with 0" if self.keep_empty_features else "leaves them out"
+            warnings.warn(
+                f"X has no value in {_input.listed(map(labels.of, np.flatnonzero(empty)))}: all "
+                f"are missing. VAEImputer {what}, as keep_empty_features="
+                f"{self.keep_empty_features} says. Drop such columns, or fit on rows that have "
+                "values there.",
+                stacklevel=5,
+            )
         self.estimator_ = self._fit_model(estimator, X[:, ~empty], of_rows)
         self._end_fit(X, empty)
 
@@ -201,7 +214,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         validate_data(self, X, skip_check_array=True)
         self.estimator_ = self._fit_model(estimator, X, of_rows)
         X = self.estimator_._read_again(X)
-        self._end_fit(X, np.zeros(X.shape[1], bool))
+        self._end_fit(X, np.isnan(X).all(axis=0))
 
     def _fit_model(self, estimator, X, of_rows):
         seed = int(check_random_state(estimator.random_state).randint(np.iinfo(np.int32).max))
@@ -238,8 +251,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             n_incomplete = int(np.isnan(X[:, ~self._empty]).any(axis=1).sum())
             self.estimator_._warn_of_holes(n_incomplete, len(X))
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
-        filled = np.zeros_like(X)
-        filled[:, ~self._empty] = self._fill(X[:, ~self._empty])
+        holes = np.isnan(X)
+        if self.estimator_.n_features_in_ == X.shape[1]:
+            filled = self._fill(X)
+        else:
+            filled = X
+            filled[:, ~self._empty] = self._fill(X[:, ~self._empty])
+        filled[holes & self._empty] = 0.0
         if not self.keep_empty_features:
             filled = filled[:, ~self._empty]
         return np.hstack([filled, *added]) if added else filled
@@ -248,11 +266,17 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X = _frames.to_validate(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         vae, container = self.estimator_, _get_output_config("transform", self)["dense"]
-        numbers = vae._read_again(X)
-        filled = vae._contain(self._fill(np.array(numbers)), getattr(X, "index", None), container)
-        # A category that is unknown is no hole, though the model doesn't see it.
+        numbers = np.array(vae._read_again(X))
+        # A category that `fit` has not seen is no hole, though the model doesn't see it.
+        for i in vae._categories:
+            numbers[numbers[:, i] == _tables.UNSEEN, i] = np.nan
+        filled = vae._contain(self._fill(numbers), getattr(X, "index", None), container)
         holes = _frames.holes(X)
+        for i in np.flatnonzero(self._empty).tolist():
+            filled = _frames.replace(filled, i, 0)
         filled = _frames.fill(X, filled, holes)
+        if not self.keep_empty_features and self._empty.any():
+            filled = _frames.take(filled, ~self._empty)
         if self.indicator_ is None:
             return filled
         added = self.indicator_.transform(np.where(holes, np.nan, 0.0))
@@ -275,12 +299,15 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _fill(self, X):
         vae, missing = self.estimator_, np.isnan(X)
-        rows = np.flatnonzero(missing.any(axis=1))
+        wanted = ~self._empty if X.shape[1] == len(self._empty) else slice(None)
+        rows = np.flatnonzero(missing[:, wanted].any(axis=1))
         if not len(rows):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        vae._map_rows(fill(vae, vae._blocks(data)), filled, n_draws=self.n_draws)
+        block = vae._blocks(data)
+        vae._map_rows(fill(vae, block), filled, n_draws=self.n_draws)
+        block.warn()
         X[rows] = np.where(missing[rows], filled, data)
         return X
 

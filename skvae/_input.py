@@ -5,6 +5,7 @@ it has values, are made of them block by block, by the likelihood.
 """
 
 import functools
+import warnings
 
 import numpy as np
 from sklearn.utils import _safe_indexing, check_array, check_consistent_length, column_or_1d
@@ -13,14 +14,41 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from skvae import _arrays, _frames, _tables
 
 
-def read(estimator, X, likelihood, categories, *, reset, **checks):
-    """X as numbers, in any order in memory: codes for categories, and NaN for missing values."""
-    checks |= {"ensure_all_finite": "allow-nan", "accept_sparse": "csr"}
-    if (categories and _frames.is_table(X)) or _frames.has_objects(X):
-        validate_data(estimator, X, reset=reset, skip_check_array=True)
-        codes = _tables.encode(X, categories, likelihood)
-        return check_array(codes, estimator=estimator, input_name="X", **checks)
-    return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
+def read(estimator, X, likelihood, categories, *, reset, accept_far=False, **checks):
+    """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
+
+    The code of a category that `fit` has not seen is `_tables.UNSEEN`. Infinity is an error that
+    names the column, unless `accept_far`.
+    """
+    checks |= {"ensure_all_finite": False if accept_far else "allow-nan", "accept_sparse": "csr"}
+    table = (categories and _frames.is_table(X)) or _frames.has_objects(X)
+    numbers = X
+    try:
+        if table:
+            validate_data(estimator, X, reset=reset, skip_check_array=True)
+            numbers = _tables.encode(X, categories, likelihood)
+            return check_array(numbers, estimator=estimator, input_name="X", **checks)
+        return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
+    except ValueError as error:
+        if accept_far or "infinity" not in str(error):
+            raise
+        where = _find_infinity(numbers, _frames.names(X), {**checks, "ensure_all_finite": False})
+        if where is None:
+            raise
+        raise ValueError(
+            f"Input X contains infinity in {where}. Make it NaN if it stands for a missing value, "
+            "or a number."
+        ) from None
+
+
+def _find_infinity(X, names, checks):
+    """Words for the first column of X, and its first row there, that holds infinity."""
+    data = check_array(X, dtype=_frames.float_dtypes(X), **checks)
+    for column in range(data.shape[1]):
+        infinite = np.isinf(_arrays.dense(data[:, [column]]).ravel())
+        if infinite.any():
+            return f"{_arrays.Labels(names).of(column)}, row {int(infinite.argmax())}"
+    return None
 
 
 def read_first(estimator, X, likelihood, categories, rows):
@@ -32,29 +60,98 @@ def read_first(estimator, X, likelihood, categories, rows):
     if reset:
         categories = _tables.learn_categories(X, likelihood)
     data = read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
+    if not reset:  # training takes categories that the first fit has not seen as missing
+        for i in categories:
+            data[data[:, i] == _tables.UNSEEN, i] = np.nan
     if rows is not None:
         data = _arrays.Subset(data, rows)
-    likelihood = likelihood.with_categories({i: len(c) for i, c in categories.items()})
+    # A column of categories that has none is a feature that is always missing.
+    likelihood = likelihood.with_categories({i: max(1, len(c)) for i, c in categories.items()})
     return likelihood, data, {**_names_seen(estimator), "_categories": categories}
 
 
-def describe(data, likelihood, names, weight, held_out, *, may_be_empty=False):
-    """Moments of the features of the rows that are trained on, and whether any value is missing.
+def describe(data, likelihood, attributes, weight, held_out, *, reset):
+    """Moments of the features of the rows that are trained on, and what to know of the columns.
 
-    `held_out` are the places of the other rows.
+    `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
     """
-    labels = _arrays.Labels(names)
+    labels = _arrays.Labels(attributes.get("feature_names_in_"))
+    places = likelihood.columns_of(data.shape[1])
     support = functools.partial(likelihood.check_support, labels=labels)
-    labels = labels._replace(places=likelihood.columns_of(data.shape[1]))
-    if not len(held_out):
-        return _arrays.describe_columns(data, support, labels, weight, may_be_empty=may_be_empty)
-    training = np.delete(np.arange(data.shape[0]), held_out)
-    own = None if weight is None else weight[training]
-    moments = _arrays.describe_columns(
-        _arrays.Subset(data, training), support, labels, own, may_be_empty=may_be_empty
-    )
-    others = _arrays.dense(data[np.sort(held_out)])
-    return moments._replace(has_holes=moments.has_holes or bool(np.isnan(others).any()))
+    training = data
+    if len(held_out):
+        rows = np.delete(np.arange(data.shape[0]), held_out)
+        training = _arrays.Subset(data, rows)
+        weight = None if weight is None else weight[rows]
+    moments = _arrays.describe_columns(training, support, labels._replace(places=places), weight)
+    n_values = np.zeros(data.shape[1], np.int64)
+    n_values[places] = moments.n_values
+    if len(held_out):
+        others = _arrays.dense(data[np.sort(held_out)])
+        has_holes = moments.has_holes or bool(np.isnan(others[:, n_values > 0]).any())
+        suspects = _add_suspects(moments, np.asarray(support(others), np.float64))
+        moments = moments._replace(has_holes=has_holes, suspects=suspects)
+    if reset:
+        _warn_of_empty(n_values, labels)
+        _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
+    return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
+
+
+def _add_suspects(moments, others):
+    """The suspects of some rows, and those among the features of `others`.
+
+    A value may be far beyond all of n others where it is more than n of their standard deviations
+    from their mean: the sum of their distances is at most as large.
+    """
+    suspects = moments.suspects.copy()
+    for side, extreme in ((0, np.fmin), (1, np.fmax)):
+        value = extreme.reduce(others)
+        far = np.abs(value - moments.mean) > moments.n_values * moments.std
+        far &= moments.std > 0
+        suspects[side] = np.where(far, extreme(suspects[side], value), suspects[side])
+    return suspects
+
+
+def _warn_of_empty(n_values, labels):
+    """Warn of columns that have no value."""
+    empty = np.flatnonzero(n_values == 0)
+    if len(empty):
+        warnings.warn(
+            f"X has no value in {listed(map(labels.of, empty))}: all are missing. The model "
+            "leaves such columns out of its density and gives them back as missing. Drop them, or "
+            "fit on rows that have values there.",
+            stacklevel=8,
+        )
+
+
+def _warn_of_sentinels(data, moments, support, places, labels, categories):
+    """Warn of columns in which one value is far beyond all others."""
+    suspects = np.where(np.isin(places, list(categories)), np.nan, moments.suspects)
+    found = _arrays.find_sentinels(data, suspects, support)
+    if found:
+        words = [
+            f"{value:.10g} in {labels.of(places[feature])} ({n_rows_in_words(n)})"
+            for feature, (value, n) in found.items()
+        ]
+        warnings.warn(
+            "X has values that are farther from the others in their column than all of these "
+            f"together are from their mean: {listed(words)}. To the model, the others hardly "
+            "differ. If the value stands for a missing one, make it NaN; if it is an error, "
+            "correct it; if it is real, transform the column, by its logarithm, say.",
+            stacklevel=8,
+        )
+
+
+def n_rows_in_words(n):
+    """Words for a number of rows."""
+    return "1 row" if n == 1 else f"{n} rows"
+
+
+def listed(words, most=5):
+    """The first of some words, and how many more there are."""
+    words = list(words)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def _names_seen(estimator):

@@ -227,6 +227,13 @@ class Likelihood(ABC):
         """
         return x
 
+    def log_levels(self, module: Any, raw: torch.Tensor, n_features: int) -> torch.Tensor:
+        """log p of the category that each feature stands for, (..., D); 0 where it is none.
+
+        The score asks it what a category that `fit` has not seen is to cost.
+        """
+        return raw.new_zeros(*raw.shape[:-1], n_features)
+
     @abstractmethod
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return log p(x_d|z) of each feature in nats, with every constant.

@@ -8,7 +8,8 @@ y = (x - location) / scale. The density of x is that of y divided by the scales,
 
     log p(x) = log p(y) - sum_d log scale_d,
 
-over the columns that vary: a constant column (scale 0) is no part of the density.
+over the columns that vary: a constant column (scale 0) is no part of the density. One that had
+no value in `fit` has the location NaN besides, which is what it is given back as.
 
 Letters: M models, S draws of noise, B rows, D features, L components; tensors are (S, B, .),
 with M in front where models are stacked. A fit trains a stack, of one model or of many: all
@@ -20,7 +21,7 @@ meets decoder weights of 0, and every gradient among them is 0.
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,6 +69,14 @@ class Terms(NamedTuple):
     # KL(q(z|x) || p(z)) of each component, (1, B, L); of all where it is no sum over them,
     # (1, B, 1); its estimate log q(z|x) - log p(z) by each draw, (S, B, 1).
     kl: torch.Tensor
+
+
+class Unseen(NamedTuple):
+    """Rows of a block whose category in one column `fit` has not seen."""
+
+    features: torch.Tensor  # of the column
+    rows: torch.Tensor  # (B,), whether it is so there
+    nats: float  # that it costs at least
 
 
 # Gradients of the log-likelihoods and the KL terms -> of the parameters.
@@ -138,6 +147,7 @@ class VAE(nn.Module):
         # What is known of the rows: whether values may be missing, and whether the encoder's
         # bound may be reached.
         self.has_holes, self.is_far = missing, True
+        self.unseen: Sequence[Unseen] = ()
         n_seen = (1 + missing) * n_features
         if isinstance(self.network, Conv):
             self.network.check_rows(n_features)
@@ -208,16 +218,21 @@ class VAE(nn.Module):
             else:
                 z, log_q = self.posterior.draw(self.flow, q, some)
                 kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
-            log_likelihood.append(
-                self.likelihood.total(self.observation, self.raw(z), y, weight) + more
-            )
+            raw = self.raw(z)
+            total = self.likelihood.total(self.observation, raw, y, weight) + more
+            for _, nats in self._charge(raw):
+                total = total - nats
+            log_likelihood.append(total)
         if known:
             kl = [self.posterior.kl(q).unsqueeze(0)]
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
-    def expect(self, reach: float) -> None:
-        """Be told of rows that are at most `reach` from 0; NaN: of rows with missing values."""
-        self.has_holes = math.isnan(reach)
+    def expect(self, reach: float, unseen: Sequence[Unseen] = ()) -> None:
+        """Set what is known of the rows that come next, at most `reach` from 0.
+
+        NaN: some values are missing. Those of `unseen` categories are, too, to the encoder.
+        """
+        self.has_holes, self.unseen = math.isnan(reach), unseen
         as_they_are = type(self.likelihood).seen is Likelihood.seen
         # A foreign encoder may write into what it is given: that stays a copy.
         own = not isinstance(self.network, networks.Own)
@@ -235,6 +250,20 @@ class VAE(nn.Module):
         there = ~y.isnan()
         y = torch.where(there, y, self.typical.unsqueeze(-2))
         return y, weight * there, (self.log_scale.unsqueeze(-2) * ~there).sum(-1)
+
+    def _charge(self, raw: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """What categories that `fit` has not seen cost by each draw, in nats, (S, B).
+
+        With the first feature of their column. As much as the category costs that is the least
+        probable of those seen, given z, and not less than `Unseen.nats`.
+        """
+        if not self.unseen:
+            return
+        levels = self.likelihood.log_levels(self.observation, raw, len(self.varies))
+        for features, rows, nats in self.unseen:
+            seen = self.typical[features] > 0
+            rarest = torch.where(seen, levels[..., features], 0.0).amin(-1)
+            yield int(features[0]), torch.where(rows, (-rarest).clamp(min=nats), 0.0)
 
     @property
     def log_scale(self) -> torch.Tensor:
@@ -317,11 +346,16 @@ class VAE(nn.Module):
     def log_prob(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary.
 
-        `log_scale` where a value is missing: log p(x_d|z) is then 0.
+        `log_scale` where a value is missing: log p(x_d|z) is then 0. What a category costs that
+        `fit` has not seen is in the first feature of its column.
         """
         y, weight, _ = self._complete(y)
-        log_prob = self.likelihood.log_prob(self.observation, self.raw(z), y)
-        return torch.where(weight == 0, self.log_scale, log_prob)
+        raw = self.raw(z)
+        log_prob = self.likelihood.log_prob(self.observation, raw, y)
+        log_prob = torch.where(weight == 0, self.log_scale, log_prob)
+        for feature, nats in self._charge(raw):
+            log_prob[..., feature] -= nats
+        return log_prob
 
     def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
         """E[y|z], (..., D)."""
@@ -581,13 +615,17 @@ def initial_state(
     model = _new(architecture, seed)
     g = generator(seed)
     location, scale = model.likelihood.units(columns)
+    # A column without a value is no part of the density, and is given back as missing.
+    location = np.where(columns.is_empty, np.nan, location)
+    scale = np.where(columns.is_empty, 0.0, scale)
     with torch.no_grad():
         model.location.copy_(to_tensor(location, "cpu"))
         model.scale.copy_(to_tensor(scale, "cpu"))
         model.varies.copy_(model.scale > 0)
         model.has_units.copy_(torch.from_numpy(model.likelihood.has_units(len(scale))))
         unit = np.where(scale > 0, scale, 1.0)
-        model.typical.copy_(to_tensor((columns.mean - location) / unit, "cpu"))
+        typical = np.where(columns.is_empty, 0.0, (columns.mean - location) / unit)
+        model.typical.copy_(to_tensor(typical, "cpu"))
         if hasattr(model.network, "initialise"):
             model.network.initialise(model.encoder, g)
             model.network.initialise(model.decoder, g)

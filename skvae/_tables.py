@@ -16,6 +16,8 @@ from skvae.likelihoods import LIKELIHOODS, Bernoulli, Categorical, Columns, Gaus
 
 # Different values below which a column of whole numbers may be something else.
 FEW_VALUES = 20
+# The code of a category that `fit` has not seen.
+UNSEEN = -1.0
 
 
 def is_read(likelihood):
@@ -102,7 +104,8 @@ def _choose(X):
     known = {"f": Gaussian(), "b": Bernoulli(), "O": Categorical()}
     few = []
     if not hasattr(X, "toarray"):  # whose columns are long to read, and many
-        few = [i for i, kind in enumerate(kinds) if kind == "i" and _n_values(X, i) < FEW_VALUES]
+        whole = [i for i, kind in enumerate(kinds) if kind == "i"]
+        few = [i for i in whole if 0 < _n_values(X, i) < FEW_VALUES]
     if few:
         shown = ", ".join(map(Labels(names).of, few[:5]))
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
@@ -138,7 +141,7 @@ def _n_values(X, i):
 
 
 def learn_categories(X, likelihood):
-    """The categories of each column of X that has some, sorted."""
+    """The categories of each column of X that is of such, sorted; none where all are missing."""
     if not _frames.is_table(X):
         return {}
     return {i: _learn(X, i, Labels(_frames.names(X))) for i in likelihood.categorical(X.shape[1])}
@@ -157,8 +160,6 @@ def _learn(X, i, labels):
                 f"The values in {labels.of(i)} are of the types {', '.join(kinds)}, which cannot "
                 "be sorted as categories. Make them strings, say."
             ) from None
-    if not len(categories):
-        raise ValueError(f"Input X has only missing values in {labels.of(i)}. Drop the column.")
     array = np.empty(len(categories), object)
     array[:] = list(categories)
     return array
@@ -176,7 +177,10 @@ def _distinct(values, where):
 
 
 def encode(X, categories, likelihood):
-    """X (n, D) as float64: codes for categories, and NaN for what is missing."""
+    """X (n, D) as float64: codes for categories, and NaN for what is missing.
+
+    The code of a category that `fit` has not seen is UNSEEN; a warning names it.
+    """
     labels, unknown = Labels(_frames.names(X)), []
     numbers = np.empty(X.shape)
     handle = likelihood.categorical(X.shape[1])
@@ -187,7 +191,7 @@ def encode(X, categories, likelihood):
         values = _frames.items(X, i)
         codes = _code(_distinct(values, labels.of(i)), categories[i], labels.of(i))
         numbers[:, i] = np.fromiter(map(codes.__getitem__, values), np.float64, len(values))
-        strange = numbers[:, i] == -1
+        strange = numbers[:, i] == UNSEEN
         if strange.any():
             what = f"{values[np.argmax(strange)]!r} in {labels.of(i)}"
             if handle[i].handle_unknown == "error":
@@ -196,7 +200,6 @@ def encode(X, categories, likelihood):
                     "data, or use Categorical(handle_unknown='warn') to take it as missing."
                 )
             unknown.append(what)
-            numbers[strange, i] = np.nan
     if unknown:
         warnings.warn(
             f"X has categories that were not in the data of fit, taken as missing: "
@@ -207,13 +210,13 @@ def encode(X, categories, likelihood):
 
 
 def _code(values, categories, where):
-    """The code of each of these values: NaN for those that are missing, -1 for unknown ones."""
+    """The code of each of these values: NaN for those that are missing, UNSEEN for unknown ones."""
     known = {value: code for code, value in enumerate(categories)}
     strings = {isinstance(category, str) for category in categories}
     codes = {}
     for value in values:
-        codes[value] = np.nan if _frames.is_missing(value) else known.get(value, -1)
-        if codes[value] == -1 and isinstance(value, str) not in strings:
+        codes[value] = np.nan if _frames.is_missing(value) else known.get(value, UNSEEN)
+        if codes[value] == UNSEEN and strings and isinstance(value, str) not in strings:
             raise ValueError(
                 f"X has the value {value!r} in {where}, whose categories in fit are such as "
                 f"{categories[0]!r}. Give the column the dtype that it had."
@@ -248,6 +251,16 @@ def to_numbers(X, i, labels):
 def decode(numbers, categories):
     """Columns of values, of numbers (n, D) with codes for categories."""
     return [
-        categories[i][numbers[:, i].astype(int)] if i in categories else numbers[:, i]
+        _look_up(categories[i], numbers[:, i]) if i in categories else numbers[:, i]
         for i in range(numbers.shape[1])
     ]
+
+
+def _look_up(categories, codes):
+    """The category of each code; None where that is NaN: the column had no value in `fit`."""
+    missing = np.isnan(codes)
+    if not missing.any():
+        return categories[codes.astype(int)]
+    values = np.full(len(codes), None)
+    values[~missing] = categories[codes[~missing].astype(int)]
+    return values

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.nn import functional as F
 
-from skvae._evidence import is_better
+from skvae._evidence import excess, is_better
 from skvae._objective import Stack as Objective
 from skvae._objective import Weights, loss, loss_gradient, row_losses, warm_up
 
@@ -156,7 +156,7 @@ class Record:
         """Add a complete epoch: its terms, and those of the held-out rows."""
         epochs = [("", numbers[:3], plan.beta_in(self.n_iter))]
         if plan.n_held_out:
-            epochs.append(("validation_", numbers[3:], plan.beta))
+            epochs.append(("validation_", numbers[3:6], plan.beta))
         for prefix, (minimised, reconstruction, kl), beta in epochs:
             if plan.n_importance_samples == 1 and not plan.free_bits:
                 minimised = reconstruction + beta * kl  # to the last digit
@@ -589,7 +589,7 @@ class Members:
             )
 
     def judge(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean numbers (3, M), and the losses (M, B), of the judged rows."""
+        """The mean numbers of the judged rows and what far rows add, (4, M); their losses (M, B)."""
         times = 1 if self.seen.device.type == "cpu" else ON_ACCELERATORS
         at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
@@ -607,7 +607,9 @@ class Members:
         # All together, since not every loss is a mean of the rows'.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
         numbers = loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
-        return numbers, row_losses((log_likelihood, kl), self.weights, self.judged.weight)
+        losses = row_losses((log_likelihood, kl), self.weights, self.judged.weight)
+        far = excess(losses, self.judged.weight).nan_to_num(nan=0.0, posinf=0.0)
+        return torch.cat([numbers, far.unsqueeze(0)]), losses
 
 
 class Simple(NamedTuple):
@@ -671,7 +673,7 @@ class Run:
             return
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
-        self.best.judge(numbers[3], rows, n_iter, weights, self.plan)
+        self.best.judge(numbers[3] - numbers[6], rows, n_iter, weights, self.plan)
         if self.plan.n_held_out and self.best.waited >= self.plan.patience:
             self.record.outcome = "converged"
         progress = None if of_steps is None else self.progress(weights, of_steps)
@@ -781,15 +783,16 @@ def train(
         for run, own in zip(runs, progress, strict=True):
             run.go_on(own)
     elif any(plan.continues for plan in plans):
-        numbers, losses = members.judge()
-        for run, loss, own in zip(runs, numbers[0].tolist(), losses, strict=True):
-            run.begin(loss, own)
+        numbers, judged_rows = members.judge()
+        first = (numbers[0] - numbers[3]).tolist()
+        for run, loss, rows_of in zip(runs, first, judged_rows, strict=True):
+            run.begin(loss, rows_of)
     elif become_simple is not None and plans[0].n_held_out:
         start = members.adam.weights.clone()
         become_simple(False)
-        losses = members.judge()[1]
+        judged_rows = members.judge()[1]
         become_simple(True)
-        beaten = zip(runs, losses, members.adam.weights.clone(), strict=True)
+        beaten = zip(runs, judged_rows, members.adam.weights.clone(), strict=True)
         for m, (run, rows_of, weights) in enumerate(beaten):
             of_rows = (None if v is None else v[m] for v in (judged.weight, judged.group))
             run.simple = Simple(rows_of, weights, *of_rows)
@@ -802,10 +805,10 @@ def train(
             epoch = live[0].last[0]
             begin_epoch()
             seen = members.run_epoch(read(epoch), epoch)
-            judgement, losses = members.judge()
+            judgement, judged_rows = members.judge()
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, judgement]).T.tolist()
-            ends = zip(held, numbers, losses, members.adam.weights.clone(), strict=True)
+            ends = zip(held, numbers, judged_rows, members.adam.weights.clone(), strict=True)
             for place, (run, row, rows_of, weights) in enumerate(ends):
                 if run in live:
                     of_steps = members.progress(place) if keep_progress else None

@@ -38,6 +38,7 @@ from skvae import (
     _stream,
     _tables,
     _training,
+    _unseen,
 )
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae.likelihoods import LIKELIHOODS, Likelihood
@@ -63,6 +64,7 @@ FITTED = (
     "_likelihood",
     "_output",
     "_progress",
+    "_seen",
 )
 
 
@@ -284,8 +286,23 @@ class VAETransformer(
     Ctrl-C during `fit` ends training with a warning and keeps the weights of the last complete
     epoch, also where rows are held out.
 
-    A column that is constant in `fit` is no part of the density and is given back as it
-    was. Computations are in `precision`; results have the dtype of the X of `fit`, and are the
+    A column that is constant in `fit` is no part of the density and is given back as it was. One
+    without any value is neither, with a warning, and is given back as missing. The encoder sees
+    neither of them.
+
+    What `fit` has not seen never counts in a row's favour. A category that it has not seen is
+    missing to the encoder, and costs the score as much as the category that is the least probable
+    of those seen, given z, and log(n + 1) nats at least, with n the training rows that have a
+    value in the column. A value other than the constant of a column costs log(n + 1) nats, by a
+    mass of 1 / (n + 1) beside the constant, so that rows with the constant keep their score.
+    Infinity, and what is farther than 1e10 scales from the training data, has a score of -inf;
+    what asks the encoder alone, such as `transform`, refuses it. Warnings name columns and rows.
+
+    `fit` warns of a column in which one value is farther from the others than all of these
+    together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
+    the others hardly differ. In columns of few different values, it must be farther still.
+
+    Computations are in `precision`; results have the dtype of the X of `fit`, and are the
     same bits for a row alone or among others.
 
     References
@@ -572,11 +589,12 @@ class VAETransformer(
         # Units are those of the rows that are trained on.
         key = likelihood, held_out.tobytes()
         if key not in known:
-            names = attributes.get("feature_names_in_")
             known[key] = _input.describe(
-                data, likelihood, names, weight, held_out, may_be_empty=warm
+                data, likelihood, attributes, weight, held_out, reset=not warm
             )
-        moments = known[key]
+        moments, seen = known[key]
+        if not warm:
+            attributes["_seen"] = seen
         n_features = shape[1]
         has_holes = moments.has_holes or change is not None
         self._check_network(data.shape[1], n_features)
@@ -748,11 +766,19 @@ class VAETransformer(
         std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
         # Categories have no units, and unknown ones a warning of their own.
         of_category = np.isin(places, list(likelihood.categorical(n_columns)))
+        # Nothing is to be compared where one of both has no value.
+        there = moments.n_values > 0
+        now = moments._replace(
+            mean=np.where(there, moments.mean, np.nan), std=np.where(there, moments.std, np.nan)
+        )
         first = _arrays.Moments(mean, np.where(of_category, np.nan, std))
         labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
         known = {data.dtype.name, self._output["dtype"]}
         resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")
-        _stream.warn(first, moments, data, likelihood.check_support, labels, resolution)
+        _stream.warn(first, now, data, likelihood.check_support, labels, resolution)
+
+    # How many rows of `fit` had a value in each column; None of a file that was saved before.
+    _seen = None
 
     def __getstate__(self):
         return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
@@ -792,6 +818,7 @@ class VAETransformer(
             return [_arrays.to_array(model.encode_mean(block(model, rows)))]
 
         self._map_rows(encode, Z)
+        block.warn()
         return Z
 
     def encode(self, X):
@@ -816,6 +843,7 @@ class VAETransformer(
             return map(_arrays.to_array, model.encode_rows(block(model, rows)))
 
         self._map_rows(encode, mean, std)
+        block.warn()
         return mean, std
 
     def sample_posterior(self, X, n_draws=1, random_state=None):
@@ -847,6 +875,7 @@ class VAETransformer(
             return [_arrays.to_array(z).swapaxes(0, 1)]
 
         self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
+        block.warn()
         return Z
 
     def inverse_transform(self, X):
@@ -951,15 +980,21 @@ class VAETransformer(
         -------
         elbo : ndarray of shape (n_samples,)
             Nats, float64. The expectation over q(z|x) is a mean over fixed draws, the same for
-            every row and every call; `n_score_draws` says how many.
+            every row and every call; `n_score_draws` says how many. -inf for a row with infinity,
+            or with a value that is beyond reach of float32 in the scale of the training data.
+
+        Warns
+        -----
+        UserWarning
+            Of values that `fit` has not seen: see the notes on the class.
         """
-        data = self._read_again(X)
+        data = self._read_again(X, accept_far=True)
         if self.n_score_draws != "auto":
             check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
         noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
         elbo = np.empty(data.shape[0])
-        block = self._blocks(data)
+        block = self._blocks(data, accept_far=True)
 
         def score(model, rows):
             eps = _arrays.to_tensor(noise, model.varies.device)
@@ -967,6 +1002,9 @@ class VAETransformer(
 
         self._map_rows(score, elbo, n_draws=len(noise))
         elbo -= _model.log_jacobian(self.state_)
+        rows, _, nats = block.costs()
+        np.subtract.at(elbo, rows, nats)
+        block.warn()
         return elbo
 
     def score(self, X, y=None, sample_weight=None):
@@ -988,7 +1026,10 @@ class VAETransformer(
             Nats per row.
         """
         elbo = self.score_samples(X)
-        return float(np.average(elbo, weights=_input.weigh(sample_weight, elbo)))
+        weight = _input.weigh(sample_weight, elbo)
+        if weight is not None and not np.isfinite(elbo).all():
+            elbo, weight = elbo[weight > 0], weight[weight > 0]  # 0 times -inf is no number
+        return float(np.average(elbo, weights=weight))
 
     def to_module(self):
         """Make a torch module of the fitted model, to go on in torch.
@@ -1005,12 +1046,14 @@ class VAETransformer(
         check_is_fitted(self)
         return _model.from_state(self._architecture, self.state_)
 
-    def _read_again(self, X):
+    def _read_again(self, X, *, accept_far=False):
         """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        data = _input.read(self, X, likelihood, self._categories, reset=False)
+        data = _input.read(
+            self, X, likelihood, self._categories, reset=False, accept_far=accept_far
+        )
         if not self._knows_holes:
             self._warn_of_holes(_input.count_incomplete(data, X, self._categories), data.shape[0])
         return data
@@ -1027,20 +1070,16 @@ class VAETransformer(
             stacklevel=4,
         )
 
-    def _blocks(self, X):
+    def _blocks(self, X, *, accept_far=False):
         """What gives rows of X to a model, in its units, as a block that it is told of."""
-        likelihood, n_columns = _part(self._architecture["likelihood"]), self.n_features_in_
-        of_columns = _arrays.Labels(getattr(self, "feature_names_in_", None))
-        of_features = of_columns._replace(places=likelihood.columns_of(n_columns))
-        units = _model.units(self.state_)
-
-        def block(model, rows):
-            some = likelihood.check_support(_arrays.dense(X[rows]), of_columns)
-            y = _arrays.standardise(some, units, model.varies.dtype)
-            model.expect(_arrays.check_reach(y, some, units, of_features))
-            return _arrays.to_block(y, rows.stop - rows.start, model.varies.device)
-
-        return block
+        return _unseen.Blocks(
+            X,
+            _part(self._architecture["likelihood"]),
+            self.state_,
+            self._seen,
+            _arrays.Labels(getattr(self, "feature_names_in_", None)),
+            accept_far=accept_far,
+        )
 
     def _give_back(self, model, y, *, drawn=False):
         """Rows of the model, a tensor, as numbers in the columns and units of X."""

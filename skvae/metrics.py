@@ -12,6 +12,10 @@ Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem
 fifth of the draws come from wider distributions than q(z|x), with weights to match
 (`skvae._importance`).
 
+What `fit` has not seen costs what it does in ``VAETransformer.score_samples``, where log p(x|z) is
+a part of the number: infinity and values out of reach make it infinite. Functions of q(z|x) alone,
+such as `kl`, refuse these.
+
 The ELBO is reconstruction + KL, with the signs of losses here:
 
     -ELBO(x) = reconstruction(x) + kl(x),
@@ -119,8 +123,8 @@ def log_likelihood(
     """
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X)
-    block = vae._blocks(data)
+    data = vae._read_again(X, accept_far=True)
+    block = vae._blocks(data, accept_far=True)
     value, error, pareto_k = (np.empty(data.shape[0]) for _ in range(3))
     strata = _importance.strata(n_samples, vae._n_features_out)
     scales = _importance.scales(strata).astype(vae.state_["varies"].dtype)
@@ -143,6 +147,10 @@ def log_likelihood(
 
     vae._map_noise(measure, random_state, value, error, pareto_k, n_draws=n_samples)
     value -= _model.log_jacobian(vae.state_)
+    rows, _, nats = block.costs()
+    np.add.at(value, rows, -nats)
+    error[rows[np.isinf(nats)]] = 0.0  # whatever the draws
+    block.warn()
     _warn_of_tails(pareto_k, n_samples)
     results = _give(value, error, per_sample, return_std_error)
     if not return_pareto_k:
@@ -233,7 +241,8 @@ def reconstruction(
         If True, return an estimate for each row.
     per_feature : bool, default=False
         If True, that of each column, which says which columns make a row unlikely. They sum to
-        the whole; constant columns have 0. Not with `return_std_error`.
+        the whole. Columns that were constant in `fit` have 0, and log(n + 1) nats where a value is
+        another, as in `VAETransformer.score_samples`. Not with `return_std_error`.
     return_std_error : bool, default=False
         If True, return the standard error too: of a row that of its draws, of the mean that of
         the rows' estimates.
@@ -265,8 +274,8 @@ def reconstruction(
         raise ValueError("reconstruction has no standard errors per feature: leave one of both.")
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X)
-    block = vae._blocks(data)
+    data = vae._read_again(X, accept_far=True)
+    block = vae._blocks(data, accept_far=True)
     result = np.empty((data.shape[0], vae.n_features_in_))
     jacobian = _model.log_scales(vae.state_)
     columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
@@ -282,6 +291,9 @@ def reconstruction(
         return [of_columns]
 
     vae._map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
+    rows, columns, nats = block.costs()
+    np.add.at(result, (rows, columns), nats)
+    block.warn()
     return result if per_sample else result.mean(axis=0)
 
 
@@ -334,7 +346,7 @@ def kl(
     >>> bool(abs(kl(vae, X) - kl_per_component(vae, X).sum()) < 1e-4)  # exact: no draws
     True
     """
-    totals = _weigh(estimator, X, n_samples, random_state)
+    totals = _weigh(estimator, X, n_samples, random_state, accept_far=False)
     return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
 
 
@@ -388,6 +400,7 @@ def kl_per_component(estimator, X, y=None):
         return [_arrays.to_array(model.posterior.kl(q))]
 
     vae._map_rows(measure, result)
+    block.warn()
     return result.mean(axis=0)
 
 
@@ -496,6 +509,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
         return [_arrays.to_array(model.encoder(model.see(y)))]
 
     vae._map_rows(read, raw)
+    block.warn()
     rng, total = np.random.default_rng(seed), 0.0
     size = max(1, (1 << 20) // (n_rows * vae._n_features_out))
     with _arrays.computing(torch.device("cpu"), one_thread=False):
@@ -527,12 +541,12 @@ def _parts(n_samples, y, model):
         yield min(size, n_samples - start)
 
 
-def _weigh(estimator, X, n_samples, random_state):
+def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
     """Means over the draws of each row's log weight and of its two parts."""
     vae, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X)
-    block = vae._blocks(data)
+    data = vae._read_again(X, accept_far=accept_far)
+    block = vae._blocks(data, accept_far=accept_far)
     names = ["mean", "error"]
     names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
     totals = {name: np.empty(data.shape[0]) for name in names}
@@ -557,6 +571,12 @@ def _weigh(estimator, X, n_samples, random_state):
     constant = _model.log_jacobian(vae.state_)
     totals["mean"] -= constant
     totals["reconstruction"] += constant
+    rows, _, nats = block.costs()
+    for name in ("mean", "reconstruction"):
+        np.add.at(totals[name], rows, nats if name == "reconstruction" else -nats)
+    for name in ("error", "reconstruction_error"):
+        totals[name][rows[np.isinf(nats)]] = 0.0  # whatever the draws
+    block.warn()
     return totals
 
 
@@ -584,7 +604,8 @@ def _error(draws):
 
 def _give(values, errors, per_sample, return_std_error):
     if not per_sample:
-        n_rows = len(values)
-        errors = float(np.std(values, ddof=1) / math.sqrt(n_rows)) if n_rows > 1 else math.nan
+        n_rows, errors = len(values), math.nan
+        if n_rows > 1 and np.isfinite(values).all():
+            errors = float(np.std(values, ddof=1) / math.sqrt(n_rows))
         values = float(values.mean())
     return (values, errors) if return_std_error else values

@@ -209,6 +209,7 @@ def test_draws_are_decided_by_random_state(holes):
     assert (first != other)[np.isnan(holes)].all()
 
 
+@pytest.mark.filterwarnings("ignore:X has no value in column 3")
 def test_columns_without_values_are_left_out_or_0(holes):
     X = holes.copy()
     X[:, 3] = np.nan
@@ -345,13 +346,14 @@ def test_values_that_are_there_stay_to_the_last_digit_and_unknown_ones_too():
 
 def test_a_failed_fit_changes_nothing(mixed, holes):
     imputer = VAEImputer(VAETransformer(2, likelihood="auto", max_iter=2, random_state=0))
+    nothing = mixed[1].assign(**dict.fromkeys(mixed[1], None))
     with pytest.raises(ValueError, match="only missing values"):
-        imputer.fit(mixed[1].assign(size=None))
+        imputer.fit(nothing)
     assert not hasattr(imputer, "n_features_in_")
     imputer.fit(mixed[1])
     before = dict(vars(imputer))
     with pytest.raises(ValueError, match="only missing values"):
-        imputer.fit(pd.DataFrame(holes).add_prefix("c").assign(strange=None))
+        imputer.fit(nothing.assign(strange=None))
     assert vars(imputer) == before
 
 
@@ -427,3 +429,75 @@ def test_columns_without_string_names_get_them_beside_the_indicator(mixed):
     vae = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0)
     filled = VAEImputer(vae, add_indicator=True).fit_transform(table)
     assert list(filled.columns)[:4] == ["x0", "x1", "x2", "missingindicator_x0"]
+
+
+# --- columns without a value ------------------------------------------------------------------
+
+AUTO = VAETransformer(2, likelihood="auto", max_iter=2, random_state=0)
+PLAIN = VAETransformer(2, max_iter=2, random_state=0)
+
+
+@pytest.mark.parametrize("estimator", [None, PLAIN, AUTO], ids=["none", "plain", "auto"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_empty_column_of_an_array_is_left_out_or_filled_with_0(holes, estimator, keep):
+    H = np.insert(holes[:60], 1, np.nan, axis=1)
+    imputer = VAEImputer(estimator, keep_empty_features=keep, add_indicator=True, random_state=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if estimator is None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(_imputer.DEFAULT, "max_iter", 2)
+                imputer.fit(H)
+        else:
+            imputer.fit(H)
+    (message,) = [str(w.message) for w in caught if "no value" in str(w.message)]
+    assert "X has no value in column 1" in message
+    filled = imputer.transform(H)
+    names = imputer.get_feature_names_out().tolist()
+    n_kept = holes.shape[1] + keep
+    assert names[:n_kept] == [f"x{i}" for i in range(holes.shape[1] + 1) if keep or i != 1]
+    assert filled.shape == (60, len(names))
+    there = ~np.isnan(H)
+    there[:, 1] = True
+    expected = np.where(np.arange(H.shape[1]) == 1, 0.0, H)
+    kept = np.arange(H.shape[1]) != 1 if not keep else slice(None)
+    own = filled[:, :n_kept]
+    np.testing.assert_array_equal(own[there[:, kept]], expected[:, kept][there[:, kept]])
+    assert np.isfinite(filled).all()
+
+
+@pytest.mark.filterwarnings("ignore:X has no value in")
+@pytest.mark.filterwarnings("ignore:X has values in columns that had no value in fit")
+@pytest.mark.parametrize("estimator", [PLAIN, AUTO], ids=["plain", "auto"])
+def test_values_in_a_column_that_was_empty_stay(holes, estimator):
+    H = np.insert(holes[:60], 1, np.nan, axis=1)
+    imputer = VAEImputer(estimator, keep_empty_features=True).fit(H)
+    H[::2, 1] = 3.0
+    np.testing.assert_array_equal(imputer.transform(H)[:, 1], np.where(np.arange(60) % 2, 0, 3))
+
+
+@pytest.mark.filterwarnings("ignore:X has no value in")
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("container", ["pandas", "polars", "objects"])
+def test_an_empty_column_of_a_table_is_left_out_or_filled_with_0(mixed, keep, container):
+    table = mixed[1].head(60).copy()
+    table.insert(1, "none", np.nan)
+    table.insert(3, "nobody", pd.Series([None] * len(table), dtype=object, index=table.index))
+    given = {
+        "pandas": lambda: table,
+        "polars": lambda: pl.DataFrame(
+            {c: table[c].astype(object).where(table[c].notna(), None).tolist() for c in table}
+        ),
+        "objects": lambda: table.to_numpy(dtype=object),
+    }[container]()
+    imputer = VAEImputer(AUTO, keep_empty_features=keep).fit(given)
+    filled = imputer.transform(given)
+    empty = {"none", "nobody"} if container != "objects" else {"x1", "x3"}
+    names = imputer.get_feature_names_out().tolist()
+    assert (empty <= set(names)) == keep
+    assert empty.isdisjoint(names) == (not keep)
+    assert filled.shape == (60, len(names))
+    frame = pd.DataFrame({n: list(np.asarray(filled)[:, i]) for i, n in enumerate(names)})
+    assert frame.notna().all().all()
+    if keep:
+        assert (frame[list(empty)] == 0).all().all()

@@ -307,10 +307,10 @@ def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
     expect, far, near = _model.VAE.expect, threading.Event(), threading.Event()
     assert _model.from_state(vae._architecture, vae.state_).limit < 1e6
 
-    def in_turn(self, reach):
+    def in_turn(self, reach, *args):
         if reach < 1e5:
             assert far.wait(30)
-        expect(self, reach)
+        expect(self, reach, *args)
         (far if reach > 1e5 else near).set()
         assert near.wait(30)
 

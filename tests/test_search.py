@@ -98,6 +98,7 @@ def test_pixels_are_constant_in_some_folds_and_nearly_so_in_others(digits):
     assert any(((scale > 0) & (scale < 0.03)).any() for scale in scales)  # of pixels from 0 to 16
 
 
+@pytest.mark.filterwarnings("ignore:X has values that differ from the constant")
 @pytest.mark.parametrize(
     ("noise", "hidden_layer_sizes", "size"),
     # Linear with noise per feature is factor analysis, whose folds differ by 1e7 themselves.

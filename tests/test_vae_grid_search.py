@@ -127,6 +127,7 @@ def test_results_are_those_of_a_grid_search(wine, grid):
         search_both(small(), grid, wine)
 
 
+@pytest.mark.filterwarnings("ignore:X has values that differ from the constant")
 def test_yes_no_columns_that_are_constant_in_some_folds(wine):
     X = (wine > wine.mean(axis=0)).astype(float)
     X[:, 0] = np.arange(178) == 0  # constant in two of three training folds, but not in all
@@ -269,6 +270,7 @@ def test_candidates_that_fail_raise_if_asked_to(wine):
         search.transform(wine)
 
 
+@pytest.mark.filterwarnings("ignore:X has values that are infinite")
 def test_bad_input_is_refused_as_by_a_grid_search(wine):
     X = wine.copy()
     X[3, 4] = np.inf
