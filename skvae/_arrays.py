@@ -203,11 +203,17 @@ class Moments(NamedTuple):
     # The lowest and the highest value, (2, n_features), where it is so far from the mean that it
     # may be no value but stand for a missing one; NaN elsewhere.
     suspects: Array | None = None
+    # Rows whose value is not the one that more than half of the rows have; None: not known.
+    n_various: Array | None = None
 
     @property
     def is_empty(self) -> Array:
         """Whether the column has no value at all, (n_features,); its mean is then 1."""
         return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
+
+
+# Rows that say which value of a column may be the one that more than half of them have.
+MEDIAN_ROWS = 10_000
 
 
 class Labels(NamedTuple):
@@ -298,8 +304,12 @@ def describe_columns(
     total = square = n_there = np.zeros(n_features)
     plain_total = plain_square = np.zeros(n_features)  # without weights
     n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
+    # A value that more than half of the rows have is the median.
+    common, n_common = np.full(n_features, np.nan), np.zeros(n_features, np.int64)
     start, has_holes = 0, False
     for block in map(support, _blocks(X, n_features)):
+        common = np.where(np.isnan(common), _median(block), common)
+        n_common += (block == common).sum(axis=0)
         moved = (block - centre) / unit
         there = ~np.isnan(moved)
         has_holes = has_holes or not (there | empty).all()
@@ -325,7 +335,15 @@ def describe_columns(
     suspects[:, constant] = np.nan
     suspects[~_stand_out(plain_total, plain_square, n_values, n_equal)] = np.nan
     centre = np.where(constant, low, centre + unit * mean)
-    return Moments(centre, np.where(constant, 0.0, std), has_holes, n_values, suspects)
+    std = np.where(constant, 0.0, std)
+    return Moments(centre, std, has_holes, n_values, suspects, n_values - n_common)
+
+
+def _median(block: Array) -> Array:
+    """The lower median of the values of each column, (D,); NaN where there is none."""
+    ordered = np.sort(block[:MEDIAN_ROWS], axis=0)  # NaN last
+    last = (~np.isnan(ordered)).sum(axis=0) - 1
+    return np.take_along_axis(ordered, np.maximum(last, 0)[None] // 2, axis=0)[0]
 
 
 # --- values that stand for a missing one ----------------------------------------------------

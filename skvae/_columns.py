@@ -182,11 +182,14 @@ class Columns(Likelihood):
 
     def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Start from the moments of the features."""
-        moments = zip(self._split(columns.mean), self._split(columns.std), strict=True)
-        for (part, _), own, (mean, std), unit in zip(
+        known = (columns.mean, columns.std, columns.n_values, columns.n_various)
+        none = [None] * len(self.parts)
+        moments = zip(*(none if v is None else self._split(v) for v in known), strict=True)
+        for (part, _), own, (mean, std, n_values, n_various), unit in zip(
             self.parts, module, moments, self._split(scale), strict=True
         ):
-            part.initialise(own, Moments(mean, std), unit)
+            of_part = Moments(mean, std, n_values=n_values, n_various=n_various)
+            part.initialise(own, of_part, unit)
 
     def at(self, module: Any, shares: torch.Tensor) -> None:
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""

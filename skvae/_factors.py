@@ -47,7 +47,7 @@ START = 0.1  # size of the first loadings
 # Multiplications for a choice, and of one step of EM where values are missing.
 AFFORDED, HOLED = 2**34, 2**27
 # Standard errors by which a size must beat independent columns on the rows left out.
-N_ERRORS = 1.0
+N_ERRORS = 2.0
 HIGHEST_INFLATION = 3.0
 RIDGE = 1.0  # rows' worth of the encoder of complete rows, where values are missing
 
@@ -71,8 +71,8 @@ class Factors(NamedTuple):
     log_std: torch.Tensor
 
 
-# Floor and kind of the noise variance: "per_feature", "shared", or None for the floor itself.
-Noise = tuple[float, str | None]
+# Floor (D|1,) and kind of the noise variance: "per_feature", "shared", or None for the floor.
+Noise = tuple[torch.Tensor, str | None]
 
 
 def choose(
@@ -218,7 +218,7 @@ def _shrink(
     """Noise variances (..., D) from residual ones and those of the columns, on so many rows."""
     floor, kind = noise
     if kind is None:
-        return torch.full_like(residual, floor)
+        return floor.expand_as(residual)
     varies = square > 0
     variance = (rows * residual + pseudo_rows * square) / (rows + pseudo_rows).clamp(min=1e-300)
     if kind == "shared":
@@ -226,7 +226,7 @@ def _shrink(
         variance = (variance * varies).sum(-1, keepdim=True) / n_varying
         variance = variance.expand(*variance.shape[:-1], residual.shape[-1])
     # A little above: what is learned is the logarithm of the difference.
-    return variance.clamp(min=1.01 * floor)
+    return torch.maximum(variance, 1.01 * floor)
 
 
 def _good_rows(n_rows: torch.Tensor, square: torch.Tensor, fourth: torch.Tensor) -> torch.Tensor:

@@ -536,7 +536,7 @@ class VAE(nn.Module):
         """The noise of factor analysis that each model of a stack can become."""
         noise = self.likelihood.noise
         kind = noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
-        return [(floor, kind) for floor in self.observation.floor.squeeze(-1).tolist()]
+        return [(floor.cpu().double(), kind) for floor in self.observation.floor]
 
     def become_factors(self, found: Sequence[_factors.Factors]) -> None:
         """Become factor analysis: one for each model of a stack."""
@@ -680,6 +680,7 @@ def from_state(
 ) -> VAE:
     """The model with this state, on `device`."""
     model = _empty(architecture)
+    state = _widened(state, model)
     tensors = {name: to_tensor(array, device) for name, array in state.items()}
     model.load_state_dict(tensors, assign=True)
     model.limit = float(state["bound"])
@@ -692,9 +693,16 @@ def observation(architecture: Mapping[str, Any], state: State) -> nn.Module:
     likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
     prefix, module = "observation.", likelihood.build(architecture["n_features"])
     own = {name: array for name, array in state.items() if name.startswith(prefix)}
-    tensors = {name.removeprefix(prefix): to_tensor(own[name], "cpu") for name in own}
+    own = {name.removeprefix(prefix): array for name, array in own.items()}
+    tensors = {name: to_tensor(array, "cpu") for name, array in _widened(own, module).items()}
     module.load_state_dict(tensors, assign=True)
     return module
+
+
+def _widened(state: State, module: nn.Module) -> State:
+    """The state of a module; in files of earlier versions all columns share one noise floor."""
+    wide = {name: tuple(b.shape) for name, b in module.named_buffers() if name.endswith("floor")}
+    return {**state, **{name: np.broadcast_to(state[name], shape) for name, shape in wide.items()}}
 
 
 def n_active(architecture: Mapping[str, Any], state: State, y: torch.Tensor) -> int:
@@ -712,6 +720,7 @@ def stack(
     """M models at once, alike but for `n_components`, on `device`."""
     wide = max(architectures, key=lambda architecture: architecture["n_components"])
     model = _empty(wide)
+    states = [_widened(state, model) for state in states]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in shapes.items():
         padded = np.zeros((len(states), *shape), states[0][name].dtype)

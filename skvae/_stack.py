@@ -407,6 +407,8 @@ def _member(
 
 def _digest(value: Any) -> Hashable:
     """What tells a value, or a tensor by its contents, from others."""
+    if type(value) is tuple:
+        return tuple(map(_digest, value))
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(value.numpy().tobytes()).digest(), tuple(value.shape)
     return value

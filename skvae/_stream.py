@@ -86,8 +86,8 @@ def warn(first, now, data, support, labels, resolution):
         told = [labels.of(i) for i in np.flatnonzero(varies)]
         warnings.warn(
             "X has new values in columns that were constant in the first rows that the model was "
-            f"fitted to: {_join(told, ', ')}. It learns nothing of them, and gives back the constant. "
-            f"{remedy}",
+            f"fitted to: {_join(told, ', ')}. It learns nothing of them, and gives back the "
+            f"constant. {remedy}",
             stacklevel=6,
         )
 

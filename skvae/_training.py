@@ -589,7 +589,7 @@ class Members:
             )
 
     def judge(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean numbers of the judged rows and what far rows add, (4, M); their losses (M, B)."""
+        """Mean numbers of the judged rows, and what far rows add, (4, M); their losses (M, B)."""
         times = 1 if self.seen.device.type == "cpu" else ON_ACCELERATORS
         at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
@@ -785,8 +785,8 @@ def train(
     elif any(plan.continues for plan in plans):
         numbers, judged_rows = members.judge()
         first = (numbers[0] - numbers[3]).tolist()
-        for run, loss, rows_of in zip(runs, first, judged_rows, strict=True):
-            run.begin(loss, rows_of)
+        for run, value, rows_of in zip(runs, first, judged_rows, strict=True):
+            run.begin(value, rows_of)
     elif become_simple is not None and plans[0].n_held_out:
         start = members.adam.weights.clone()
         become_simple(False)
