@@ -783,8 +783,8 @@ def train(
         for run, own in zip(runs, progress, strict=True):
             run.go_on(own)
     elif any(plan.continues for plan in plans):
-        numbers, judged_rows = members.judge()
-        first = (numbers[0] - numbers[3]).tolist()
+        judgement, judged_rows = members.judge()
+        first = (judgement[0] - judgement[3]).tolist()
         for run, value, rows_of in zip(runs, first, judged_rows, strict=True):
             run.begin(value, rows_of)
     elif become_simple is not None and plans[0].n_held_out:
