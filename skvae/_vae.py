@@ -134,9 +134,10 @@ class VAETransformer(
 
     n_importance_samples : int, default=1
         Draws of z for each row in a training step. With more than 1, the loss is the tighter
-        bound of importance weighted autoencoders [6]_; with a beta other than 1, that of
-        log p(x|z) + beta (log p(z) - log q(z|x)). The score stays the ELBO, which such a model
-        may have less of: see `skvae.metrics.log_likelihood` for what it gained.
+        bound of importance weighted autoencoders [6]_: a beta above 1 subtracts beta - 1 times
+        the KL divergence from it, and one below 1 weighs the draws by p(x|z) (p(z) / q(z|x))^beta.
+        The score stays the ELBO, which such a model may have less of: see
+        `skvae.metrics.log_likelihood` for what it gained.
 
     learning_rate : float, default=3e-3
         Step size of Adam, the largest where it falls.

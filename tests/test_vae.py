@@ -20,7 +20,7 @@ import scipy.stats
 import sklearn
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_wine, make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV
@@ -106,6 +106,19 @@ def test_score_does_not_see_what_only_training_uses(X, quick):
 def test_beta_changes_what_is_learned(X, quick):
     kl = [quick(beta=beta, max_iter=50).fit(X).history_["kl"][-1] for beta in (0, 1, 10)]
     assert kl[0] > kl[1] > kl[2]
+
+
+@pytest.mark.parametrize("beta", [1.5, 4.0])
+def test_minus_the_loss_of_importance_samples_is_no_higher_than_log_p_of_the_rows(beta):
+    rows = make_moons(400, noise=0.05, random_state=0)[0]
+    vae = VAETransformer(2, n_importance_samples=10, beta=beta, random_state=0)
+    vae.set_params(max_iter=60, early_stopping=False, learning_rate_schedule="constant")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All 2 components are inactive")  # at beta = 4 they may be
+        vae.fit(rows)
+    log_p = metrics.log_likelihood(vae, rows, n_samples=500, random_state=0)
+    # The last epoch's loss was seen on the way, before the weights that it led to.
+    assert -vae.history_["loss"][-1] < log_p + 0.1
 
 
 # --- units --------------------------------------------------------------------------------
