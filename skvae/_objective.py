@@ -23,8 +23,10 @@ and three numbers that change the training loss, none of which changes the score
 averaged over rows. From beta = 1 upwards, minus either loss is a lower bound on log p(x). Below 1
 it is none, and for k > 1 it still has a limit whatever q is, by Hoelder's inequality:
 log E_q[w] <= beta log E_p[p(x|z)^(1/beta)]. A beta above 1 inside of the weights would have none:
-E_q[w] = E_p[p(x|z) (p(z) / q(z|x))^(beta - 1)] grows without end as q gets narrower. Rows that count differently have weights v_b, of mean 1 over all rows of an
-epoch, and the average becomes
+E_q[w] = E_p[p(x|z) (p(z) / q(z|x))^(beta - 1)] grows without end as q gets narrower.
+
+Rows that count differently have weights v_b, of mean 1 over all rows of an epoch, and the average
+becomes
 
     loss = 1/B sum_b v_b loss_b,    KL_j = sum_b v_b KL_bj / sum_b v_b,
 

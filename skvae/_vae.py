@@ -146,7 +146,8 @@ class VAETransformer(
         "cosine" falls over `max_iter` epochs along half a cosine to 0.
 
     weight_decay : float, default=0.0
-        Decoupled decay of the weight matrices, as in AdamW.
+        Decoupled decay, as in AdamW, of the weight matrices of the networks: encoder, decoder
+        and those of a `Flow`. Biases and what prior and likelihood learn do not decay.
 
     max_grad_norm : float or None, default=None
         Largest norm of the gradient of the loss by all parameters together: longer ones are

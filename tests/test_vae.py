@@ -114,11 +114,59 @@ def test_minus_the_loss_of_importance_samples_is_no_higher_than_log_p_of_the_row
     vae = VAETransformer(2, n_importance_samples=10, beta=beta, random_state=0)
     vae.set_params(max_iter=60, early_stopping=False, learning_rate_schedule="constant")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All 2 components are inactive")  # at beta = 4 they may be
+        warnings.filterwarnings("ignore", "All 2 components are inactive")  # at beta = 4
         vae.fit(rows)
     log_p = metrics.log_likelihood(vae, rows, n_samples=500, random_state=0)
     # The last epoch's loss was seen on the way, before the weights that it led to.
     assert -vae.history_["loss"][-1] < log_p + 0.1
+
+
+class OwnMatrix(likelihoods.StudentT):
+    """A likelihood that learns a matrix, which a user's may."""
+
+    def build(self, n_features):
+        module = super().build(n_features)
+        module.matrix = torch.nn.Parameter(torch.empty(2, n_features))
+        return module
+
+    def initialise(self, module, columns, scale):
+        super().initialise(module, columns, scale)
+        torch.nn.init.ones_(module.matrix)
+
+    def log_prob(self, module, raw, y):
+        return super().log_prob(module, raw, y) + 0 * module.matrix.sum(-2).unsqueeze(-2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"prior": priors.Mixture(3)},
+        {"prior": priors.Vamp(3)},
+        {"prior": priors.Vamp(3), "posterior": "full"},
+        {"posterior": posteriors.Flow(hidden_layer_sizes=(4,), n_context=2)},
+        {"network": MLP(residual=True, layer_norm=True)},
+        {"likelihood": likelihoods.StudentT()},
+        {"likelihood": OwnMatrix("shared", df=4)},
+    ],
+    ids=str,
+)
+def test_weight_decay_is_of_the_matrices_of_the_networks_alone(X, quick, parts):
+    one_step = {"max_iter": 1, "batch_size": len(X), "learning_rate_schedule": "constant"}
+    one_step |= {"precision": "float64", **parts}
+    first = quick(learning_rate=1e-30, **one_step).fit(X).state_
+    rate, decay = 0.01, 0.3
+    plain, decayed = (
+        quick(learning_rate=rate, weight_decay=own, **one_step).fit(X).state_
+        for own in (0.0, decay)
+    )
+    for name, before in first.items():
+        if name.endswith(".mask"):
+            continue
+        networks = name.startswith(("encoder.", "decoder.", "flow."))
+        expected = rate * decay * before if networks and before.ndim > 1 else 0.0
+        # float32 states, of numbers around 1.
+        np.testing.assert_allclose(plain[name] - decayed[name], expected, atol=1e-6, err_msg=name)
 
 
 # --- units --------------------------------------------------------------------------------
