@@ -1393,6 +1393,21 @@ def test_rows_have_the_same_bits_in_any_place_in_either_precision(precision, hid
         )
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("prior", ["standard_normal", priors.Mixture(3), priors.Vamp(3)], ids=str)
+@pytest.mark.parametrize("n_components", [5, 9, 16])
+def test_rows_of_a_full_posterior_have_the_same_bits_in_any_place(
+    X, quick, n_components, prior, precision
+):
+    parts = {"n_components": n_components, "prior": prior, "posterior": "full"}
+    vae = quick(**parts, precision=precision, max_iter=1).fit(X)
+    stds, scores, order = vae.encode(X)[1], vae.score_samples(X), np.random.default_rng(0)
+    for _ in range(3):
+        places = order.permutation(len(X))[: order.integers(1, len(X))]
+        np.testing.assert_array_equal(vae.encode(X[places])[1], stds[places])
+        np.testing.assert_array_equal(vae.score_samples(X[places]), scores[places])
+
+
 def test_a_fit_imports_no_compiler():
     # torch does so in some of its functions, which takes half a second.
     code = (
