@@ -194,6 +194,7 @@ class VAEGridSearchCV(GridSearchCV):
         super(VAEGridSearchCV, search).fit(X, y, **passed)
         results = vars(search).keys() - self.get_params(deep=False).keys()
         vars(self).update({name: vars(search)[name] for name in results})
+        self._checked_cv_orig = cv  # as `GridSearchCV` keeps it, and not the rows of all folds
         handout.tell_times(self.cv_results_)
         return self
 
