@@ -593,6 +593,7 @@ class VAETransformer(
     def _read_first(self, X, known, sample_weight, warm):
         """Likelihood, rows, weights and moments of X, and the attributes that they decide."""
         as_table = _tables.is_read(self.likelihood)
+        _frames.check_rows(X, getattr(self.network, "image_shape", None))
         table, weight = _input.weigh_first(_frames.to_validate(X), sample_weight, as_table=as_table)
         placed, chosen = _tables.place(self.likelihood, table)
         if warm:
@@ -917,6 +918,7 @@ class VAETransformer(
     def _read_again(self, X):
         """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
+        _frames.check_rows(X, getattr(self._architecture["network"], "image_shape", None))
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
         return _input.read(self, X, likelihood, self._categories, reset=False)
