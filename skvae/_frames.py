@@ -28,7 +28,8 @@ def check_rows(X, image_shape=None):
     if remedy is not None:
         article = "an" if type(X).__name__[0] in "AEIOaeio" else "a"
         what = "None" if X is None else f"{article} {type(X).__name__}"
-        raise TypeError(
+        error = ValueError if X is None else TypeError  # as scikit-learn has it
+        raise error(
             f"X is {what}. Expected an array or a DataFrame of shape (n_samples, n_features): "
             f"{remedy}."
         )

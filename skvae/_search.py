@@ -95,9 +95,13 @@ class VAEGridSearchCV(GridSearchCV):
     Notes
     -----
     A model in a stack takes the same steps, on the same batches and noise, as by itself.
-    Sums in another order round differently, and training amplifies that: in float32, scores
-    agree to 1e-4 nats after 20 epochs and to a few hundredths after 150; with
-    ``precision="float64"`` to 1e-6 at the end of a default fit.
+    Sums in another order round differently, and training amplifies that, most where a model
+    overfits. In float32, on the diabetes data of scikit-learn, 5 folds, 3 seeds and 6 candidates
+    (beta 0.5, 1 and 4; 2 and 4 components), the scores of a fold agree to 1e-6 nats after 20
+    epochs, to 0.02 after 150, and to 2.3 after the default 300: half of them to 1e-6 even then,
+    and the largest difference is that of beta=0.5. Candidates whose scores are the same, or
+    nearly so, may then be ranked in another order. With ``precision="float64"`` they agree to
+    1e-6 at the end of a default fit.
 
     Folds train together as long as `working_memory` holds the rows of all of them, and else
     one after the other. The weights of all models of these folds are in memory before they are

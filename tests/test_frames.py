@@ -61,7 +61,6 @@ NO_ROWS = [
     ),
     (lambda: "rows.csv", "X is a str.*read the file", None),
     (lambda: pathlib.PurePosixPath("rows.csv"), "X is a PurePosixPath.*read the file", None),
-    (lambda: None, "X is None", None),
     (lambda: {1.0, 2.0}, "X is a set.*list", None),
     (lambda: [{"a": 1.0}, {"a": 2.0}], "rows of X are of type dict.*DataFrame", pd.DataFrame),
     (
@@ -99,6 +98,11 @@ def test_inference_and_the_imputer_refuse_what_fit_does(case, quick):
     imputer = VAEImputer(quick()).fit(ROWS)
     with pytest.raises(TypeError, match=message):
         imputer.transform(make())
+
+
+def test_none_is_refused_by_name(quick):
+    with pytest.raises(ValueError, match=r"X is None\. Expected an array or a DataFrame"):
+        quick().fit(None)
 
 
 # --- dimensions -------------------------------------------------------------------------------
