@@ -5,7 +5,9 @@ leave as arrays, or as a frame like that of `fit`, of whose kind plain values ar
 """
 
 import importlib
-from collections.abc import Hashable
+import os
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Set
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
@@ -17,8 +19,108 @@ NUMBERS = Real | Decimal | np.bool_  # what a value of any column may be, to be 
 LOOSE = ("object", "Object")  # dtypes of pandas and numpy, and of polars, of values of any kind
 
 
-def to_validate(X):
-    """X as scikit-learn can validate it: tensors leave torch, dates are refused."""
+def check_rows(X, image_shape=None):
+    """Refuse what is no table of rows, and say what to pass in its place.
+
+    `image_shape` (channels, height, width) is that of a `Conv`, whose rows are such images.
+    """
+    remedy = _remedy(X)
+    if remedy is not None:
+        article = "an" if type(X).__name__[0] in "AEIOaeio" else "a"
+        what = "None" if X is None else f"{article} {type(X).__name__}"
+        error = ValueError if X is None else TypeError  # as scikit-learn has it
+        raise error(
+            f"X is {what}. Expected an array or a DataFrame of shape (n_samples, n_features): "
+            f"{remedy}."
+        )
+    if isinstance(X, list | tuple) and len(X):
+        if isinstance(X[0], Mapping):
+            raise TypeError(
+                f"The rows of X are of type {type(X[0]).__name__}. Expected an array or a "
+                "DataFrame of shape (n_samples, n_features): pass pandas.DataFrame(X)."
+            )
+        lengths = [len(row) if isinstance(row, list | tuple | np.ndarray) else -1 for row in X]
+        row = next((i for i, length in enumerate(lengths) if length != lengths[0]), None)
+        if row is not None and -1 not in lengths:
+            raise ValueError(
+                f"The rows of X have unequal lengths: row 0 has {lengths[0]} values, row {row} "
+                f"has {lengths[row]}. Give all rows the same number of values, with NaN where "
+                "one is missing."
+            )
+        X = np.asarray(X)
+    shape = getattr(X, "shape", ())
+    if isinstance(X, np.ndarray) and X.dtype.names is not None:
+        raise TypeError(
+            f"X is a structured array with the fields {list(X.dtype.names)}. Expected an array or "
+            "a DataFrame of shape (n_samples, n_features): pass pandas.DataFrame(X)."
+        )
+    if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "USO":
+        raise ValueError(
+            f"X has 1 dimension, of {len(X)} values. Expected 2 dimensions, (n_samples, "
+            "n_features): X.reshape(-1, 1) is one feature of many samples, X.reshape(1, -1) one "
+            "sample."
+        )
+    if len(shape) > 2 and not hasattr(X, "columns"):
+        raise ValueError(
+            f"X has {len(shape)} dimensions, of shape {tuple(shape)}. Expected 2 dimensions, "
+            f"(n_samples, n_features): {_flatten(X, tuple(shape), image_shape)}."
+        )
+    if hasattr(X, "iloc") and hasattr(X, "columns") and not X.columns.is_unique:
+        twice = [(name, n) for name, n in Counter(X.columns).items() if n > 1]
+        words = [f"{name!r} ({n} columns)" for name, n in twice[:5]]
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise ValueError(
+            f"X has columns of one name: {', '.join(words)}{more}. Give each a name of its own, "
+            "or number them with X.set_axis(range(X.shape[1]), axis=1)."
+        )
+
+
+def _remedy(X):
+    """What to pass in place of X, which is no table; None where it may be one."""
+    if X is None:
+        return "pass the rows to be read"
+    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "__array__") or hasattr(X, "tocsr"):
+        return None
+    if isinstance(X, torch.utils.data.DataLoader):
+        return "concatenate its batches, as torch.cat([batch[0] for batch in X]) does"
+    if isinstance(X, torch.utils.data.Dataset):
+        return "stack its rows, as torch.stack([row[0] for row in X]) does"
+    if hasattr(X, "to_df") and hasattr(X, "X"):  # AnnData
+        return "pass its matrix X.X, or the frame X.to_df()"
+    if hasattr(X, "collect") and not hasattr(X, "shape"):  # polars.LazyFrame
+        return "pass X.collect()"
+    if hasattr(X, "to_pandas"):
+        return "pass X.to_pandas()"
+    if isinstance(X, Mapping):
+        return "pass pandas.DataFrame(X), of whose columns the keys are the names"
+    if isinstance(X, Iterator | Set):
+        return "pass np.asarray(list(X))"
+    if isinstance(X, str | bytes | os.PathLike):
+        return "read the file first, with pandas.read_csv or numpy.load, say"
+    return None
+
+
+def _flatten(X, shape, image_shape):
+    """How to make rows of samples of more than one dimension."""
+    if image_shape is None:
+        return "X.reshape(len(X), -1) makes a row of each sample"
+    channels, height, width = image_shape
+    order = f"Conv expects rows in the order (channels, height, width) = {image_shape}"
+    if shape[1:] == (height, width, channels) and channels > 1:
+        move = "permute" if isinstance(X, torch.Tensor) else "transpose"
+        return f"{order}, which X.{move}(0, 3, 1, 2).reshape(len(X), -1) makes of these images"
+    if shape[1:] in (image_shape, (height, width), (height, width, channels)):
+        return f"{order}, which X.reshape(len(X), -1) makes of these images"
+    return f"{order}. Move the axes of X to that order, and then take X.reshape(len(X), -1)"
+
+
+def to_validate(X, *, is_rows=True):
+    """X as scikit-learn can validate it: tensors leave torch, what are dates or no rows is refused.
+
+    Not `is_rows`: weights, of which there is one a row.
+    """
+    if is_rows:
+        check_rows(X)
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()

@@ -176,6 +176,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return self
 
     def _fit(self, X, **of_rows):
+        _frames.check_rows(X)
         if self.estimator is None:
             likelihood = "auto" if _tables.has_categories(X) else Gaussian("per_feature")
             estimator = VAETransformer(
@@ -283,6 +284,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return _frames.append(filled, added, self.get_feature_names_out())
 
     def _read(self, X, reset):
+        _frames.check_rows(X)
         marked = self.missing_values
         is_nan = _frames.is_missing(marked)
         X = validate_data(

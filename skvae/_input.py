@@ -188,7 +188,9 @@ def weigh(sample_weight, X):
     """How much each row of X counts, of mean 1 over those above 0; None: all the same."""
     if sample_weight is None:
         return None
-    weight = _check_sample_weight(_frames.to_validate(sample_weight), X, dtype=np.float64)
+    weight = _check_sample_weight(
+        _frames.to_validate(sample_weight, is_rows=False), X, dtype=np.float64
+    )
     wrong = ~((weight >= 0) & (weight < np.inf))  # NaN, too
     if wrong.any():
         row = int(np.argmax(wrong))

@@ -520,6 +520,19 @@ class VAE(nn.Module):
 
         return outputs.to(x.dtype), pull
 
+    def decays(self) -> list[bool]:
+        """Whether weight decay applies to each parameter of a stack, in their order.
+
+        It applies to the matrices and kernels of the three networks: encoder, decoder, and what
+        moves a posterior's draws. It does not apply to biases, nor to what prior and likelihood
+        learn, whose 0 is no simpler value than any other.
+        """
+        networks = ("encoder.", "decoder.", "flow.")
+        return [
+            name.startswith(networks) and parameter.ndim > 2  # M is in front
+            for name, parameter in self.named_parameters()
+        ]
+
     def at(self, shares: torch.Tensor) -> None:
         """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
         self.likelihood.at(self.observation, shares)

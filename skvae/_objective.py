@@ -17,10 +17,16 @@ and three numbers that change the training loss, none of which changes the score
   autoencoders, 2016, arXiv:1509.00519, eq. 8).
 
     loss = -E_q[log p(x|z)] + beta sum_j max(lambda, KL_j)                          k = 1,
-    loss = -E_q[log 1/k sum_i w_i],  log w = log p(x|z) + beta (log p(z) - log q(z|x)),  k > 1,
+    loss = -E_q[log 1/k sum_i w_i] + max(beta - 1, 0) KL(q(z|x) || p(z)),                k > 1,
+           log w = log p(x|z) + min(beta, 1) (log p(z) - log q(z|x)),
 
-averaged over rows. Rows that count differently have weights v_b, of mean 1 over all rows of an
-epoch, and the average becomes
+averaged over rows. From beta = 1 upwards, minus either loss is a lower bound on log p(x). Below 1
+it is none, and for k > 1 it still has a limit whatever q is, by Hoelder's inequality:
+log E_q[w] <= beta log E_p[p(x|z)^(1/beta)]. A beta above 1 inside of the weights would have none:
+E_q[w] = E_p[p(x|z) (p(z) / q(z|x))^(beta - 1)] grows without end as q gets narrower.
+
+Rows that count differently have weights v_b, of mean 1 over all rows of an epoch, and the average
+becomes
 
     loss = 1/B sum_b v_b loss_b,    KL_j = sum_b v_b KL_bj / sum_b v_b,
 
@@ -104,11 +110,14 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
     mean_kl = weigh(kl).sum((1, 2)) / (kl.shape[1] * n_rows)  # (M, L|1)
     total_kl = mean_kl.sum(1)
     if weights.importance:
-        log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.sum(-1)
+        inside = weights.beta.clamp(max=1.0)  # (M, 1): the part of beta in the draws' weights
+        beside = weights.beta - inside
+        log_w = log_likelihood - inside.unsqueeze(-1) * kl.sum(-1)
         bound = torch.logsumexp(log_w, 1, keepdim=True) - math.log(n_draws)
-        total = -weigh(bound).squeeze(1).mean(1)
+        total = beside.squeeze(1) * total_kl - weigh(bound).squeeze(1).mean(1)
         g = weigh(torch.softmax(log_w, 1) / -n_rows)
-        g_kl = (g * -weights.beta.unsqueeze(-1)).unsqueeze(-1)
+        of_each = weigh((beside / (n_draws * n_rows)).unsqueeze(-1).expand_as(g))
+        g_kl = (of_each - g * inside.unsqueeze(-1)).unsqueeze(-1)
         return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
     g = weigh(torch.full_like(log_likelihood, -1 / (n_draws * n_rows)))
     if weights.free_bits is None:
@@ -134,8 +143,10 @@ def row_losses(
     """
     log_likelihood, kl = terms
     if weights.importance:
-        log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.sum(-1)
-        return math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1)
+        inside = weights.beta.clamp(max=1.0)
+        log_w = log_likelihood - inside.unsqueeze(-1) * kl.sum(-1)
+        beside = (weights.beta - inside) * kl.sum(-1).mean(1)
+        return beside + math.log(log_w.shape[1]) - torch.logsumexp(log_w, 1)
     kl = kl.mean(1)  # (M, B, L|1)
     if weights.free_bits is not None:
         weight = torch.ones_like(kl[..., 0]) if row_weight is None else row_weight

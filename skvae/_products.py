@@ -2,7 +2,8 @@
 
 Products with fewer than 9 outputs and an odd number of inputs don't (seen in MKL: the last bit
 depends on the row's place), so that narrow ones compute 16 outputs. In float64 an odd number of
-inputs is enough, and gets a neighbour of zeros.
+inputs is enough, and gets a neighbour of zeros. Products of many small matrices depend on where in
+memory each begins: zeros make each begin at a multiple of 64 bytes.
 """
 
 import torch
@@ -19,3 +20,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     wide = F.pad(weight, (0, odd, 0, narrow))
     shift = None if bias is None else F.pad(bias, (0, narrow))
     return F.linear(F.pad(x, (0, odd)), wide, shift)[..., :n_out]
+
+
+def each(matrices: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A_b x_sb, (..., S, B, L), of a matrix a row (..., B, L, L) and vectors x (..., S, B|1, L)."""
+    n = x.shape[-1]
+    if x.ndim == matrices.ndim == 3 and x.shape[1] == 1:  # one product, whose rows are those of A_b
+        of_all = linear(matrices.flatten(0, 1), x.squeeze(1))
+        return of_all.unflatten(0, matrices.shape[:2]).movedim(-1, 0)
+    more = -n % (64 // x.element_size())
+    rows = F.pad(x, (0, more)).movedim(-3, -1)  # (..., B, L', S)
+    return (F.pad(matrices, (0, more)) @ rows).movedim(-1, -3)

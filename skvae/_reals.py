@@ -383,18 +383,20 @@ class StudentT(_RealValues):
         if self.df is None:
             nn.init.constant_(module.raw_df, math.log(10 - LEAST_DF))
 
-    def _df(self, module: Any, like: torch.Tensor) -> torch.Tensor:
+    def _df(self, module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Degrees of freedom, and what they are above 2: of a df near 2, float32 has lost that."""
         if self.df is not None:
-            return like.new_tensor(float(self.df))
+            return like.new_tensor(float(self.df)), like.new_tensor(float(self.df) - 2)
         # Beyond a few hundred it is a normal distribution.
         raw = DF_BOUND * torch.tanh(module.raw_df / DF_BOUND)
-        return (LEAST_DF + raw.exp()).unsqueeze(-2)
+        above_least = raw.exp().unsqueeze(-2)
+        return LEAST_DF + above_least, (LEAST_DF - 2) + above_least
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         mean, variance = self._mean_variance(module, raw)
-        df = self._df(module, mean)
-        square = (df - 2) * variance  # df times that of the scale
+        df, above = self._df(module, mean)
+        square = above * variance  # df times that of the scale
         constant = _log_gamma_step(df / 2) - 0.5 * math.log(math.pi)
         far = torch.log1p((x - mean).square() / square)
         return constant - 0.5 * square.log() - 0.5 * (df + 1) * far
@@ -403,13 +405,13 @@ class StudentT(_RealValues):
         self, module: Any, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator
     ) -> torch.Tensor:
         like = torch.empty((), dtype=dtype, device=generator.device)
-        df = self._df(module, like).to(generator.device)
+        df, above = (number.to(generator.device) for number in self._df(module, like))
         # Bailey, Polar generation of random variates with the t-distribution (1994).
         first, second = draw_uniform(shape, dtype, generator), draw_uniform(shape, dtype, generator)
         first = (1 - first).double()
         radius = (df * torch.expm1(first.log() * (-2 / df.double()))).sqrt()
         t = radius * torch.cos(2 * math.pi * second)
-        return (t * ((df - 2) / df).sqrt()).to(dtype)
+        return (t * (above / df).sqrt()).to(dtype)
 
 
 def _log_gamma_step(a: torch.Tensor) -> torch.Tensor:

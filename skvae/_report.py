@@ -8,6 +8,10 @@ from sklearn.exceptions import ConvergenceWarning
 from skvae import _model
 
 
+# Epochs after which it says something that the first one was the best.
+EPOCHS = 10
+
+
 def print_epoch(record):
     """Print a line on the latest epoch."""
     latest = {name: values[-1] for name, values in record.history.items()}
@@ -45,6 +49,16 @@ def check_outcome(trained, plan, *, keep=True):
         warnings.warn(
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
+        warnings.warn(
+            f"The weights of epoch 1 of {record.n_iter} were kept, since all later ones were worse "
+            f"on the {plan.n_held_out} rows that were held out: the model has hardly learned. It "
+            "may learn rows by heart, or the rows held out are unlike the others. Use a smaller "
+            "learning_rate, fewer or smaller hidden layers or more rows; rows that belong together "
+            "need groups; or set early_stopping=False.",
             ConvergenceWarning,
             stacklevel=4,
         )

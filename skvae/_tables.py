@@ -171,8 +171,8 @@ def _distinct(values, where):
     except TypeError:
         kind = next(type(value).__name__ for value in values if value.__hash__ is None)
         raise TypeError(
-            f"X has a {kind} in {where}, which cannot be a category. The values of such an "
-            "argument must be all strings or numbers."
+            f"X has a value of type {kind} in {where}, which cannot be a category. The values of "
+            "such an argument must be all strings or numbers."
         ) from None
 
 
@@ -199,7 +199,7 @@ def encode(X, categories, likelihood):
                     f"X has the category {what}, which was not in the data of fit. Fit on such "
                     "data, or use Categorical(handle_unknown='warn') to take it as missing."
                 )
-            unknown.append(what)
+            unknown.append(_new(values, strange, labels.of(i)))
     if unknown:
         warnings.warn(
             f"X has categories that were not in the data of fit, taken as missing: "
@@ -207,6 +207,15 @@ def encode(X, categories, likelihood):
             stacklevel=5,
         )
     return numbers
+
+
+def _new(values, strange, where):
+    """Words for the values of a column that are no category of `fit`."""
+    own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
+    more = f" and {len(own) - 5} more" if len(own) > 5 else ""
+    alone = all(s or _frames.is_missing(v) for s, v in zip(strange, values, strict=True))
+    known = ", where no value is known" if alone else ""
+    return f"{', '.join(own[:5])}{more} in {where}{known}"
 
 
 def _code(values, categories, where):
@@ -237,15 +246,26 @@ def to_numbers(X, i, labels):
         if not isinstance(value, _frames.NUMBERS):
             if not isinstance(value, str):  # as scikit-learn says it
                 raise TypeError(
-                    f"X has a {type(value).__name__} in {labels.of(i)}: a value of this argument "
-                    "must be a string or a number."
+                    f"X has a value of type {type(value).__name__} in {labels.of(i)}: a value of "
+                    "this argument must be a string or a number. Make it a number; categories are "
+                    "for likelihood='auto' or skvae.likelihoods.Columns."
                 )
             raise ValueError(
-                f"X has the value {value!r} in {labels.of(i)}, which is no number. Give numbers "
-                "there; categories are for likelihood='auto' or skvae.likelihoods.Columns."
+                f"X has the value {value!r} in {labels.of(i)}, which is no number{_reads(value)}. "
+                "Give numbers there; categories are for likelihood='auto' or "
+                "skvae.likelihoods.Columns."
             )
         numbers[row] = value
     return numbers
+
+
+def _reads(value):
+    """Words for a string that reads as a number, else none."""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return " but a string, of which X.astype(float) makes one"
 
 
 def decode(numbers, categories):

@@ -52,6 +52,10 @@ class Stack(Objective, Protocol):
         """What is learned, each (M, ...), in the order of the pullback."""
         ...
 
+    def decays(self) -> Sequence[bool]:
+        """Whether weight decay applies to each of the parameters."""
+        ...
+
     def keep(self, members: torch.Tensor) -> None:
         """Forget all models but these."""
         ...
@@ -179,7 +183,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class Adam:
     """Adam for M models, whose parameters become views of a matrix.
 
-    With decoupled weight decay, and gradients clipped to a norm, all parameters together.
+    With decoupled weight decay of the parameters that `decays` names, and gradients clipped to a
+    norm, all parameters together.
 
     Kingma & Ba, Adam: a method for stochastic optimization (2014), arXiv:1412.6980,
     algorithm 1; Loshchilov & Hutter, Decoupled weight decay regularization (2017),
@@ -197,6 +202,7 @@ class Adam:
         parameters: Sequence[torch.Tensor],
         weight_decay: Sequence[float],
         max_norm: Sequence[float],
+        decays: Sequence[bool] = (),
     ) -> None:
         n_models = len(weight_decay)
         self.parameters = list(parameters)
@@ -205,8 +211,10 @@ class Adam:
         self.square = torch.zeros_like(self.weights)
         self.decay: torch.Tensor | None = None
         if any(weight_decay):
-            # Weights of layers decay; biases and variances, which are vectors, do not.
-            kinds = [torch.full_like(p, p.ndim > 2).view(n_models, -1) for p in parameters]
+            kinds = [
+                torch.full_like(p, decay).view(n_models, -1)
+                for p, decay in zip(parameters, decays, strict=True)
+            ]
             self.decay = torch.cat(kinds, dim=1) * self.weights.new_tensor(weight_decay)[:, None]
         self.max_norm: torch.Tensor | None = None
         if any(map(math.isfinite, max_norm)):
@@ -501,6 +509,7 @@ class Members:
             list(stack.parameters()),
             [plan.weight_decay for plan in plans],
             [plan.max_grad_norm for plan in plans],
+            stack.decays(),
         )
         self.chosen: torch.Tensor | None = None  # of the members at the start; None: all
         self._prepare()

@@ -140,9 +140,10 @@ class VAETransformer(
 
     n_importance_samples : int, default=1
         Draws of z for each row in a training step. With more than 1, the loss is the tighter
-        bound of importance weighted autoencoders [6]_; with a beta other than 1, that of
-        log p(x|z) + beta (log p(z) - log q(z|x)). The score stays the ELBO, which such a model
-        may have less of: see `skvae.metrics.log_likelihood` for what it gained.
+        bound of importance weighted autoencoders [6]_: a beta above 1 subtracts beta - 1 times
+        the KL divergence from it, and one below 1 weighs the draws by p(x|z) (p(z) / q(z|x))^beta.
+        The score stays the ELBO, which such a model may have less of: see
+        `skvae.metrics.log_likelihood` for what it gained.
 
     learning_rate : float, default=3e-3
         Step size of Adam, the largest where it falls.
@@ -151,7 +152,8 @@ class VAETransformer(
         "cosine" falls over `max_iter` epochs along half a cosine to 0.
 
     weight_decay : float, default=0.0
-        Decoupled decay of the weight matrices, as in AdamW.
+        Decoupled decay, as in AdamW, of the weight matrices of the networks: encoder, decoder
+        and those of a `Flow`. Biases and what prior and likelihood learn do not decay.
 
     max_grad_norm : float or None, default=None
         Largest norm of the gradient of the loss by all parameters together: longer ones are
@@ -670,6 +672,7 @@ class VAETransformer(
     def _read_first(self, X, known, sample_weight, groups, warm):
         """Likelihood, rows, weights and groups of X, and the attributes that they decide."""
         as_table = _tables.is_read(self.likelihood)
+        _frames.check_rows(X, getattr(self.network, "image_shape", None))
         table, rows, weight, group = _input.count_first(
             _frames.to_validate(X), sample_weight, groups, as_table=as_table
         )
@@ -1049,6 +1052,7 @@ class VAETransformer(
     def _read_again(self, X, *, accept_far=False):
         """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
+        _frames.check_rows(X, getattr(self._architecture["network"], "image_shape", None))
         X = _frames.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
         data = _input.read(

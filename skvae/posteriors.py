@@ -237,8 +237,7 @@ class Full:
 
     def rsample(self, q: Normal, eps: torch.Tensor) -> torch.Tensor:
         """Draws of z, (S, B, L), from standard normal noise (S, B, L) or (S, 1, L)."""
-        eps = eps.expand(*eps.shape[:-2], *q.mean.shape[-2:])
-        mixed = torch.einsum("...bij,...sbj->...sbi", self._below(q), eps)
+        mixed = _products.each(self._below(q), eps)
         return torch.addcmul(q.mean.unsqueeze(-3), q.log_std.unsqueeze(-3).exp(), eps) + mixed
 
     def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,9 +249,15 @@ class Full:
     def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
         factor = self._below(q) + torch.diag_embed(q.log_std.exp())
-        from_mean = (z.unsqueeze(-3) - q.mean.unsqueeze(-2)).mT  # (..., K, L, B)
-        unit = torch.linalg.solve_triangular(factor, from_mean, upper=False)
-        return (-0.5 * (unit.square() + LOG_2PI).sum(-2)).mT - q.log_std.sum(-1)
+        point, mean = z, q.mean
+        if z.device.type != "mps":  # which has no float64
+            factor, point, mean = factor.double(), z.double(), mean.double()
+        # T_k^-1 (z - m_k) of all k in one product: solving for many z rounds each by its place.
+        one = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        inverse = torch.linalg.solve_triangular(factor, one.expand_as(factor), upper=False)
+        shift = -(inverse @ mean.unsqueeze(-1)).flatten()
+        unit = _products.linear(point, inverse.flatten(0, 1), shift).unflatten(-1, mean.shape)
+        return ((-0.5 * (unit.square() + LOG_2PI)).sum(-1) - q.log_std.sum(-1)).to(z.dtype)
 
     def kl(self, q: Normal) -> torch.Tensor:
         """KL(q || N(0, I)) in nats, (..., B, 1): it is no sum over the components."""
@@ -290,9 +295,10 @@ class Full:
         return z, kl, pull
 
 
-def _masked(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """A layer of zuko's networks."""
-    return _products.linear(x, layer.mask * layer.weight, layer.bias)
+def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """A layer of zuko's networks: masked, or of the one component that nothing comes before."""
+    mask = getattr(layer, "mask", None)
+    return _products.linear(x, layer.weight if mask is None else mask * layer.weight, layer.bias)
 
 
 @dataclass(frozen=True)
@@ -351,7 +357,6 @@ class Flow:
         """Make the maps."""
         try:
             from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-            from zuko.nn import MaskedLinear
         except ImportError as error:
             raise ImportError(
                 "The Flow posterior needs the package zuko, which is not installed: "
@@ -372,9 +377,10 @@ class Flow:
                 for number in range(self.n_transforms)
             )
         for layer in maps.modules():
-            if isinstance(layer, MaskedLinear):
+            # zuko has linear layers of two kinds, of which one alone is torch's.
+            if isinstance(getattr(layer, "weight", None), torch.Tensor):
                 # Its own rounds a row by its place. Unlike a method, this can be copied.
-                layer.forward = functools.partial(_masked, layer)
+                layer.forward = functools.partial(_forward, layer)
         return maps.to(device)
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:

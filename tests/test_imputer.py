@@ -199,6 +199,21 @@ def test_imputations_are_the_same_at_every_call_and_for_a_row_alone(holes):
         np.testing.assert_array_equal(imputer.transform(holes[i : i + 1])[0], filled[i])
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+@pytest.mark.parametrize("n_components", [5, 9, 16])
+def test_imputations_of_a_row_have_the_same_bits_in_any_place(
+    holes, n_components, posterior, precision
+):
+    vae = VAETransformer(n_components, hidden_layer_sizes=(7,), max_iter=1, random_state=0)
+    vae.set_params(posterior=posterior, precision=precision)
+    imputer = VAEImputer(vae, n_draws=24).fit(holes)
+    filled, order = imputer.transform(holes), np.random.default_rng(0)
+    for _ in range(3):
+        places = order.permutation(len(holes))[: order.integers(1, len(holes))]
+        np.testing.assert_array_equal(imputer.transform(holes[places]), filled[places])
+
+
 def test_draws_are_decided_by_random_state(holes):
     vae = VAETransformer(2, max_iter=5, random_state=0)
     first, same, other = (

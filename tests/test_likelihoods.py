@@ -758,13 +758,38 @@ def test_student_t_with_many_degrees_of_freedom_is_normal():
     torch.testing.assert_close(log_prob, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("df", [2.5, 30.0, 3e3, 1e6, 1e12])
-def test_student_t_in_float32_is_that_in_float64_whatever_its_degrees_of_freedom(df):
-    likelihood = StudentT(df=df)
+def t_of_scipy(df, x, mean, variance):
+    """log p(x) of Student's t with this mean and variance, by scipy in float64."""
+    scale = np.sqrt(variance.numpy() * (df - 2) / df)
+    return torch.tensor(stats.t.logpdf(x.numpy(), df, mean.numpy(), scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("df", [2 + 1e-9, 2.0001, 2.01, 2.5, 3, 30.0, 3e3, 1e6])
+@torch.no_grad()
+def test_student_t_is_that_of_scipy_whatever_its_degrees_of_freedom(df, dtype):
+    likelihood = StudentT("per_feature", df=df)
     s = start(likelihood, real_line().data)
-    expected = likelihood.log_prob(s.module, s.raw, s.x)
-    log_prob = likelihood.log_prob(s.module.float(), s.raw.float(), s.x.float())
-    # float32: 1e-6 of the squares of up to 20 deviations.
+    module, raw, x = s.module.to(dtype), s.raw.to(dtype), s.x.to(dtype)
+    log_prob = likelihood.log_prob(module, raw, x)
+    mean, variance = (t.double() for t in likelihood._mean_variance(module, raw))
+    expected = t_of_scipy(df, x.double(), mean, variance)
+    # 1e-6 of the squares of up to 20 deviations, in float32; scipy's own digits, in float64.
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(log_prob.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("raw_df", [-30.0, -8.0, -2.0, 0.0, 4.0, 30.0])
+@torch.no_grad()
+def test_student_t_of_learned_degrees_of_freedom_is_that_of_scipy_in_float32(raw_df):
+    likelihood = StudentT("per_feature")
+    s = start(likelihood, real_line().data)
+    module, raw, x = s.module.float(), s.raw.float(), s.x.float()
+    module.raw_df.fill_(raw_df)
+    mean, variance = (t.double() for t in likelihood._mean_variance(module, raw))
+    df = 2.1 + math.exp(8 * math.tanh(raw_df / 8))  # at least 2.1, at most 2983
+    expected = t_of_scipy(df, x.double(), mean, variance)
+    log_prob = likelihood.log_prob(module, raw, x)
     torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -405,3 +405,54 @@ def test_flow_without_zuko_says_how_to_install_it(monkeypatch):
 def test_flow_refuses_what_is_no_flow(parameters):
     with pytest.raises(ValueError, match="A Flow takes a positive n_transforms"):
         Flow(**parameters)
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("posterior", [Diagonal(), Full()], ids=str)
+@pytest.mark.parametrize("n_components", range(1, 18))
+@torch.no_grad()
+def test_a_row_has_the_same_bits_at_every_place_in_a_block(posterior, n_components, dtype):
+    g = torch.Generator().manual_seed(n_components)
+    n_rows, n_draws = 61, 48
+
+    def draw(*shape):
+        return torch.randn(shape, generator=g, dtype=dtype)
+
+    raw, pseudo = (draw(n, posterior.n_outputs(n_components)) for n in (n_rows, 3))
+    others = posterior.parameters(pseudo)
+    for n_own in (1, n_rows):  # noise that all rows share, or each row's own
+        eps = draw(n_draws, n_own, n_components)
+
+        def results(raw, eps):
+            q = posterior.parameters(raw)
+            z, log_q = posterior.draw(None, q, eps)
+            return z, log_q, posterior.log_density(None, others, z), posterior.kl(q)[None]
+
+        whole = results(raw, eps)
+        for _ in range(3):
+            places = torch.randperm(n_rows, generator=g)
+            moved = results(raw[places], eps if n_own == 1 else eps[:, places])
+            for ours, theirs in zip(moved, whole, strict=True):
+                assert torch.equal(ours, theirs[:, places])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n_components", range(1, 18))
+@torch.no_grad()
+def test_a_row_of_a_flow_has_the_same_bits_at_every_place_in_a_block(n_components, dtype):
+    pytest.importorskip("zuko")
+    g, posterior = torch.Generator().manual_seed(n_components), Flow(2, (8,), 5)
+    module = posterior.build(n_components)
+    posterior.initialise(module, g)
+    module.to(dtype)
+    raw = torch.randn(61, posterior.n_outputs(n_components), generator=g, dtype=dtype)
+    eps = torch.randn(48, 1, n_components, generator=g, dtype=dtype)
+    whole = posterior.draw(module, posterior.parameters(raw), eps)
+    for _ in range(3):
+        places = torch.randperm(len(raw), generator=g)
+        moved = posterior.draw(module, posterior.parameters(raw[places]), eps)
+        for ours, theirs in zip(moved, whole, strict=True):
+            assert torch.equal(ours, theirs[:, places])

@@ -104,8 +104,11 @@ def test_gradient_is_that_of_the_weighted_mean(kind):
     reconstruction = -(v * log_likelihood.mean(1)).sum(1) / 6
     of_component = (v.unsqueeze(-1) * kl.mean(1)).sum(1) / v.sum(1, keepdim=True)
     if kind == "importance":
-        log_w = log_likelihood - weights.beta.unsqueeze(-1) * kl.squeeze(-1)
+        # beta is 0.7 and 2: from 1 upwards it weighs the divergence beside the bound.
+        log_w = log_likelihood - torch.clamp(weights.beta, max=1).unsqueeze(-1) * kl.squeeze(-1)
         total = -(v * log_w.exp().mean(1).log()).sum(1) / 6
+        beyond = torch.clamp(weights.beta.squeeze(1) - 1, min=0)
+        total = total + beyond * (v * kl.mean(1).squeeze(-1)).sum(1) / 6
     else:
         least = 0.0 if weights.free_bits is None else weights.free_bits
         cost = weights.beta.squeeze(1) * torch.clamp(of_component, min=least).sum(1)

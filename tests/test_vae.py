@@ -20,7 +20,7 @@ import scipy.stats
 import sklearn
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_wine, make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV
@@ -106,6 +106,67 @@ def test_score_does_not_see_what_only_training_uses(X, quick):
 def test_beta_changes_what_is_learned(X, quick):
     kl = [quick(beta=beta, max_iter=50).fit(X).history_["kl"][-1] for beta in (0, 1, 10)]
     assert kl[0] > kl[1] > kl[2]
+
+
+@pytest.mark.parametrize("beta", [1.5, 4.0])
+def test_minus_the_loss_of_importance_samples_is_no_higher_than_log_p_of_the_rows(beta):
+    rows = make_moons(400, noise=0.05, random_state=0)[0]
+    vae = VAETransformer(2, n_importance_samples=10, beta=beta, random_state=0)
+    vae.set_params(max_iter=60, early_stopping=False, learning_rate_schedule="constant")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All 2 components are inactive")  # at beta = 4
+        vae.fit(rows)
+    log_p = metrics.log_likelihood(vae, rows, n_samples=500, random_state=0)
+    # The last epoch's loss was seen on the way, before the weights that it led to.
+    assert -vae.history_["loss"][-1] < log_p + 0.1
+
+
+class OwnMatrix(likelihoods.StudentT):
+    """A likelihood that learns a matrix, which a user's may."""
+
+    def build(self, n_features):
+        module = super().build(n_features)
+        module.matrix = torch.nn.Parameter(torch.empty(2, n_features))
+        return module
+
+    def initialise(self, module, columns, scale):
+        super().initialise(module, columns, scale)
+        torch.nn.init.ones_(module.matrix)
+
+    def log_prob(self, module, raw, y):
+        return super().log_prob(module, raw, y) + 0 * module.matrix.sum(-2).unsqueeze(-2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"prior": priors.Mixture(3)},
+        {"prior": priors.Vamp(3)},
+        {"prior": priors.Vamp(3), "posterior": "full"},
+        {"posterior": posteriors.Flow(hidden_layer_sizes=(4,), n_context=2)},
+        {"network": MLP(residual=True, layer_norm=True)},
+        {"likelihood": likelihoods.StudentT()},
+        {"likelihood": OwnMatrix("shared", df=4)},
+    ],
+    ids=str,
+)
+def test_weight_decay_is_of_the_matrices_of_the_networks_alone(X, quick, parts):
+    one_step = {"max_iter": 1, "batch_size": len(X), "learning_rate_schedule": "constant"}
+    one_step |= {"precision": "float64", **parts}
+    first = quick(learning_rate=1e-30, **one_step).fit(X).state_
+    rate, decay = 0.01, 0.3
+    plain, decayed = (
+        quick(learning_rate=rate, weight_decay=own, **one_step).fit(X).state_
+        for own in (0.0, decay)
+    )
+    for name, before in first.items():
+        if name.endswith(".mask"):
+            continue
+        networks = name.startswith(("encoder.", "decoder.", "flow."))
+        expected = rate * decay * before if networks and before.ndim > 1 else 0.0
+        # float32 states, of numbers around 1.
+        np.testing.assert_allclose(plain[name] - decayed[name], expected, atol=1e-6, err_msg=name)
 
 
 # --- units --------------------------------------------------------------------------------
@@ -1337,6 +1398,21 @@ def test_rows_have_the_same_bits_in_any_place_in_either_precision(precision, hid
         np.testing.assert_array_equal(
             vae.inverse_transform(Z[places]), vae.inverse_transform(Z)[places]
         )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("prior", ["standard_normal", priors.Mixture(3), priors.Vamp(3)], ids=str)
+@pytest.mark.parametrize("n_components", [5, 9, 16])
+def test_rows_of_a_full_posterior_have_the_same_bits_in_any_place(
+    X, quick, n_components, prior, precision
+):
+    parts = {"n_components": n_components, "prior": prior, "posterior": "full"}
+    vae = quick(**parts, precision=precision, max_iter=1).fit(X)
+    stds, scores, order = vae.encode(X)[1], vae.score_samples(X), np.random.default_rng(0)
+    for _ in range(3):
+        places = order.permutation(len(X))[: order.integers(1, len(X))]
+        np.testing.assert_array_equal(vae.encode(X[places])[1], stds[places])
+        np.testing.assert_array_equal(vae.score_samples(X[places]), scores[places])
 
 
 def test_a_fit_imports_no_compiler():

@@ -1,6 +1,7 @@
 """`VAEGridSearchCV`: what `GridSearchCV` finds, from models that were trained together."""
 
 import gc
+import pickle
 import signal
 import threading
 import warnings
@@ -11,6 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
@@ -399,6 +401,25 @@ def test_a_fitted_search_is_saved_and_loaded(wine, tmp_path):
     joblib.dump(search, tmp_path / "search.joblib")
     loaded = joblib.load(tmp_path / "search.joblib")
     np.testing.assert_array_equal(loaded.transform(wine), search.transform(wine))
+
+
+@pytest.mark.parametrize("cv", [3, FOLDS, ShuffleSplit(2, random_state=0)], ids=str)
+def test_a_fitted_search_keeps_what_a_grid_search_does_and_no_folds(cv):
+    rows = np.random.default_rng(0).normal(size=(5000, 3))
+    vae = small(max_iter=1, batch_size=1024)
+    ours, theirs = (
+        search(vae, {"beta": [0.5, 1]}, cv=cv).fit(rows)
+        for search in (VAEGridSearchCV, GridSearchCV)
+    )
+    assert vars(ours).keys() - {"max_stack"} == vars(theirs).keys()
+    assert joblib.hash(ours._checked_cv_orig) == joblib.hash(theirs._checked_cv_orig)
+    assert str(ours.get_metadata_routing()) == str(theirs.get_metadata_routing())
+    sizes = [len(pickle.dumps(search)) for search in (ours, theirs)]
+    assert sizes[0] < 1.2 * sizes[1]
+    trusted = [
+        set(skops.io.get_untrusted_types(data=skops.io.dumps(search))) for search in (ours, theirs)
+    ]
+    assert trusted[0] - {"skvae.VAEGridSearchCV"} == trusted[1]
 
 
 def test_each_model_has_its_share_of_the_time(wine, monkeypatch):

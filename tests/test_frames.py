@@ -1,0 +1,239 @@
+"""Containers of rows: what is no table of rows is refused, with what to pass in its place."""
+
+import pathlib
+import re
+import warnings
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from skvae import VAEImputer
+from skvae.likelihoods import Gaussian
+from skvae.networks import Conv
+
+ROWS = np.random.default_rng(0).normal(size=(30, 3))
+
+
+class AnnData:
+    """What a matrix of cells and genes looks like from outside: not the package's own class."""
+
+    def __init__(self):
+        self.X, self.shape = ROWS, ROWS.shape
+
+    def to_df(self):
+        return pd.DataFrame(self.X)
+
+    def __len__(self):
+        return len(self.X)
+
+
+class Table:
+    """A table of another package that pandas can be asked for."""
+
+    shape = ROWS.shape
+
+    def to_pandas(self):
+        return pd.DataFrame(ROWS)
+
+
+TENSORS = torch.utils.data.TensorDataset(torch.tensor(ROWS))
+# What is given, the words for it, and what the remedy makes of it.
+NO_ROWS = [
+    (lambda: {"a": [1.0, 2.0], "b": [3.0, 4.0]}, "X is a dict.*pandas.DataFrame", pd.DataFrame),
+    (lambda: pl.DataFrame(ROWS).lazy(), r"X is a LazyFrame.*X\.collect\(\)", lambda X: X.collect()),
+    (AnnData, r"X is an AnnData.*X\.X.*X\.to_df\(\)", lambda X: X.to_df()),
+    (Table, r"X is a Table.*X\.to_pandas\(\)", lambda X: X.to_pandas()),
+    (lambda: (row for row in ROWS), "X is a generator.*list", lambda X: np.asarray(list(X))),
+    (lambda: map(list, ROWS), "X is a map.*list", lambda X: np.asarray(list(X))),
+    (lambda: iter(ROWS.tolist()), "X is a list_iterator.*list", lambda X: np.asarray(list(X))),
+    (
+        lambda: torch.utils.data.DataLoader(TENSORS, batch_size=7),
+        r"X is a DataLoader.*torch\.cat\(\[batch\[0\] for batch in X\]\)",
+        lambda X: torch.cat([batch[0] for batch in X]),
+    ),
+    (
+        lambda: TENSORS,
+        r"X is a TensorDataset.*torch\.stack\(\[row\[0\] for row in X\]\)",
+        lambda X: torch.stack([row[0] for row in X]),
+    ),
+    (lambda: "rows.csv", "X is a str.*read the file", None),
+    (lambda: pathlib.PurePosixPath("rows.csv"), "X is a PurePosixPath.*read the file", None),
+    (lambda: {1.0, 2.0}, "X is a set.*list", None),
+    (lambda: [{"a": 1.0}, {"a": 2.0}], "rows of X are of type dict.*DataFrame", pd.DataFrame),
+    (
+        lambda: np.array([(1.0, 2.0), (3.0, 5.0)], dtype=[("a", float), ("b", float)]),
+        r"structured array with the fields \['a', 'b'\].*pandas.DataFrame",
+        pd.DataFrame,
+    ),
+]
+
+
+def words(case):
+    return case[1].partition(".")[0]
+
+
+@pytest.mark.parametrize("case", NO_ROWS, ids=words)
+@pytest.mark.parametrize("likelihood", [Gaussian(), "auto"], ids=str)
+def test_what_is_no_table_is_refused_with_a_remedy_that_works(case, likelihood, quick):
+    make, message, remedy = case
+    with pytest.raises(TypeError, match=message):
+        quick(likelihood=likelihood).fit(make())
+    if remedy is not None:
+        with warnings.catch_warnings():
+            # Two rows are not much to learn from.
+            warnings.filterwarnings("ignore", "All 2 components are inactive")
+            assert np.isfinite(quick().fit(remedy(make())).state_["location"]).all()
+
+
+@pytest.mark.parametrize("case", NO_ROWS, ids=words)
+def test_inference_and_the_imputer_refuse_what_fit_does(case, quick):
+    make, message, _ = case
+    vae = quick().fit(ROWS)
+    for method in (vae.transform, vae.score_samples, VAEImputer(quick()).fit, VAEImputer().fit):
+        with pytest.raises(TypeError, match=message):
+            method(make())
+    imputer = VAEImputer(quick()).fit(ROWS)
+    with pytest.raises(TypeError, match=message):
+        imputer.transform(make())
+
+
+def test_none_is_refused_by_name(quick):
+    with pytest.raises(ValueError, match=r"X is None\. Expected an array or a DataFrame"):
+        quick().fit(None)
+
+
+# --- dimensions -------------------------------------------------------------------------------
+
+
+def images(*shape):
+    return np.random.default_rng(0).random((6, *shape))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, np.ndarray.tolist])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 9, 3)])
+def test_images_are_refused_with_the_way_to_flatten_them(kind, shape, quick):
+    X = kind(images(*shape))
+    message = f"X has {1 + len(shape)} dimensions, of shape {(6, *shape)}. Expected 2 dimensions"
+    with pytest.raises(ValueError, match=re.escape(message) + r".*X\.reshape\(len\(X\), -1\)"):
+        quick().fit(X)
+    rows = np.asarray(X).reshape(6, -1)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick().fit(rows).transform(X)
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "remedy"),
+    [
+        ((3, 8, 9), (8, 9, 3), "X.transpose(0, 3, 1, 2).reshape(len(X), -1)"),
+        ((3, 8, 9), (3, 8, 9), "X.reshape(len(X), -1)"),
+        ((1, 8, 9), (8, 9), "X.reshape(len(X), -1)"),
+        ((1, 8, 9), (8, 9, 1), "X.reshape(len(X), -1)"),
+    ],
+)
+def test_images_for_convolutions_are_refused_with_the_order_of_the_axes(
+    shape, given, remedy, quick
+):
+    X, network = images(*given), Conv(shape, channels=(2,))
+    message = f"Conv expects rows in the order (channels, height, width) = {shape}, which {remedy}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick(network=network).fit(X)
+    axes = (0, 3, 1, 2) if "transpose" in remedy else range(X.ndim)
+    rows = X.transpose(axes).reshape(len(X), -1)
+    assert quick(network=network).fit(rows).transform(rows).shape == (6, 2)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick(network=network).fit(rows).transform(X)
+
+
+def test_a_tensor_of_images_is_told_to_permute_its_axes(quick):
+    X, network = torch.tensor(images(8, 9, 3)), Conv((3, 8, 9), channels=(2,))
+    with pytest.raises(ValueError, match=re.escape("X.permute(0, 3, 1, 2).reshape(len(X), -1)")):
+        quick(network=network).fit(X)
+
+
+def test_images_in_another_order_are_told_that_of_the_convolutions(quick):
+    message = "(channels, height, width) = (3, 8, 9). Move the axes of X to that order"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quick(network=Conv((3, 8, 9), channels=(2,))).fit(images(9, 8, 3))
+
+
+@pytest.mark.parametrize("X", [np.array(["a", "b", "c"]), np.array([None, "b", "c"])], ids=str)
+@pytest.mark.parametrize("likelihood", [Gaussian(), "auto"], ids=str)
+def test_one_dimension_of_strings_is_refused_for_its_dimension(X, likelihood, quick):
+    with pytest.raises(ValueError, match=r"X has 1 dimension, of 3 values.*X\.reshape\(-1, 1\)"):
+        quick(likelihood=likelihood).fit(X)
+
+
+def test_rows_of_unequal_lengths_are_named(quick):
+    message = "unequal lengths: row 0 has 2 values, row 2 has 1"
+    with pytest.raises(ValueError, match=message):
+        quick().fit([[1.0, 2.0], [3.0, 4.0], [5.0]])
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), "auto"], ids=str)
+def test_columns_of_one_name_are_named_with_a_way_out(likelihood, quick):
+    X = pd.DataFrame(ROWS, columns=["a", "b", "a"])
+    X.insert(0, "c", np.arange(30.0))
+    with pytest.raises(ValueError, match=re.escape("columns of one name: 'a' (2 columns)")):
+        quick(likelihood=likelihood).fit(X)
+    numbered = X.set_axis(range(X.shape[1]), axis=1)
+    vae = quick(likelihood=likelihood).fit(numbered)
+    assert list(vae.inverse_transform(vae.transform(numbered)).columns) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="columns of one name"):
+        vae.transform(X)
+
+
+def test_names_of_two_levels_may_repeat_in_each(quick):
+    names = pd.MultiIndex.from_tuples([("a", "x"), ("a", "y"), ("b", "x")])
+    X = pd.DataFrame(ROWS, columns=names)
+    X["c", "z"] = ["u", "v"] * 15
+    vae = quick(likelihood="auto").fit(X)
+    assert vae.inverse_transform(vae.transform(X)).columns.equals(X.columns)
+    X = X.set_axis(names.append(pd.MultiIndex.from_tuples([("a", "x")])), axis=1)
+    with pytest.raises(ValueError, match=re.escape("('a', 'x') (2 columns)")):
+        quick(likelihood="auto").fit(X)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [pd.interval_range(0, 30), pd.period_range("2020", periods=30, freq="D")],
+    ids=["Interval", "Period"],
+)
+def test_values_of_other_types_are_categories_or_refused_by_name(values, quick):
+    X = pd.DataFrame(ROWS, columns=list("abc")).assign(d=values)
+    kind = type(values[0]).__name__
+    message = rf"value of type {kind} in column 3 \('d'\).*categories are for likelihood='auto'"
+    with pytest.raises(TypeError, match=message):
+        quick().fit(X)
+    vae = quick(likelihood="auto").fit(X)
+    assert set(vae.sample(20, random_state=0)["d"]) <= set(values)
+
+
+@pytest.mark.parametrize("dtype", [str, object])
+def test_numbers_as_strings_are_refused_as_strings(dtype, quick):
+    X = ROWS.round(2).astype(str).astype(dtype)
+    message = (
+        r"X has the value '0.13' in column 0, which is no number but a string.*astype\(float\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        quick().fit(X)
+    quick().fit(X.astype(float))
+
+
+@pytest.mark.parametrize(
+    "values", [["q"] * 30, ["q", "r"] * 15, [*"qrstuvw", None] * 3 + ["q"] * 6]
+)
+def test_a_column_of_new_categories_alone_is_said_to_be_so(values, quick):
+    X = pd.DataFrame({"s": ["x", "y", None] * 10, "n": ROWS[:, 0]})
+    vae = quick(likelihood="auto").fit(X)
+    shown = ", ".join(repr(value) for value in dict.fromkeys(values) if value)
+    if len(set(values)) > 5:
+        shown = "'q', 'r', 's', 't', 'u' and 2 more"
+    message = f"taken as missing: {shown} in column 0 ('s'), where no value is known."
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        vae.score_samples(X.assign(s=values))
