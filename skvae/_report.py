@@ -7,9 +7,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skvae import _model
 
-
 # Epochs after which it says something that the first one was the best.
 EPOCHS = 10
+# Nats by which a linear model may miss its optimum without a warning.
+SHORTFALL = 0.5
 
 
 def print_epoch(record):
@@ -49,6 +50,14 @@ def check_outcome(trained, plan, *, keep=True):
         warnings.warn(
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    if trained.shortfall > SHORTFALL:
+        warnings.warn(
+            f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
+            "the best that a model without hidden layers can be on its training rows. Increase "
+            "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
             ConvergenceWarning,
             stacklevel=4,
         )
