@@ -71,10 +71,8 @@ MADE = {f.__name__: f for f in (linear, equal_noise, independent, curve, cluster
 
 def split(table, n_rows, seed):
     """So many training rows, and new ones."""
-    if table in LOADED:
-        X = LOADED[table]().data
-    else:
-        X = MADE[table](np.random.default_rng(100 + seed))
+    rng = np.random.default_rng(100 + seed)
+    X = LOADED[table]().data if table in LOADED else MADE[table](rng)
     order = np.random.default_rng(seed).permutation(len(X))
     n_rows = min(n_rows, len(X) - 30)
     return X[order[:n_rows]], X[order[n_rows : n_rows + MOST_NEW]]

@@ -42,10 +42,14 @@ from skvae._evidence import is_better
 
 N_FOLDS = 5
 PSEUDO_ROWS = 0.0, 0.5, 2.0, 8.0  # to choose from
-N_STEPS, N_LAST_STEPS = 50, 300  # of EM: to compare, and for the result
+N_STEPS, N_LAST_STEPS = 30, 300  # of EM, at most: to compare, and for the result
+# Relative change of all noise variances in a step below which EM ends.
+CONVERGED = 1e-6
 START = 0.1  # size of the first loadings
-# Multiplications for a choice, and of one step of EM where values are missing.
-AFFORDED, HOLED = 2**34, 2**27
+# Multiplications for a choice, and of a step of EM by component where values are missing.
+AFFORDED, HOLED = 2**30, 2**25
+# Values of all loadings from which each size has products of its own, without padding.
+WIDE = 2**11
 # Standard errors by which a size must beat independent columns on the rows left out.
 N_ERRORS = 2.0
 HIGHEST_INFLATION = 3.0
@@ -96,15 +100,19 @@ def choose(
     has_holes = bool(y.isnan().any())
     if has_holes:
         most = min(most, math.isqrt(HOLED // y.numel()))
-        pseudo_rows = pseudo_rows[1::2] or pseudo_rows
+    step = 4 * N_STEPS * n_features * (n_rows * most if has_holes else min(n_rows, n_features))
+
+    def cost(n_folds: int) -> int:
+        return n_folds * step * sum(size.n_components for size in sizes)
+
     sizes = _sizes(_path(most), pseudo_rows)
-    step = 2 * N_STEPS * max(1, most) * n_features * min(n_rows, n_features)
-    if N_FOLDS * len(sizes) * step > AFFORDED:  # each second number of both
-        path = sorted({0, *(2**i for i in range(most.bit_length())), most})
-        sizes = _sizes(path, pseudo_rows[1::2] or pseudo_rows)
-    n_folds = N_FOLDS if N_FOLDS * len(sizes) * step < AFFORDED else 1
-    if has_holes:
-        n_folds = 3 if n_rows < 1000 else 1
+    if has_holes or cost(N_FOLDS) > AFFORDED:  # fewer of both
+        coarse = sorted({0, *(2**i for i in range(most.bit_length())), most})
+        sizes = _sizes(coarse, pseudo_rows[1::2] or pseudo_rows)
+        if cost(1) > AFFORDED:
+            sizes = _sizes(coarse, pseudo_rows[1:2] or pseudo_rows)
+    n_folds = max((n for n in (N_FOLDS, 3, 1) if cost(n) <= AFFORDED), default=1)
+    n_folds = min(n_folds, 3) if has_holes else n_folds
     fold = _fold(group, N_FOLDS)
     if int(fold.max()) == 0:  # one group: no rows can be left out
         return Size(0)
@@ -245,6 +253,10 @@ def _maximise_complete(
     y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise, n_steps: int
 ) -> list[list[Parameters]]:
     """EM of all folds F and sizes G at once, padded to the most components."""
+    wide = max(size.n_components for size in sizes)
+    if len(sizes) > 1 and y.shape[1] * wide > WIDE:
+        alone = [_maximise_complete(y, weight, [size], noise, n_steps) for size in sizes]
+        return [[of_size[fold][0] for of_size in alone] for fold in range(len(weight))]
     n_features, n_sizes = y.shape[1], len(sizes)
     share = weight / weight.sum(1, keepdim=True)
     mean = share @ y
@@ -253,7 +265,6 @@ def _maximise_complete(
     fourth = (centred.square().square() / share.clamp(min=1e-300).unsqueeze(2)).sum(1)
     rows = _good_rows(_n_rows(weight).unsqueeze(1), square, fourth).unsqueeze(1)
     covariance = centred.mT @ centred if n_features <= len(y) else None
-    wide = max(size.n_components for size in sizes)
     pseudo_rows = y.new_tensor([[size.pseudo_rows] for size in sizes])
     loading = _start(wide, n_features).expand(len(weight), n_sizes, -1, -1).clone()
     for place, size in enumerate(sizes):
@@ -272,8 +283,11 @@ def _maximise_complete(
         moment = spread + projection.mT @ cross
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
+        before = variance
         variance = _shrink(residual.clamp(min=0), square, rows, pseudo_rows, noise)
         loading = loading @ torch.linalg.cholesky(moment)
+        if bool(((variance - before).abs() <= CONVERGED * variance).all()):
+            break
     return [
         [
             (mean[f], loading[f, g, :, :k], variance[f, g] if k else alone[f, g])
@@ -315,10 +329,13 @@ def _maximise_holes(
         cross = (own * y).T @ wide
         found = torch.linalg.solve(of_column, cross.unsqueeze(2)).squeeze(2)
         residual = (own * y.square()).sum(0) - (found * cross).sum(1)
+        before = variance
         variance = _shrink((residual / total).clamp(min=0), square, rows, size.pseudo_rows, noise)
         loading, mean = found[:, :k], found[:, k]
         moment = (weight @ moments[:, :k, :k].flatten(1) / weight.sum()).unflatten(0, (k, k))
         loading = loading @ torch.linalg.cholesky(moment)
+        if bool(((variance - before).abs() <= CONVERGED * variance).all()):
+            break
     return mean, loading, variance
 
 

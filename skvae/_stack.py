@@ -246,7 +246,9 @@ def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
         starts.append([start])
         # In random order, so that the first of them are a sample.
         order = np.random.default_rng(job.seed + 1).permutation(n_rows)
-        training.append(order[~np.isin(order, job.held_out)])
+        is_trained_on = np.ones(n_rows, bool)
+        is_trained_on[job.held_out] = False
+        training.append(order[is_trained_on[order]])
         held_out.append(
             job.held_out if job.plan.n_held_out else training[-1][: _training.PROBE_ROWS]
         )
