@@ -255,8 +255,8 @@ def _maximise_complete(
     """EM of all folds F and sizes G at once, padded to the most components."""
     wide = max(size.n_components for size in sizes)
     if len(sizes) > 1 and y.shape[1] * wide > WIDE:
-        alone = [_maximise_complete(y, weight, [size], noise, n_steps) for size in sizes]
-        return [[of_size[fold][0] for of_size in alone] for fold in range(len(weight))]
+        each = [_maximise_complete(y, weight, [size], noise, n_steps) for size in sizes]
+        return [[of_size[fold][0] for of_size in each] for fold in range(len(weight))]
     n_features, n_sizes = y.shape[1], len(sizes)
     share = weight / weight.sum(1, keepdim=True)
     mean = share @ y
