@@ -11,6 +11,10 @@ import torch
 
 # A row counts as at most this many quartile distances above the median where epochs are compared.
 FAR_ROW = 20.0
+# The difference of a row counts as at most this many distances between the quartiles from the median
+# where two models are compared. Of 252 fits of six tables, no limit, 5, 10 and 20 chose alike but
+# for one; on 16 of sparse columns the better model was found in 10 without a limit, in 15 with 5.
+FAR_DIFFERENCE = 5.0
 
 
 def excess(losses: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
@@ -24,6 +28,13 @@ def excess(losses: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Te
     return (beyond if weight is None else weight * beyond).mean(1)
 
 
+def _clipped(difference: torch.Tensor) -> torch.Tensor:
+    """Differences (B,), those of far rows moved to the limit."""
+    low, middle, high = torch.quantile(difference, difference.new_tensor([0.25, 0.5, 0.75]))
+    limit = FAR_DIFFERENCE * (high - low)
+    return difference.clamp(middle - limit, middle + limit)
+
+
 def gain(
     worse: torch.Tensor,
     better: torch.Tensor,
@@ -32,12 +43,13 @@ def gain(
 ) -> tuple[float, float]:
     """The mean by which losses (B,) of the same rows differ, in nats, and its standard error.
 
-    `weight` (B,) is how much each row counts, `group` (B,) its group. The error is infinite where
+    Rows that differ by far more than the others are moved to a limit: one of them would have the
+    error of all. `weight` (B,) is how much each row counts, `group` (B,) its group. The error is infinite where
     there is one group.
     """
     weight = torch.ones_like(worse) if weight is None else weight
     share = (weight / weight.sum()).double().cpu()
-    difference = (worse.double() - better.double()).cpu()
+    difference = _clipped((worse.double() - better.double()).cpu())
     mean = float(share @ difference)
     deviation = share * (difference - mean)
     if group is not None:

@@ -182,10 +182,11 @@ def _floor_of_few(columns: Moments) -> Array:
     In units of the column's variance: 2 / (n + 1), at most 1, where n rows have another value, on
     which all rests that is known of the variance. 0 where they are half of the rows or more.
     """
-    if columns.n_various is None or columns.n_values is None:
+    # Moments that somebody else made may know neither number.
+    n, n_values = getattr(columns, "n_various", None), getattr(columns, "n_values", None)
+    if n is None or n_values is None:
         return np.zeros(len(columns.std))
-    n = columns.n_various
-    return np.where(2 * n < columns.n_values, np.minimum(1.0, 2 / (n + 1)), 0.0)
+    return np.where(2 * n < n_values, np.minimum(1.0, 2 / (n + 1)), 0.0)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,14 @@ def check_outcome(trained, plan, *, keep=True):
             ConvergenceWarning,
             stacklevel=4,
         )
-    if trained.n_active == 0:
+    if trained.n_active == 0 and record.is_simple:
+        warnings.warn(
+            f"All {plan.n_components} components are inactive: columns that are independent of each "
+            "other are as likely, by rows left out, as any linear model, and no epoch was better. "
+            "The columns have nothing in common, or the rows are too few to show it.",
+            stacklevel=4,
+        )
+    elif trained.n_active == 0:
         warnings.warn(
             f"All {plan.n_components} components are inactive: no posterior mean has a variance "
             f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
