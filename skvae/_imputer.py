@@ -156,7 +156,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X : array-like of shape (n_samples, n_features)
             Rows, with or without missing values: others are hidden in copies of the rows.
         y : Ignored
-            Present for the API's sake.
+            Present for the API's sake. One that looks like rows to validate on is refused.
         sample_weight : float or array-like of shape (n_samples,), default=None
             How much each row counts, as in `VAETransformer.fit`.
         groups : array-like of shape (n_samples,), default=None
