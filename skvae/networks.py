@@ -207,7 +207,7 @@ class MLP:
         Whether hidden layers are normalised before their activation.
     linear : bool, default=True
         Whether a linear map goes from the input to the output beside the hidden layers. A model of
-        real values can then become factor analysis, by noise variances not below their floor, and
+        real values can then become factor analysis, with no noise variance below its floor, and
         learns what is beyond it.
 
     Raises
