@@ -22,8 +22,8 @@ class LossCurveDisplay(Display):
 
     These are the reconstruction term, -E[log p(x|z)], and the KL divergence. Dashed lines are of
     the rows that were held out. The epoch whose weights were kept is marked: with early stopping,
-    that where the held-out loss with its final beta was least, which need not be where the negative
-    ELBO was.
+    that where the held-out loss with its final beta was least, in which rows far above the others
+    count less. It need not be where the negative ELBO was least.
 
     Parameters
     ----------

@@ -18,11 +18,11 @@ has one column for itself (a Heywood case). Three numbers guard against that.
 - The noise variance is shrunk towards the variance s_d of its column by `pseudo_rows` a,
   v_d = (n_d r_d + a s_d) / (n_d + a), the mode under an inverse gamma prior (Martin & McDonald,
   Bayesian estimation in unrestricted factor analysis: a treatment for Heywood cases, 1975). The
-  column's variance rests on n_d = 2 n / (kurtosis - 1) rows as good as normal ones: a column with
-  three values other than 0 has about six, however many rows there are.
-- The covariance is inflated by (n + 1) / (n - k - 3). A normal distribution with the mean and the
-  variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column is fitted
-  alone, and k components cost k degrees of freedom more.
+  column's variance rests on n_d = 2 n / (kurtosis - 1), at most n, rows as good as normal ones: a
+  column with three values other than 0 has about six, however many rows there are.
+- The covariance is inflated by (n + 1) / (n - k - 3), at most 3. A normal distribution with the
+  mean and the variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column
+  is fitted alone, and k components cost k degrees of freedom more.
 - The number of components k, from 0 (independent columns) on, and a are those with the largest
   log-likelihood of rows left out, in folds.
 

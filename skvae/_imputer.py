@@ -34,8 +34,7 @@ from skvae.likelihoods import Gaussian
 N_COPIES, MOST_HIDDEN = 4, 0.5
 # Of the model that estimator=None is, besides its likelihood and seed. On digits the copies took
 # 6 % off the error, and a noise of each column, where one of each value excuses errors, another
-# 8 %; five draws (MIWAE) a little. All rows are trained on: held-out ones would have copies among
-# the others.
+# 8 %; five draws (MIWAE) a little. All rows are trained on, to the last epoch.
 DEFAULT = {
     "n_components": 16,
     "n_importance_samples": 5,
@@ -156,7 +155,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X : array-like of shape (n_samples, n_features)
             Rows, with or without missing values: others are hidden in copies of the rows.
         y : Ignored
-            Present for the API's sake.
+            Present for the API's sake. One that looks like rows to validate on is refused.
         sample_weight : float or array-like of shape (n_samples,), default=None
             How much each row counts, as in `VAETransformer.fit`.
         groups : array-like of shape (n_samples,), default=None

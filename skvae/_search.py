@@ -297,7 +297,7 @@ def _is_vae(estimator):
 
 
 def _can_stack(estimator):
-    """Whether the last that its `fit` does is to train a VAETransformer, watched by nobody."""
+    """True for a VAETransformer, or a plain Pipeline ending in one, without callbacks."""
     try:
         vae = _last_step(estimator)
     except Exception:  # scikit-learn says what is wrong with the steps

@@ -775,8 +775,8 @@ def train(
     Returns
     -------
     list of Record
-        With ``kept == 0`` where no epoch left finite weights; with ``is_simple``, too, where none
-        was better than the simple model.
+        With ``kept == 0`` where no epoch left finite weights; with ``is_simple``, too, where the
+        best epoch did not beat the simple model by enough.
 
     Raises
     ------

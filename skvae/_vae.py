@@ -168,21 +168,23 @@ class VAETransformer(
 
     early_stopping : bool or "auto", default="auto"
         Whether to hold out rows, stop when the training objective (with the final beta) on
-        them stops falling, and keep the weights of the best epoch. Where the model contains
-        factor analysis (real values, a linear map in both networks, no `Vamp` and no flow), that
-        of up to 2000 training rows is kept if no epoch is better. "auto" does so from 50 rows
-        on. Never before the warm-up has ended.
+        them stops falling, and keep the weights of the best epoch. Where factor analysis is a
+        candidate, it is kept instead if the best epoch is not better by more than luck gives: see
+        Notes. "auto" holds out rows from 20 rows on, if `groups` has more than one group. Training
+        never stops before the warm-up has ended.
 
     validation_fraction : float, default=0.1
-        Share of the rows held out for early stopping, in (0, 1). Of rows that are read in
-        parts, at most as many as one part has room for, with the noise of their draws.
+        Share of the rows held out for early stopping, in (0, 1). With `groups`, whole groups are
+        held out until this share is reached. Of rows that are read in parts, at most as many are
+        judged as one part has room for, with the noise of their draws.
 
     n_iter_no_change : int, default=50
         Epochs without an improvement by `tol` after which early stopping ends training. Not
         counted while the likelihood holds back the variances of rows.
 
     tol : float, default=1e-3
-        Improvement of the held-out loss that counts, in nats per row.
+        Improvement of the held-out loss that counts, in nats per row. The loss of a row that is
+        far above the others is limited: see Notes.
 
     n_score_draws : int or "auto", default="auto"
         Fixed draws of z for each row in `score_samples`. "auto" is the power of two that reaches 16
@@ -223,13 +225,14 @@ class VAETransformer(
 
     kept_iter_ : int
         The epoch whose weights were kept, counted from 1: with early stopping the best, else the
-        last. 0 where factor analysis was kept.
+        last. 0 where factor analysis was kept. With early stopping the epoch need not be the one
+        of the least `validation_loss`: see Notes on rows far above the others.
 
     history_ : dict of str to ndarray of shape (`n_iter_`,)
         Numbers of every epoch, in nats per row: `loss` (what was minimised),
         `reconstruction` = -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and
-        `beta`; with early stopping, `validation_loss` and so on for the held-out rows. Where
-        factor analysis was kept, no epoch's `validation_loss` was as low as its own.
+        `beta`; with early stopping, `validation_loss` and so on for the held-out rows. They are
+        those of the network, also where factor analysis was kept.
 
     noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the observation noise, in squared units of X; 0 for constant columns.
@@ -262,8 +265,28 @@ class VAETransformer(
     linear decoder with Gaussian noise that doesn't depend on z, under the prior N(0, I), and
     else an estimate: `skvae.metrics.elbo` draws for each row and has a standard error.
 
-    A column that was constant in `fit` adds 0 nats to the score of a row that is the same there.
-    `PCA.score` counts such columns with its noise variance: leave them out to compare both.
+    With early stopping the rows to hold out are chosen first. Location and scale of a column,
+    whether it is constant, and the least noise variance are those of the rows that are trained on.
+    Each epoch is judged by the mean loss of the held-out rows. In it, no row counts as more than
+    the median plus 20 times the distance from the median to the upper quartile, so that one row
+    cannot decide. `history_` has the plain mean.
+
+    Factor analysis is a candidate where the model can become it: real values, a linear map in both
+    networks, no `Vamp` and no flow, and rows held out. The number of its components, from 0
+    (independent columns) to `n_components`, and the shrinkage of its noise variances are chosen by
+    folds of the training rows, of up to 20,000 (2,000 where the encoder sees holes; fewer where
+    columns are many). With 0 components each column is normal by itself. The epoch that is best is
+    compared with it on the held-out rows. If the paired difference is above the 0.975 quantile of
+    Student's t distribution times its standard error, the epoch is kept, else factor analysis,
+    fitted anew to the rows held out, too. With groups, the standard error is that of groups.
+    Factor analysis is no candidate where a fit goes on from an earlier one.
+
+    `fit` has a `ConvergenceWarning` where early stopping kept the first of 10 epochs or more, and
+    where a linear Gaussian model without early stopping ends more than 0.5 nats a row short of
+    factor analysis on its training rows.
+
+    `PCA.score` counts a column that was constant in `fit` with its noise variance; `score` does
+    not: leave such columns out to compare both.
 
     Rows that scikit-learn's `working_memory` (1 GiB, as float32) doesn't hold are read in
     parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
@@ -288,9 +311,9 @@ class VAETransformer(
     Ctrl-C during `fit` ends training with a warning and keeps the weights of the last complete
     epoch, also where rows are held out.
 
-    A column that is constant in `fit` is no part of the density and is given back as it was. One
-    without any value is neither, with a warning, and is given back as missing. The encoder sees
-    neither of them.
+    A column that is constant in the rows that are trained on adds 0 nats to the score of a row that
+    is the same there, and is given back as it was. A column without any value in them is no part
+    of the density, with a warning, and is given back as missing. The encoder sees neither of them.
 
     What `fit` has not seen never counts in a row's favour. A category that it has not seen is
     missing to the encoder, and costs the score as much as the category that is the least probable
@@ -304,8 +327,8 @@ class VAETransformer(
     together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
     the others hardly differ. In columns of few different values, it must be farther still.
 
-    Computations are in `precision`; results have the dtype of the X of `fit`, and are the
-    same bits for a row alone or among others.
+    Computations are in `precision`; results have the dtype of the X of `fit`. On a CPU, with the
+    networks of this package, a row has the same bits alone or among others.
 
     References
     ----------
@@ -446,7 +469,7 @@ class VAETransformer(
             Training data, at least two rows. It is not changed. Sparse rows are made dense in
             parts that scikit-learn's `working_memory` holds.
         y : Ignored
-            Present for the API's sake.
+            Present for the API's sake. One that looks like rows to validate on is refused.
         sample_weight : float or array-like of shape (n_samples,), default=None
             How much each row counts, at least 0; only ratios matter. Means over rows become
             weighted means: mean and standard deviation of the columns, the loss and its terms in
@@ -457,7 +480,8 @@ class VAETransformer(
             Which rows belong together, such as visits of one patient, by any value that they have
             in common. Rows of a group are held out together: else a row that is judged has others
             of its group among those trained on, and a model that knows groups by heart looks good.
-            None: each row stands for itself.
+            Standard errors are those of groups. With one group only, nothing is held out under
+            "auto". None: each row stands for itself.
 
         Returns
         -------
@@ -467,8 +491,9 @@ class VAETransformer(
         Raises
         ------
         ValueError
-            If X, a weight or a parameter cannot be used, or if no epoch ended with a finite loss.
-            The estimator is then as it was before the call.
+            If X, a weight, a group or a parameter cannot be used, if `y` has as many columns as X
+            and either another number of rows or the same names, or if no epoch ended with a finite
+            loss. The estimator is then as it was before the call.
         """
         return self._fit(X, y, sample_weight, groups)
 

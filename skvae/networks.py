@@ -206,8 +206,9 @@ class MLP:
     layer_norm : bool, default=False
         Whether hidden layers are normalised before their activation.
     linear : bool, default=True
-        Whether a linear map goes from the input to the output beside the hidden layers. A
-        model of real values then contains factor analysis, and learns what is beyond it.
+        Whether a linear map goes from the input to the output beside the hidden layers. A model of
+        real values can then become factor analysis, with no noise variance below its floor, and
+        learns what is beyond it.
 
     Raises
     ------
