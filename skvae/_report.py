@@ -73,8 +73,8 @@ def check_outcome(trained, plan, *, keep=True):
         )
     if trained.n_active == 0 and record.is_simple:
         warnings.warn(
-            f"All {plan.n_components} components are inactive: columns that are independent of each "
-            "other are as likely, by rows left out, as any linear model, and no epoch was better. "
+            f"All {plan.n_components} components are inactive: columns that are independent of "
+            "each other make rows left out as likely as any linear model, and no epoch was better. "
             "The columns have nothing in common, or the rows are too few to show it.",
             stacklevel=4,
         )

@@ -218,8 +218,8 @@ def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
 def test_n_weights_counts_about_the_multiplications_of_a_row():
     _, state = made(hidden=(6, 5))
     products = 4 * 6 + 6 * 5 + 5 * 4 + 4 * 4 + 2 * 5 + 5 * 6 + 6 * 8 + 2 * 8
-    # Biases, units, means, noise, two bounds, and whether variances are released.
-    others = 6 + 5 + 4 + 5 + 6 + 8 + 5 * 4 + 4 + 1 + 1 + 1
+    # Biases, units, means, noise and its floors, a bound, and whether variances are released.
+    others = 6 + 5 + 4 + 5 + 6 + 8 + 5 * 4 + 4 + 4 + 1 + 1
     assert _model.n_weights(state) == products + others
 
 
