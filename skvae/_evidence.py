@@ -12,8 +12,8 @@ import torch
 # A row counts as at most this many quartile distances above the median where epochs are compared.
 FAR_ROW = 20.0
 # The difference of a row counts as at most this many distances between the quartiles from the
-# median where two models are compared. Of 252 fits of six tables, no limit, 5, 10 and 20 chose alike but
-# for one; on 16 of sparse columns the better model was found in 10 without a limit, in 15 with 5.
+# median where two models are compared. Of 252 fits of six tables, no limit, 5, 10 and 20 chose
+# alike but for one; of 16 of sparse columns 10 found the better model without a limit, 15 with 5.
 FAR_DIFFERENCE = 5.0
 QUARTILE_ROWS = 2**14  # that quartiles are taken of
 
