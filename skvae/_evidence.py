@@ -71,6 +71,11 @@ def is_better(
     weight: torch.Tensor | None = None,
     group: torch.Tensor | None = None,
 ) -> bool:
-    """Whether the second losses (B,) are lower by more than so many standard errors."""
+    """Whether the second losses (B,) are lower by more than so many standard errors.
+
+    Their plain mean has to be lower, too: far rows are no reason to be preferred, but one against.
+    """
     mean, error = gain(worse, better, weight, group)
-    return mean > n_errors * error
+    weight = torch.ones_like(worse) if weight is None else weight
+    plain = float((weight * (worse - better)).sum())
+    return plain > 0 and mean > n_errors * error
