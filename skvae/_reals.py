@@ -180,8 +180,8 @@ class _RealValues(Likelihood):
 def _floor_of_few(columns: Moments) -> Array:
     """The least noise variance of columns of which most rows have one value, (D,).
 
-    In units of the column's variance: (2 / (n + 1))**2, at most 1, where n rows have another value, on
-    which all rests that is known of the variance. 0 where they are half of the rows or more.
+    In units of the column's variance: (2 / (n + 1))**2, at most 1, where n rows have another value,
+    on which all rests that is known of the variance. 0 where they are half of the rows or more.
     """
     # Moments that somebody else made may know neither number.
     n, n_values = getattr(columns, "n_various", None), getattr(columns, "n_values", None)

@@ -603,7 +603,7 @@ class VAETransformer(
         if partial and warm:
             attributes["_output"] = self._output
         if change is not None:
-            data, row_of = change(data)
+            data, row_of = change(data[:])
             weight = None if weight is None else weight[row_of]
             group = row_of if group is None else group[row_of]
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
