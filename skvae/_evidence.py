@@ -36,8 +36,9 @@ def gain(
     there is one group.
     """
     weight = torch.ones_like(worse) if weight is None else weight
-    share = (weight / weight.sum()).double().cpu()
-    difference = (worse.double() - better.double()).cpu()
+    # On the CPU first, since not every device has float64.
+    worse, better, share = (values.cpu().double() for values in (worse, better, weight))
+    share, difference = share / share.sum(), worse - better
     mean = float(share @ difference)
     deviation = share * (difference - mean)
     if group is not None:
@@ -56,6 +57,11 @@ def is_better(
     weight: torch.Tensor | None = None,
     group: torch.Tensor | None = None,
 ) -> bool:
-    """Whether the second losses (B,) are lower by more than so many standard errors."""
+    """Whether the second losses (B,) are lower by more than so many standard errors.
+
+    Losses that are finite are better than others.
+    """
+    if not worse.isfinite().all():
+        return bool(better.isfinite().all())
     mean, error = gain(worse, better, weight, group)
     return mean > n_errors * error
