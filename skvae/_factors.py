@@ -269,7 +269,7 @@ def _maximise_complete(
         flat = projection.transpose(1, 2).flatten(2)
         product = centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
         cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
-        moment = spread + projection.mT @ cross
+        moment = spread + projection.mT @ cross + 1e-9 * identity
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
         variance = _shrink(residual.clamp(min=0), square, rows, pseudo_rows, noise)
