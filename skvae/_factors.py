@@ -89,7 +89,7 @@ def choose(
     """
     n_rows, n_features = y.shape
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
-    group = torch.arange(n_rows) if group is None else group
+    group = torch.arange(n_rows, device=y.device) if group is None else group
     n_varying = int(_varies(y).sum())
     most = min(n_components, n_varying, n_rows - 2)
     pseudo_rows: Sequence[float] = PSEUDO_ROWS if noise[1] is not None else (0.0,)
@@ -108,7 +108,8 @@ def choose(
     fold = _fold(group, N_FOLDS)
     if int(fold.max()) == 0:  # one group: no rows can be left out
         return Size(0)
-    kept = weight * (fold != torch.arange(min(n_folds, int(fold.max()) + 1)).unsqueeze(1))
+    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
+    kept = weight * (fold != folds.unsqueeze(1))
     kept = kept[(kept > 0).sum(1) > 1]
     rows_out, of_sizes = [], []
     for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
@@ -192,7 +193,7 @@ def log_likelihood(
     terms = y.square() / variance + variance.log() + math.log(2 * math.pi)
     total = torch.where(there, terms, 0.0).sum(1)
     if n_components:
-        precision = torch.eye(n_components, dtype=y.dtype)
+        precision = torch.eye(n_components, dtype=y.dtype, device=y.device)
         if there.all():
             factor = torch.linalg.cholesky(precision + loading.T @ weighted)
         else:
@@ -261,7 +262,7 @@ def _maximise_complete(
     square = square.unsqueeze(1)  # (F, 1, D)
     alone = _shrink(square, square, rows, pseudo_rows, noise).expand(-1, n_sizes, -1)
     variance = _shrink(square / 2, square, rows, pseudo_rows, noise)
-    identity = torch.eye(wide, dtype=y.dtype)
+    identity = torch.eye(wide, dtype=y.dtype, device=y.device)
     for _ in range(n_steps if wide else 0):
         weighted = loading / variance.unsqueeze(3)
         spread = torch.linalg.inv(identity + loading.mT @ weighted)
@@ -269,6 +270,7 @@ def _maximise_complete(
         flat = projection.transpose(1, 2).flatten(2)
         product = centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
         cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
+        # Where the noise is next to nothing, rounding would make it indefinite.
         moment = spread + projection.mT @ cross + 1e-9 * identity
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
@@ -306,12 +308,12 @@ def _maximise_holes(
     for _ in range(n_steps):
         z, spread = _posterior(y, mask, mean, loading, variance)
         # Of [z, 1], so that the mean is one more loading.
-        one = torch.ones(n, 1, dtype=y.dtype)
+        one = torch.ones(n, 1, dtype=y.dtype, device=y.device)
         wide = torch.cat([z, one], dim=1)
         moments = wide.unsqueeze(2) * wide.unsqueeze(1)
         moments[:, :k, :k] += spread
         of_column = (own.T @ moments.flatten(1)).unflatten(1, (k + 1, k + 1))
-        of_column = of_column + 1e-9 * torch.eye(k + 1, dtype=y.dtype)
+        of_column = of_column + 1e-9 * torch.eye(k + 1, dtype=y.dtype, device=y.device)
         cross = (own * y).T @ wide
         found = torch.linalg.solve(of_column, cross.unsqueeze(2)).squeeze(2)
         residual = (own * y.square()).sum(0) - (found * cross).sum(1)
@@ -333,7 +335,7 @@ def _posterior(
     k = loading.shape[1]
     weighted = loading / variance.unsqueeze(1)
     squares = (loading.unsqueeze(2) * weighted.unsqueeze(1)).flatten(1)
-    precision = (mask @ squares).unflatten(1, (k, k)) + torch.eye(k, dtype=y.dtype)
+    precision = (mask @ squares).unflatten(1, (k, k)) + torch.eye(k, dtype=y.dtype, device=y.device)
     spread = torch.linalg.inv(precision)
     return (spread @ ((mask * (y - mean)) @ weighted).unsqueeze(2)).squeeze(2), spread
 
@@ -354,11 +356,11 @@ def _encode_holes(
     y = y.nan_to_num(nan=0.0)
     z, _ = _posterior(y, mask, mean, loading, variance)
     precision = 1 + mask @ (loading.square() / variance.unsqueeze(1))
-    one = torch.ones(len(y), 1, dtype=y.dtype)
+    one = torch.ones(len(y), 1, dtype=y.dtype, device=y.device)
     inputs = torch.cat([y, 1 - mask, one], dim=1)
     target = torch.cat([z, -0.5 * precision.log()], dim=1)
     first = torch.cat([encode, log_std]).T
-    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype)
+    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype, device=y.device)
     moved = first + torch.linalg.solve(gram, inputs.T @ (target - inputs @ first))
     # From 1 - mask to the mask.
     n_features = y.shape[1]
