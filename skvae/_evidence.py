@@ -51,8 +51,9 @@ def gain(
     infinite where there is one group.
     """
     weight = torch.ones_like(worse) if weight is None else weight
-    share = (weight / weight.sum()).double().cpu()
-    difference = _clipped((worse.double() - better.double()).cpu())
+    # On the CPU first, since not every device has float64.
+    worse, better, share = (values.cpu().double() for values in (worse, better, weight))
+    share, difference = share / share.sum(), _clipped(worse - better)
     mean = float(share @ difference)
     deviation = share * (difference - mean)
     if group is not None:
@@ -74,7 +75,10 @@ def is_better(
     """Whether the second losses (B,) are lower by more than so many standard errors.
 
     Their plain mean has to be lower, too: far rows are no reason to be preferred, but one against.
+    Losses that are finite are better than others.
     """
+    if not worse.isfinite().all():
+        return bool(better.isfinite().all())
     mean, error = gain(worse, better, weight, group)
     weight = torch.ones_like(worse) if weight is None else weight
     plain = float((weight * (worse - better)).sum())

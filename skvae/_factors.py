@@ -45,7 +45,6 @@ PSEUDO_ROWS = 0.0, 0.5, 2.0, 8.0  # to choose from
 N_STEPS, N_LAST_STEPS = 30, 300  # of EM, at most: to compare, and for the result
 # Relative change of all noise variances in a step below which EM ends.
 CONVERGED = 1e-6
-CPU = torch.device("cpu")  # whatever torch's default device is
 START = 0.1  # size of the first loadings
 # Multiplications for a choice, and of a step of EM by component where values are missing.
 AFFORDED, HOLED = 2**30, 2**25
@@ -94,7 +93,7 @@ def choose(
     """
     n_rows, n_features = y.shape
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
-    group = torch.arange(n_rows, device=CPU) if group is None else group
+    group = torch.arange(n_rows, device=y.device) if group is None else group
     n_varying = int(_varies(y).sum())
     most = min(n_components, n_varying, n_rows - 2)
     pseudo_rows: Sequence[float] = PSEUDO_ROWS if noise[1] is not None else (0.0,)
@@ -117,9 +116,8 @@ def choose(
     fold = _fold(group, N_FOLDS)
     if int(fold.max()) == 0:  # one group: no rows can be left out
         return Size(0)
-    kept = weight * (
-        fold != torch.arange(min(n_folds, int(fold.max()) + 1), device=CPU).unsqueeze(1)
-    )
+    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
+    kept = weight * (fold != folds.unsqueeze(1))
     kept = kept[(kept > 0).sum(1) > 1]
     rows_out, of_sizes = [], []
     for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
@@ -203,7 +201,7 @@ def log_likelihood(
     terms = y.square() / variance + variance.log() + math.log(2 * math.pi)
     total = torch.where(there, terms, 0.0).sum(1)
     if n_components:
-        precision = torch.eye(n_components, dtype=y.dtype, device=CPU)
+        precision = torch.eye(n_components, dtype=y.dtype, device=y.device)
         if there.all():
             factor = torch.linalg.cholesky(precision + loading.T @ weighted)
         else:
@@ -275,7 +273,7 @@ def _maximise_complete(
     square = square.unsqueeze(1)  # (F, 1, D)
     alone = _shrink(square, square, rows, pseudo_rows, noise).expand(-1, n_sizes, -1)
     variance = _shrink(square / 2, square, rows, pseudo_rows, noise)
-    identity = torch.eye(wide, dtype=y.dtype, device=CPU)
+    identity = torch.eye(wide, dtype=y.dtype, device=y.device)
     for _ in range(n_steps if wide else 0):
         weighted = loading / variance.unsqueeze(3)
         spread = torch.linalg.inv(identity + loading.mT @ weighted)
@@ -283,7 +281,8 @@ def _maximise_complete(
         flat = projection.transpose(1, 2).flatten(2)
         product = centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
         cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
-        moment = spread + projection.mT @ cross
+        # Where the noise is next to nothing, rounding would make it indefinite.
+        moment = spread + projection.mT @ cross + 1e-9 * identity
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
         before = variance
@@ -323,12 +322,12 @@ def _maximise_holes(
     for _ in range(n_steps):
         z, spread = _posterior(y, mask, mean, loading, variance)
         # Of [z, 1], so that the mean is one more loading.
-        one = torch.ones(n, 1, dtype=y.dtype, device=CPU)
+        one = torch.ones(n, 1, dtype=y.dtype, device=y.device)
         wide = torch.cat([z, one], dim=1)
         moments = wide.unsqueeze(2) * wide.unsqueeze(1)
         moments[:, :k, :k] += spread
         of_column = (own.T @ moments.flatten(1)).unflatten(1, (k + 1, k + 1))
-        of_column = of_column + 1e-9 * torch.eye(k + 1, dtype=y.dtype, device=CPU)
+        of_column = of_column + 1e-9 * torch.eye(k + 1, dtype=y.dtype, device=y.device)
         cross = (own * y).T @ wide
         found = torch.linalg.solve(of_column, cross.unsqueeze(2)).squeeze(2)
         residual = (own * y.square()).sum(0) - (found * cross).sum(1)
@@ -353,7 +352,7 @@ def _posterior(
     k = loading.shape[1]
     weighted = loading / variance.unsqueeze(1)
     squares = (loading.unsqueeze(2) * weighted.unsqueeze(1)).flatten(1)
-    precision = (mask @ squares).unflatten(1, (k, k)) + torch.eye(k, dtype=y.dtype, device=CPU)
+    precision = (mask @ squares).unflatten(1, (k, k)) + torch.eye(k, dtype=y.dtype, device=y.device)
     spread = torch.linalg.inv(precision)
     return (spread @ ((mask * (y - mean)) @ weighted).unsqueeze(2)).squeeze(2), spread
 
@@ -374,11 +373,11 @@ def _encode_holes(
     y = y.nan_to_num(nan=0.0)
     z, _ = _posterior(y, mask, mean, loading, variance)
     precision = 1 + mask @ (loading.square() / variance.unsqueeze(1))
-    one = torch.ones(len(y), 1, dtype=y.dtype, device=CPU)
+    one = torch.ones(len(y), 1, dtype=y.dtype, device=y.device)
     inputs = torch.cat([y, 1 - mask, one], dim=1)
     target = torch.cat([z, -0.5 * precision.log()], dim=1)
     first = torch.cat([encode, log_std]).T
-    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype, device=CPU)
+    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype, device=y.device)
     moved = first + torch.linalg.solve(gram, inputs.T @ (target - inputs @ first))
     # From 1 - mask to the mask.
     n_features = y.shape[1]

@@ -239,7 +239,7 @@ def _number_groups(groups, X):
     """The number of the group of each row, from 0; None without groups."""
     if groups is None:
         return None
-    groups = column_or_1d(_frames.to_validate(groups), dtype=None)
+    groups = column_or_1d(_frames.to_validate(groups, is_rows=False), dtype=None)
     check_consistent_length(X, groups)
     if any(map(_frames.is_missing, groups.tolist())):
         row = next(i for i, value in enumerate(groups.tolist()) if _frames.is_missing(value))

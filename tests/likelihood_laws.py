@@ -39,6 +39,8 @@ class Moments(NamedTuple):
     mean: np.ndarray
     std: np.ndarray
     has_holes: bool = False
+    n_values: np.ndarray | None = None
+    n_various: np.ndarray | None = None  # rows with another value than most
 
 
 class Start(NamedTuple):

@@ -1,16 +1,19 @@
 """Factor analysis, where training begins and which it is to beat."""
 
+import itertools
 import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn import config_context
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.model_selection import GridSearchCV
 
-from skvae import VAEGridSearchCV, VAETransformer, _factors, _training
+from skvae import VAEGridSearchCV, VAETransformer, _arrays, _factors, _reals, _training
+from skvae._factors import Size
 from skvae.likelihoods import Gaussian, Laplace, StudentT
 from skvae.networks import MLP, Conv
 from skvae.priors import Mixture, Vamp
@@ -24,65 +27,471 @@ def standardised(table):
     return (X - X.mean(axis=0)) / X.std(axis=0)
 
 
-def factors(X, n_components, noise="per_feature", floor=FLOOR):
-    """With all components."""
-    found = _factors.maximise(torch.from_numpy(X), n_components, floor, noise)
+def noise_of(kind="per_feature", floor=FLOOR):
+    return torch.tensor([floor]).double(), kind
+
+
+def plane(n=400, n_features=6, rank=2, noise=0.5, seed=0):
+    """Rows around a plane."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, rank)) @ rng.normal(size=(rank, n_features))
+    return rows + noise * rng.normal(size=(n, n_features))
+
+
+def with_holes(y, share=0.2, seed=1):
+    """Rows some of whose values are missing completely at random."""
+    hidden = np.random.default_rng(seed).random(y.shape) < share
+    return np.where(hidden, np.nan, y)
+
+
+def factors(y, size, noise=None, weight=None, n_steps=_factors.N_LAST_STEPS):
+    """Mean, loading and variance, as they are given to new rows."""
+    noise = noise_of() if noise is None else noise
+    weight = np.ones(len(y)) if weight is None else weight
+    weight = torch.from_numpy(np.asarray(weight, dtype=np.float64))[None]
+    ((found,),) = _factors.maximise(torch.from_numpy(y), [size], noise, weight, n_steps)
     return [part.numpy() for part in found]
 
 
-def log_likelihood(X, loading, variance):
-    covariance = torch.from_numpy(loading @ loading.T + np.diag(variance))
-    normal = torch.distributions.MultivariateNormal(torch.zeros(len(variance)).double(), covariance)
-    return normal.log_prob(torch.from_numpy(X)).mean().item()
+def deflated(y, size, noise=None, n=None, **more):
+    """The same without what they are inflated by for new rows."""
+    n = len(y) if n is None else n
+    mean, loading, variance = factors(y, size, noise, **more)
+    inflation = (n + 1) / (n - size.n_components - 3)
+    return mean, loading / np.sqrt(inflation), variance / inflation
+
+
+def log_likelihood(y, mean, loading, variance):
+    covariance = loading @ loading.T + np.diag(variance)
+    return scipy.stats.multivariate_normal(mean, covariance).logpdf(y).mean()
+
+
+def choose(y, n_components, noise=None, weight=None, group=None):
+    noise = noise_of() if noise is None else noise
+    given = [None if v is None else torch.from_numpy(np.asarray(v)) for v in (weight, group)]
+    return _factors.choose(torch.from_numpy(y), n_components, noise, *given)
+
+
+def analyse(y, size, noise=None):
+    return _factors.analyse(torch.from_numpy(y), size, noise_of() if noise is None else noise)
+
+
+def score(y, found):
+    """Log-likelihood of each row under factors that are found."""
+    return _factors.log_likelihood(torch.from_numpy(y), *found[:3]).numpy()
+
+
+# --- EM ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:FactorAnalysis did not converge")
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("n_components", [1, 2, 4])
 def test_em_comes_as_far_as_factor_analysis_of_scikit_learn(table, n_components):
-    X = standardised(table)
-    loading, variance, *_ = factors(X, n_components, floor=1e-12)
-    reference = FactorAnalysis(n_components, svd_method="lapack", tol=1e-5, max_iter=3000).fit(X)
+    y = standardised(table)
+    noise = noise_of(floor=1e-12)
+    found = deflated(y, Size(n_components), noise, n_steps=_factors.N_STEPS)
+    reference = FactorAnalysis(n_components, svd_method="lapack", tol=1e-5, max_iter=3000).fit(y)
     # 50 steps of EM, against some thousand.
-    assert log_likelihood(X, loading, variance) > reference.score(X) - 0.05
+    assert log_likelihood(y, *found) > reference.score(y) - 0.05
 
 
 @pytest.mark.parametrize("table", ["wine", "diabetes"])
 @pytest.mark.parametrize("n_components", [1, 3])
 def test_with_shared_noise_it_is_pca(table, n_components):
-    X = standardised(table)
-    loading, variance, *_ = factors(X, n_components, "shared")
+    y = standardised(table)
+    mean, loading, variance = deflated(y, Size(n_components), noise_of("shared"))
     assert len(set(variance)) == 1
-    assert log_likelihood(X, loading, variance) == pytest.approx(
-        PCA(n_components).fit(X).score(X), abs=1e-3
+    pca = PCA(n_components).fit(y)
+    assert log_likelihood(y, mean, loading, variance) == pytest.approx(pca.score(y), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["per_feature", "shared", None])
+def test_no_components_are_independent_columns(kind):
+    y = np.random.default_rng(0).normal(size=(50, 3)) * [1.0, 2.0, 0.5] + 7
+    noise = noise_of(kind, 0.25)
+    mean, loading, variance = factors(y, Size(0), noise)
+    np.testing.assert_allclose(mean, y.mean(axis=0), rtol=1e-12)
+    assert loading.shape == (3, 0)
+    inflation = 51 / 47
+    expected = {"per_feature": y.var(axis=0), "shared": np.full(3, y.var(axis=0).mean())}
+    if kind is None:
+        assert variance.tolist() == [0.25] * 3
+    else:
+        above = np.maximum(expected[kind], 1.01 * 0.25)
+        np.testing.assert_allclose(variance, inflation * above, rtol=1e-12)
+
+
+def test_the_covariance_is_inflated_for_new_rows():
+    y = plane(n=60)
+    complete = torch.from_numpy(y)
+    ones = torch.ones(1, 60).double()
+    for k in (0, 1, 2):
+        ((own,),) = _factors._maximise_complete(complete, ones, [Size(k)], noise_of(), 50)
+        mean, loading, variance = factors(y, Size(k), n_steps=50)
+        inflation = 61 / (60 - k - 3)
+        np.testing.assert_allclose(mean, own[0])
+        np.testing.assert_allclose(loading, np.sqrt(inflation) * own[1].numpy(), rtol=1e-12)
+        np.testing.assert_allclose(variance, inflation * own[2].numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [12, 20, 60])
+def test_inflated_normals_are_better_on_new_rows_and_about_the_best_multiple(n):
+    # One column, whose variance is times a factor f: the mean over tables of n rows.
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(20000, n))
+    mean, variance = y.mean(axis=1), y.var(axis=1)
+
+    def expected(factor):
+        square = 1 + mean**2  # of a new row's distance
+        return -0.5 * (np.log(factor * variance) + square / (factor * variance)).mean()
+
+    inflation = (n + 1) / (n - 3)
+    best = max(map(expected, inflation * np.linspace(0.5, 2, 31)))
+    assert expected(inflation) > best - 1e-3
+    assert expected(inflation) > expected(1.0)
+
+
+def test_the_covariance_of_few_rows_is_inflated_by_at_most_three():
+    y = plane(n=5)
+    _, _, variance = factors(y, Size(0))
+    np.testing.assert_allclose(variance, 3 * y.var(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("pseudo_rows", [0.0, 2.0])
+@pytest.mark.parametrize("kind", ["per_feature", "shared", None])
+def test_em_for_holes_of_rows_without_any_takes_the_steps_of_em(kind, pseudo_rows):
+    y, noise = plane(), noise_of(kind, 0.25 if kind is None else FLOOR)
+    y[:, 1] *= 3
+    weight = np.random.default_rng(2).exponential(size=len(y))
+    size = Size(3, pseudo_rows)
+    tensors = torch.from_numpy(y), torch.from_numpy(weight)
+    for n_steps in (1, 50):
+        ((complete,),) = _factors._maximise_complete(
+            tensors[0], tensors[1][None], [size], noise, n_steps
+        )
+        holes = _factors._maximise_holes(*tensors, size, noise, n_steps)
+        for ours, theirs in zip(holes, complete, strict=True):
+            # What keeps the equations of a column solvable is 1e-9, some hundred rows beside it.
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+def test_em_for_holes_finds_what_makes_the_values_that_are_there_likely():
+    y = plane(800)
+    holed = with_holes(y)
+    complete, holes = deflated(y, Size(2)), deflated(holed, Size(2))
+    # Each is the best for its own rows.
+    assert score(holed, tensors_of(holes)).mean() > score(holed, tensors_of(complete)).mean()
+    assert log_likelihood(y, *complete) > log_likelihood(y, *holes)
+    # A fifth fewer values, of 800 rows.
+    assert log_likelihood(y, *holes) > log_likelihood(y, *complete) - 0.05
+    covariances = [loading @ loading.T + np.diag(v) for _, loading, v in (complete, holes)]
+    scale = np.sqrt(np.diag(covariances[0]))
+    assert np.abs((covariances[1] - covariances[0]) / np.outer(scale, scale)).max() < 0.1
+
+
+def tensors_of(found):
+    return [torch.from_numpy(part) for part in found]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_every_step_of_em_makes_the_rows_more_likely(share):
+    y, before = with_holes(plane(200), share), -np.inf
+    for n_steps in (1, 2, 3, 5, 10, 30):
+        now = score(y, tensors_of(deflated(y, Size(2), noise_of(floor=1e-9), n_steps=n_steps)))
+        assert now.mean() > before
+        before = now.mean()
+
+
+@pytest.mark.parametrize("n_components", [0, 1, 3])
+def test_log_likelihood_with_holes_is_that_of_the_values_that_are_there(n_components):
+    rng = np.random.default_rng(0)
+    y = with_holes(rng.normal(size=(20, 5)), 0.4)
+    y[0] = np.nan
+    mean, loading = rng.normal(size=5), rng.normal(size=(5, n_components))
+    variance = rng.exponential(size=5)
+    covariance = loading @ loading.T + np.diag(variance)
+    for row, found in zip(y, score(y, tensors_of((mean, loading, variance))), strict=True):
+        there = ~np.isnan(row)
+        if not there.any():
+            assert found == 0
+            continue
+        block = covariance[np.ix_(there, there)]
+        normal = scipy.stats.multivariate_normal(mean[there], block)
+        assert found == pytest.approx(normal.logpdf(row[there]), rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["per_feature", "shared"])
+def test_weights_are_rows_that_are_repeated(share, kind):
+    y = with_holes(plane(300), share)
+    n = 1 + np.random.default_rng(2).integers(3, size=300)
+    ours = factors(y, Size(2), noise_of(kind), weight=n / 7)
+    theirs = factors(np.repeat(y, n, axis=0), Size(2), noise_of(kind))
+    # Rows that count unequally say as much as fewer that count the same.
+    n_ours, n_theirs = n.sum() ** 2 / (n**2).sum(), n.sum()
+    factor = (n_ours + 1) / (n_ours - 5) / ((n_theirs + 1) / (n_theirs - 5))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6, atol=1e-7)
+    for own, repeated in ((ours[1] @ ours[1].T, theirs[1] @ theirs[1].T), (ours[2], theirs[2])):
+        np.testing.assert_allclose(own, factor * repeated, rtol=1e-5, atol=1e-6)
+
+
+def test_only_ratios_of_weights_matter():
+    y, w = plane(100), np.random.default_rng(2).exponential(size=100)
+    assert choose(y, 4, weight=w) == choose(y, 4, weight=1e3 * w)
+    for a, b in zip(
+        factors(y, Size(2, 2.0), weight=w), factors(y, Size(2, 2.0), weight=1e3 * w), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_weight_of_0_leaves_a_row_out():
+    y = plane(100)
+    for a, b in zip(
+        factors(y, Size(2, 2.0), weight=np.arange(100) < 80),
+        factors(y[:80], Size(2, 2.0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_pseudo_rows_shrink_the_noise_towards_the_variance_of_the_column():
+    # A column that a component has for itself, as in a Heywood case.
+    y = plane(40, rank=1)
+    y[:, 0] *= 10
+    y[:, 0] += np.random.default_rng(5).normal(size=40)
+    shares = [
+        (variance / y.var(axis=0)).min()
+        for variance in (deflated(y, Size(3, a))[2] for a in (0.0, 0.5, 2.0, 8.0, 1e9))
+    ]
+    assert (np.diff(shares) > 0).all()
+    assert shares[-1] == pytest.approx(1, rel=1e-6)
+    # At most as if no residual were left: a of n + a rows.
+    n = _factors._good_rows(
+        torch.tensor(40.0),
+        *(torch.from_numpy(((y - y.mean(axis=0)) ** power).mean(axis=0)) for power in (2, 4)),
     )
+    assert shares[2] >= (2 / (n + 2)).min()
+
+
+def test_a_column_of_few_values_is_worth_as_many_rows():
+    y = np.zeros((1000, 2))
+    y[:, 0] = np.random.default_rng(0).normal(size=1000)
+    y[:6, 1] = [1, 1, -1, 1, 1, -1]
+    square, fourth = (
+        ((y - y.mean(axis=0)) ** 2).mean(axis=0),
+        ((y - y.mean(axis=0)) ** 4).mean(axis=0),
+    )
+    n = _factors._good_rows(torch.tensor(1000.0), *map(torch.from_numpy, (square, fourth)))
+    # The kurtosis of normal values is 3 but for the draws; that of k of n values is about n / k.
+    assert n[0] == pytest.approx(1000, rel=0.2)
+    assert n[1] == pytest.approx(2 * 6, rel=0.02)
+
+
+# --- the posterior ----------------------------------------------------------------------------
 
 
 def test_the_posterior_is_that_of_the_normal_distribution():
-    X = standardised("wine")
-    loading, variance, projection, log_std = factors(X, 3)
+    found = analyse(standardised("wine"), Size(3))
+    mean, loading, variance = (part.numpy() for part in found[:3])
     joint = loading @ loading.T + np.diag(variance)
     expected = loading.T @ np.linalg.inv(joint)
-    np.testing.assert_allclose(projection, expected, rtol=1e-9, atol=1e-12)
+    encode, log_std = found.encode.numpy(), found.log_std.numpy()
+    np.testing.assert_allclose(encode[:, :13], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(encode[:, -1], -expected @ mean, rtol=1e-9, atol=1e-12)
+    assert (encode[:, 13:26] == 0).all()  # the mask plays no part
+    assert (log_std[:, :-1] == 0).all()
     covariance = np.eye(3) - expected @ loading
-    np.testing.assert_allclose(covariance, np.diag(np.exp(2 * log_std)), rtol=1e-9, atol=1e-12)
-    assert (np.diff(log_std) > 0).all()  # the strongest first
+    np.testing.assert_allclose(
+        covariance, np.diag(np.exp(2 * log_std[:, -1])), rtol=1e-9, atol=1e-12
+    )
+    assert (np.diff(log_std[:, -1]) > 0).all()  # the strongest first
+
+
+def test_turned_factors_have_the_covariance_that_was_found():
+    y = standardised("wine")
+    mean, loading, variance = factors(y, Size(3, 2.0))
+    found = analyse(y, Size(3, 2.0))
+    np.testing.assert_allclose(found.mean, mean, atol=1e-12)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-12)
+    np.testing.assert_allclose(found.loading @ found.loading.T, loading @ loading.T, atol=1e-10)
+
+
+def exact_posterior(y, found):
+    """Means and standard deviations (B, k) of z given the values that are there."""
+    mean, loading, variance = (part.numpy() for part in found[:3])
+    means, stds = [], []
+    for row in y:
+        there = ~np.isnan(row)
+        own = loading[there]
+        joint = own @ own.T + np.diag(variance[there])
+        gain = own.T @ np.linalg.inv(joint)
+        means.append(gain @ (row - mean)[there])
+        stds.append(np.sqrt(np.diag(np.eye(own.shape[1]) - gain @ own)))
+    return np.array(means), np.array(stds)
+
+
+def encode(y, found):
+    mask = ~np.isnan(y)
+    inputs = np.hstack([np.nan_to_num(y), mask, np.ones((len(y), 1))])
+    return inputs @ found.encode.numpy().T, np.exp(inputs @ found.log_std.numpy().T)
+
+
+def test_the_encoder_for_holes_is_exact_for_rows_without_any_where_none_has_holes():
+    y = standardised("wine")
+    found = analyse(y, Size(3))
+    moved = _factors._encode_holes(torch.from_numpy(y), *found)
+    for ours, exact in zip(moved, found[3:], strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+    for ours, exact in zip(encode(y, found), exact_posterior(y, found), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_encoder_for_holes_comes_close_to_the_posteriors_of_new_rows(table):
+    y = with_holes(standardised(table))
+    new = with_holes(standardised(table), seed=2)
+    found = analyse(y, Size(2, 2.0))
+    ours, exact = encode(new, found), exact_posterior(new, found)
+    for j in range(2):
+        assert np.corrcoef(ours[0][:, j], exact[0][:, j])[0, 1] > 0.9
+
+
+# --- the choice of a size ---------------------------------------------------------------------
+
+
+def test_the_path_has_each_small_number_of_components_and_the_largest():
+    for most in (0, 1, 2, 5, 9, 40, 300):
+        path = _factors._path(most)
+        assert path[0] == 0
+        assert path[-1] == most
+        assert path == sorted(set(path))
+        assert path[: min(most, 5) + 1] == list(range(min(most, 5) + 1))
+        assert all(b <= a + max(1, a // 3) for a, b in itertools.pairwise(path))
 
 
 def test_components_that_are_not_worth_it_are_left_out():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(800, 2)) @ rng.normal(size=(2, 20)) + 0.5 * rng.normal(size=(800, 20))
-    found = _factors.analyse(torch.from_numpy(X + 7), 6, FLOOR, "per_feature")
-    expected = factors(X - X.mean(axis=0), 2)
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    y = plane(800, 20)
+    assert choose(y + 7, 6).n_components == 2
+    assert choose(with_holes(y), 6).n_components == 2
 
 
-def test_nothing_is_left_of_columns_that_have_nothing_in_common():
-    X = np.random.default_rng(0).normal(size=(800, 20))
-    found = _factors.analyse(torch.from_numpy(X), 6, FLOOR, "per_feature")
-    assert found.loading.shape == (20, 0)
-    np.testing.assert_allclose(found.variance, X.var(axis=0))
+@pytest.mark.parametrize("n", [20, 60, 300])
+def test_nothing_is_left_of_columns_that_have_nothing_in_common(n):
+    chosen = []
+    for seed in range(10):
+        y = np.random.default_rng(seed).normal(size=(n, 8))
+        chosen.append(choose((y - y.mean(axis=0)) / y.std(axis=0), 6).n_components)
+    assert sum(k > 0 for k in chosen) <= 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_rows_of_a_group_are_left_out_together(monkeypatch, share):
+    group = np.random.default_rng(0).integers(12, size=90) * 7 - 3
+    seen, maximise = [], _factors.maximise
+
+    def watch(y, sizes, noise, weight, n_steps):
+        seen.append(weight.numpy())
+        return maximise(y, sizes, noise, weight, n_steps)
+
+    monkeypatch.setattr(_factors, "maximise", watch)
+    choose(with_holes(plane(90), share), 3, group=group)
+    (folds,) = seen
+    assert len(folds) >= 3
+    assert ((folds == 0).sum(axis=0) <= 1).all()  # in one fold at most
+    for own in folds:
+        out = {name: set(own[group == name] == 0) for name in np.unique(group)}
+        assert all(len(values) == 1 for values in out.values())
+        assert 0 < (own == 0).sum() < 90
+    choose(plane(90), 3)
+    assert ((seen[1] == 0).sum(axis=0) == 1).all()
+    assert np.ptp((seen[1] == 0).sum(axis=1)) <= 1
+
+
+def test_rows_that_are_copies_of_each_other_choose_components_only_without_their_groups():
+    # 12 rows of independent columns, ten times each: folds of rows have seen them all.
+    y = np.repeat(np.random.default_rng(0).normal(size=(12, 8)), 10, axis=0)
+    y += 0.01 * np.random.default_rng(1).normal(size=y.shape)
+    assert choose(y, 6).n_components == 6
+    assert choose(y, 6, group=np.repeat(np.arange(12), 10)).n_components == 0
+
+
+def test_one_group_leaves_independent_columns():
+    assert choose(plane(90), 3, group=np.zeros(90, int)) == Size(0)
+
+
+@pytest.mark.parametrize(("n", "n_features", "share"), [(300, 60, 0.01), (1000, 100, 0.003)])
+def test_the_choice_is_never_worse_than_independent_columns_where_values_are_rare(
+    n, n_features, share
+):
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        many = (rng.random((3 * n, n_features)) < share) * rng.exponential(size=(3 * n, n_features))
+        X, new = many[:n], many[n:]
+        columns = _arrays.describe_columns(X)
+        std = np.where(columns.std > 0, columns.std, 1.0)
+        y, new = ((rows - columns.mean) / std for rows in (X, new))
+        varies = columns.std > 0
+        y, new = y[:, varies], new[:, varies]
+        floor = np.maximum(FLOOR, _reals._floor_of_few(columns))[varies]
+        noise = torch.from_numpy(floor), "per_feature"
+        chosen, independent = (
+            score(new, analyse(y, size, noise)) for size in (choose(y, 8, noise), Size(0))
+        )
+        difference = chosen - independent
+        assert difference.mean() >= -2 * difference.std() / np.sqrt(len(new))
+
+
+@pytest.mark.filterwarnings("ignore:FactorAnalysis did not converge")
+def test_of_30_rows_the_choice_is_as_good_as_the_better_of_pca_and_factor_analysis():
+    differences = []
+    for seed in range(5):
+        X = np.random.default_rng(seed).permutation(load_wine().data)
+        location, scale = X[:30].mean(axis=0), X[:30].std(axis=0)
+        y, new = (X[:30] - location) / scale, (X[30:] - location) / scale
+        k = min(5, y.shape[1] - 1)
+        noise = noise_of()
+        ours = score(new, analyse(y, choose(y, k, noise), noise)).mean()
+        theirs = []
+        for model in (PCA(), FactorAnalysis(svd_method="lapack", max_iter=300)):
+            grid = {"n_components": range(k + 1)}
+            theirs.append(GridSearchCV(model, grid, cv=5).fit(y).score(new))
+        differences.append(ours - max(theirs))
+    assert np.median(differences) >= 0
+
+
+@pytest.mark.parametrize("columns", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["per_feature", "shared", None])
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns, kind, share):
+    y = np.zeros((6, 5))
+    y[:, :columns] = np.random.default_rng(0).normal(size=(6, columns))
+    y = with_holes(y, share)
+    assert choose(y, 8, noise_of(kind)).n_components <= max(columns, 0)
+    for size in (Size(0), Size(1), Size(8, 2.0)):
+        for part in analyse(y, size, noise_of(kind)):
+            assert part.isfinite().all()
+
+
+def test_a_choice_that_would_take_long_tries_fewer_sizes_in_fewer_folds(monkeypatch):
+    seen, maximise = [], _factors.maximise
+
+    def watch(y, sizes, noise, weight, n_steps):
+        seen.append((sizes, len(weight)))
+        return maximise(y, sizes, noise, weight, n_steps)
+
+    monkeypatch.setattr(_factors, "maximise", watch)
+    for afforded in (_factors.AFFORDED, 2**24, 1):
+        monkeypatch.setattr(_factors, "AFFORDED", afforded)
+        assert choose(plane(400, 20), 12).n_components == 2
+    numbers = [len(sizes) * n_folds for sizes, n_folds in seen]
+    assert numbers[0] > numbers[1] >= numbers[2]
+    assert seen[2][1] == 1
+    for sizes, _ in seen:
+        assert {0, 1, 2, 12} <= {size.n_components for size in sizes}
+
+
+# --- what fits make of it ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -91,22 +500,13 @@ def test_candidates_that_become_factor_analysis_are_one(precision):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(300, 6))
     vae = VAETransformer(learning_rate=1e-9, max_iter=1, random_state=0, precision=precision)
-    grid = {"beta": [0.5, 0.8, 1], "n_components": [1, 2, 3]}
+    grid = {"beta": [0.5, 1], "n_components": [1, 2, 3]}
     search = VAEGridSearchCV(vae, grid, cv=3).fit(X)
-    scores = search.cv_results_["mean_test_score"].reshape(3, 3)
+    scores = search.cv_results_["mean_test_score"].reshape(2, 3)
     assert (scores == scores[0]).all()
     assert scores[0, 0] < scores[0, 1]
     reference = GridSearchCV(vae, grid, cv=3).fit(X)
     np.testing.assert_array_equal(scores.ravel(), reference.cv_results_["mean_test_score"])
-
-
-@pytest.mark.parametrize("columns", [1, 3])
-def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns):
-    X = np.zeros((4, 5))
-    X[:, :columns] = np.random.default_rng(0).normal(size=(4, columns))
-    for noise in ("per_feature", "shared", None):
-        for part in factors(X, 8, noise):
-            assert np.isfinite(part).all()
 
 
 @pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
@@ -157,25 +557,35 @@ def test_nothing_is_kept_but_what_training_left_where_there_is_no_other(params):
 
 
 @pytest.mark.parametrize("working_memory", [0.03, 1000])
-def test_rows_that_are_held_out_are_no_part_of_it(monkeypatch, working_memory):
-    X, seen, judged = np.random.default_rng(0).normal(size=(1000, 10)), [], []
-    analyse, train = _factors.analyse, _training.train
+def test_rows_that_are_held_out_are_a_part_of_what_is_kept_and_not_of_what_is_judged(
+    monkeypatch, working_memory
+):
+    X, chosen, seen, judged = plane(1000, 10), [], [], []
+    choose, analyse, train = _factors.choose, _factors.analyse, _training.train
+
+    def watch_choice(y, *args):
+        chosen.append(set(map(tuple, y.numpy())))
+        return choose(y, *args)
 
     def watch_analysis(y, *args):
-        seen.extend(map(tuple, y.numpy()))
+        seen.append(set(map(tuple, y.numpy())))
         return analyse(y, *args)
 
     def watch_training(stack, read, rows, *args, **more):
-        judged.extend(map(tuple, rows.take(rows.index)[0].double().numpy()))
+        judged.append(set(map(tuple, rows.take(rows.index)[0].double().numpy())))
         return train(stack, read, rows, *args, **more)
 
+    monkeypatch.setattr(_factors, "choose", watch_choice)
     monkeypatch.setattr(_factors, "analyse", watch_analysis)
     monkeypatch.setattr(_training, "train", watch_training)
     with config_context(working_memory=working_memory):
         VAETransformer(2, max_iter=1, random_state=0).fit(X)
-    assert len(seen) > 800
-    assert len(judged) > 10
-    assert not set(seen) & set(judged)
+    ((of_choice,), (held_out,), (first, last)) = chosen, judged, seen
+    assert len(first) > 800
+    assert len(held_out) > 10
+    assert of_choice == first
+    assert not first & held_out
+    assert last == first | held_out
 
 
 @pytest.mark.parametrize(

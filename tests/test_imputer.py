@@ -516,3 +516,48 @@ def test_an_empty_column_of_a_table_is_left_out_or_filled_with_0(mixed, keep, co
     assert frame.notna().all().all()
     if keep:
         assert (frame[list(empty)] == 0).all().all()
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+def watched(monkeypatch):
+    """Lists of the rows held out by each fit and of the groups of all rows."""
+    seen, prepare = [], VAETransformer._prepare
+
+    def watch(self, *args, **more):
+        job, fitted = prepare(self, *args, **more)
+        seen.append((job.held_out, job.group))
+        return job, fitted
+
+    monkeypatch.setattr(VAETransformer, "_prepare", watch)
+    return seen
+
+
+def test_copies_of_a_row_are_held_out_with_it(holes, monkeypatch):
+    seen = watched(monkeypatch)
+    VAEImputer(VAETransformer(2, max_iter=2, random_state=0), n_draws=4).fit(holes)
+    ((held_out, group),) = seen
+    n_copies = np.bincount(group)
+    assert len(n_copies) == len(holes)
+    assert set(n_copies) == {_imputer.N_COPIES + 1}
+    assert set(np.bincount(group[held_out])) <= {0, _imputer.N_COPIES + 1}
+    assert len(held_out) > 0
+
+
+def test_groups_of_rows_are_held_out_whole_with_their_copies(holes, monkeypatch):
+    seen, groups = watched(monkeypatch), np.array([f"p{i // 6}" for i in range(len(holes))])
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    VAEImputer(vae, n_draws=4).fit(holes, groups=groups)
+    ((held_out, group),) = seen
+    sizes = np.unique(groups, return_counts=True)[1] * (_imputer.N_COPIES + 1)
+    np.testing.assert_array_equal(np.bincount(group), sizes)
+    out = np.bincount(group[held_out], minlength=len(sizes))
+    assert set((out / sizes).tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        VAEImputer(vae).fit(holes, groups=groups[:-1])
+
+
+def test_a_target_that_looks_like_rows_to_validate_on_is_refused(holes):
+    with pytest.raises(ValueError, match="looks like rows to validate on"):
+        VAEImputer(VAETransformer(2, max_iter=2)).fit(holes[:100], holes[100:])

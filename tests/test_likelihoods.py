@@ -507,6 +507,77 @@ def test_gaussian_noise_per_sample_has_a_floor_of_a_hundredth_of_the_column():
     torch.testing.assert_close(highest, torch.full_like(highest, density), rtol=1e-8, atol=0)
 
 
+def floor_of(noise, X, family=Gaussian):
+    """The least noise variance of the columns of X, in units of their variance."""
+    columns = describe_columns(X)
+    likelihood = family(noise)
+    module = likelihood.build(X.shape[1])
+    _, scale = likelihood.units(columns)
+    likelihood.initialise(module, columns, scale)
+    return module.floor.numpy()
+
+
+def few(n, n_rows=100, value=0.0):
+    """A column of which n rows have other values than the others."""
+    column = np.full(n_rows, value)
+    column[:n] = value + 1 + np.arange(n)
+    return column
+
+
+FEW = [1, 2, 5, 20, 49, 51, 100]
+
+
+@pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
+@pytest.mark.parametrize("noise", ["per_feature", "per_sample"])
+@pytest.mark.parametrize("value", [0.0, -3.5])
+def test_the_floor_of_a_column_of_mostly_one_value_rests_on_the_rows_that_differ(
+    family, noise, value
+):
+    X = np.transpose([few(n, value=value) for n in FEW])
+    X = np.random.default_rng(0).permutation(X)
+    expected = [1.0, 2 / 3, 2 / 6, 2 / 21, 2 / 50, 1e-4, 1e-4]
+    np.testing.assert_allclose(floor_of(noise, X, family), expected, rtol=1e-6)
+    # Whatever the units of X.
+    np.testing.assert_allclose(floor_of(noise, 1e6 * X, family), expected, rtol=1e-6)
+
+
+def test_the_floor_of_many_rows_that_differ_is_a_hundredth_of_the_column_again():
+    X = np.random.default_rng(0).permutation(few(29_999, 100_000))[:, None]
+    np.testing.assert_allclose(floor_of("per_feature", X), 1e-4, rtol=1e-6)
+    X = np.random.default_rng(0).permutation(few(9_999, 100_000))[:, None]
+    np.testing.assert_allclose(floor_of("per_feature", X), 2e-4, rtol=1e-6)
+
+
+def test_values_that_are_missing_differ_from_nothing():
+    X = np.transpose([few(5), few(5), few(30)])
+    X[50:, 1] = np.nan
+    X[50:, 2] = np.nan  # 30 of 50 differ
+    np.testing.assert_allclose(floor_of("per_feature", X), [2 / 6, 2 / 6, 1e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["shared", 0.5])
+def test_one_noise_of_all_columns_has_one_floor(noise):
+    X = np.transpose([few(n) for n in FEW])
+    assert floor_of(noise, X).shape == (1,)
+
+
+def test_each_column_of_columns_has_the_floor_that_it_has_alone(quick):
+    X = np.transpose([few(n) for n in (2, 20, 60)])
+    X = np.random.default_rng(0).permutation(X)
+    own = Columns([("gaussian", [0, 2]), ("laplace", [1])])
+    alone = quick().fit(X).state_["observation.floor"]
+    state = quick(likelihood=own).fit(X).state_
+    floors = [array for name, array in state.items() if name.endswith("floor")]
+    np.testing.assert_allclose(np.concatenate(floors), alone[[0, 2, 1]], rtol=1e-6)
+    np.testing.assert_allclose(alone, [2 / 3, 2 / 21, 1e-4], rtol=1e-6)
+
+
+def test_a_fit_never_falls_below_the_floor_of_few(quick):
+    X = np.random.default_rng(0).permutation(np.transpose([few(3), few(3), few(60)]))
+    vae = quick(likelihood=Gaussian("per_feature"), max_iter=50, learning_rate=0.1).fit(X)
+    assert (vae.noise_variance_ >= 0.999 * X.var(axis=0) * [0.5, 0.5, 1e-4]).all()
+
+
 @every_noise
 @pytest.mark.parametrize("variance", [1e-6, 0.5, 3.0])
 @pytest.mark.parametrize("std", [[1.0, 2.0], [1e-3, 1e3]])

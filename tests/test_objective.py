@@ -275,6 +275,53 @@ def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
 # --- free bits --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("free_bits", "importance", "factorises"),
+    [
+        (None, False, True),
+        (None, False, False),
+        ([0.0, 0.2, 5.0], False, True),
+        (None, True, True),
+    ],
+    ids=["plain", "estimated", "free bits", "importance"],
+)
+def test_losses_of_rows_have_the_loss_as_their_mean(weighted, free_bits, importance, factorises):
+    n_draws, n_rows = 5, 11
+    log_likelihood = -normals(3, n_draws, n_rows).square()
+    shape = (3, n_draws, n_rows, 1) if importance or not factorises else (3, 1, n_rows, 3)
+    kl = normals(*shape, seed=1).square()
+    betas = [0.5, 1.0, 3.0]
+    weights = weights_of(betas, free_bits, importance=importance)
+    row_weight = normals(3, n_rows, seed=2).exp() if weighted else None
+    if weighted:
+        row_weight = row_weight / row_weight.mean(1, keepdim=True)
+    rows = _objective.row_losses((log_likelihood, kl), weights, row_weight)
+    expected = _objective.loss((log_likelihood, kl), weights, row_weight).numbers[0]
+    assert rows.shape == (3, n_rows)
+    mean = (rows if row_weight is None else row_weight * rows).mean(1)
+    torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_loss_of_a_row_is_its_reconstruction_and_its_own_divergence():
+    log_likelihood, kl = -normals(2, 5, 11).square(), normals(2, 1, 11, 3, seed=1).square()
+    rows = _objective.row_losses((log_likelihood, kl), weights_of([0.5, 2.0]))
+    for m, beta in enumerate([0.5, 2.0]):
+        expected = beta * kl[m, 0].sum(1) - log_likelihood[m].mean(0)
+        torch.testing.assert_close(rows[m], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_the_loss_of_a_row_of_importance_samples_is_that_of_the_row_alone(beta):
+    log_likelihood, log_ratio = -normals(1, 5, 11).square(), normals(1, 5, 11, 1, seed=1)
+    weights = weights_of([beta], importance=True)
+    rows = _objective.row_losses((log_likelihood, log_ratio), weights)[0]
+    for b in range(11):
+        own = log_likelihood[:, :, b : b + 1], log_ratio[:, :, b : b + 1]
+        alone = _objective.loss(own, weights).numbers[0, 0]
+        torch.testing.assert_close(rows[b], alone, rtol=1e-12, atol=1e-12)
+
+
 def test_free_bits_hold_the_mean_divergence_of_each_component_from_below():
     kl = torch.tensor([[[[0.0, 0.4], [0.6, 1.6]]]]).double()  # means over the rows: 0.3 and 1
     loss = _objective.loss((torch.zeros(1, 1, 2).double(), kl), weights_of([2.0], [0.5]))

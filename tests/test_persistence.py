@@ -230,6 +230,23 @@ def test_files_of_every_format_still_load_and_compute_what_they_did(written):
     assert joblib.load(path)["holes"][1].fit(X["holes"]).n_iter_ == 6
 
 
+@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("name", ["names", "holes", "mixed"])
+def test_columns_of_files_of_before_they_had_floors_of_their_own_share_one(written, name):
+    table, vae = joblib.load(FILES / f"format_{written}.joblib")[name]
+    X = tables()[table]
+    places = [key for key in vae.state_ if key.endswith("floor")]
+    assert [vae.state_[key].shape for key in places] == [(1,)]
+    before = vae.score_samples(X), vae.transform(X)
+    n_columns = 5 - (name == "mixed")  # one has categories, which have no noise
+    for key in places:
+        vae.state_[key] = np.repeat(vae.state_[key], n_columns)
+    for ours, same in zip((vae.score_samples(X), vae.transform(X)), before, strict=True):
+        np.testing.assert_array_equal(ours, same)
+    again = vae.set_params(warm_start=True, max_iter=1).fit(X)
+    assert np.isfinite(again.score(X))
+
+
 def test_what_is_saved_says_its_format_and_what_is_loaded_does_not(X, quick):
     vae = quick().fit(X)
     assert vae.__getstate__()["_skvae_format"] == _files.FORMAT

@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn import config_context
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, FactorAnalysis
 
 from skvae import VAETransformer, _arrays, _model, _stack
 from skvae.likelihoods import Gaussian
@@ -93,6 +93,88 @@ def test_held_out_rows_are_spread_evenly():
         stretch = 1000 / len(held_out)
         for i, row in enumerate(held_out):
             assert int(i * stretch) <= row < (i + 1) * stretch
+
+
+def test_rows_that_are_read_in_parts_or_at_once_are_judged_by_those_held_out():
+    X, group = table(1000), np.arange(1000) // 4
+    weight = np.random.default_rng(3).exponential(size=1000)
+    for working_memory in (SMALL, 1000):
+        with config_context(working_memory=working_memory):
+            vae = VAETransformer(2, hidden_layer_sizes=(4,), batch_size=16, random_state=0)
+            job = vae._prepare(X, None, weight, group)[0]
+            if working_memory == SMALL:
+                _, judged, some = _stack._read_in_parts(job, lambda epoch, share: None)
+            else:
+                _, judged, some = _stack._read_once([job])
+        rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
+        places = [rows[tuple(row)] for row in judged.take(judged.index)[0].numpy()]
+        assert set(places) <= set(job.held_out.tolist())
+        assert len(places) == job.plan.n_held_out
+        assert judged.group[0].tolist() == group[places].tolist()
+        own = weight[places] / weight[places].mean()
+        np.testing.assert_allclose(judged.weight[0], own, rtol=1e-6)
+        for of_all in (False, True):
+            chosen = some(of_all)
+            found = [rows[tuple(row)] for row in chosen.take(chosen.index)[0].numpy()]
+            assert len(found) == len(set(found)) > 100
+            assert bool(set(found) & set(job.held_out.tolist())) == of_all
+            assert chosen.group[0].tolist() == group[found].tolist()
+
+
+def test_factor_analysis_of_the_same_rows_is_made_once_in_a_stack(monkeypatch):
+    X, n_choices = table(100), []
+    choose = _stack._factors.choose
+    monkeypatch.setattr(
+        _stack._factors, "choose", lambda *args: n_choices.append(1) or choose(*args)
+    )
+    vae = VAETransformer(2, hidden_layer_sizes=(4,), max_iter=2, random_state=0)
+    known = {}
+    jobs = [vae.set_params(beta=beta)._prepare(X, known)[0] for beta in (0.5, 1, 2)]
+    _stack.run(jobs, lambda: None, lambda records, states: False)
+    assert len(n_choices) == 1
+    jobs.append(vae.set_params(random_state=1)._prepare(X)[0])  # other rows are held out
+    _stack.run(jobs, lambda: None, lambda records, states: False)
+    assert len(n_choices) == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "known"),
+    [
+        ({}, True),
+        ({"likelihood": Gaussian("per_feature")}, True),
+        ({"beta": 2.0}, False),
+        ({"n_importance_samples": 3}, False),
+        ({"free_bits": 0.1}, False),
+        ({"max_iter": 1}, False),
+        ({"early_stopping": True}, False),
+        ({"hidden_layer_sizes": (4,)}, False),
+        ({"likelihood": "laplace"}, False),
+    ],
+    ids=str,
+)
+def test_factor_analysis_is_the_optimum_of_linear_gaussian_models_alone(params, known):
+    plain = {"hidden_layer_sizes": (), "early_stopping": False}
+    assert _stack._has_known_optimum(job_of(table(100), **plain | params)) == known
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared"])
+def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise):
+    X = table(300)
+    plain = {"hidden_layer_sizes": (), "early_stopping": False, "likelihood": Gaussian(noise)}
+    missed = {}
+    for max_iter in (3, 200):
+        vae = VAETransformer(2, max_iter=max_iter, learning_rate=0.02, random_state=0, **plain)
+        job, _ = vae._prepare(X)
+        (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+        missed[max_iter] = trained.shortfall
+        Y = (X - job.state["location"]) / job.state["scale"]
+        best = PCA(2).fit(Y).score(Y) if noise == "shared" else FactorAnalysis(2).fit(Y).score(Y)
+        # In the units of X; inflation for new rows costs a few hundredths.
+        best -= np.log(job.state["scale"]).sum()
+        expected = trained.record.history["negative_elbo"][-1] + best
+        assert trained.shortfall == pytest.approx(expected, abs=0.05)
+    assert missed[3] > 0.5
+    assert missed[200] < 0.3
 
 
 @pytest.fixture(params=["memory map", "Fortran order", "read-only", "float32"])

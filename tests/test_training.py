@@ -165,17 +165,20 @@ class Problem:
 
     # --- the run ---
 
-    def train_all(self, rows, plans, seeds, end_epoch=None, cut=None, become_simple=None):
+    def train_all(
+        self, rows, plans, seeds, end_epoch=None, cut=None, become_simple=None, **of_rows
+    ):
         """Train all members, each on its rows; `cut` makes parts of the training rows."""
         precision = "float64" if self.learned[0].dtype == torch.float64 else "float32"
         units = {"location": np.zeros(2), "scale": np.ones(2)}  # of their own
         arrays = {id(table): table.numpy() for table in rows}
-        jobs = [
-            _stack.Job(arrays[id(table)], len(table), ANY, units, numbers, seed, CPU, precision)
-            for table, numbers, seed in zip(rows, plans, seeds, strict=True)
-        ]
+        jobs = []
+        for table, numbers, seed in zip(rows, plans, seeds, strict=True):
+            places = held_out(len(table), numbers.n_held_out, seed)
+            own = arrays[id(table)], len(table), ANY, units, numbers, seed, CPU, precision, places
+            jobs.append(_stack.Job(*own, **of_rows))
         generators = [_arrays.generator(seed) for seed in seeds]
-        read, judged, _ = _stack._read_once(jobs, generators)
+        read, judged, _ = _stack._read_once(jobs)
         return _training.train(
             self,
             read if cut is None else lambda epoch: cut(*read(epoch)),
@@ -214,7 +217,12 @@ def told(record):
     return {name: value for name, value in vars(record).items() if name != "weights"}
 
 
-ANY = {"likelihood": "gaussian", "n_features": 2}
+ANY = {"likelihood": "gaussian", "n_features": 2, "missing": False}
+
+
+def held_out(n_rows, n_held_out, seed):
+    """Places of rows to hold out, in random order."""
+    return np.random.default_rng(seed).permutation(n_rows)[:n_held_out]
 
 
 def numbers_of(rows):
@@ -420,8 +428,8 @@ def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size
     problem.train(rows, plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4))
 
     assert torch.equal(rows, before)
-    held_out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
-    assert len(set(held_out)) == n_held_out
+    out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
+    assert len(set(out)) == n_held_out
     orders = []
     for epoch in range(1, 5):
         batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
@@ -429,7 +437,7 @@ def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size
         assert sizes[:-1] == [batch_size] * (len(sizes) - 1)  # a ragged last batch
         assert 1 <= sizes[-1] <= batch_size
         used = numbers_of(torch.cat(batches))
-        assert sorted(used + held_out) == list(range(14))
+        assert sorted(used + out) == list(range(14))
         orders.append(tuple(used))
     assert len(set(orders)) == 4
 
@@ -450,14 +458,14 @@ def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch
 
     numbers = plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4)
     problem.train(rows_of(14), numbers, cut=counted)
-    held_out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
+    out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
     orders = []
     for epoch in range(1, 5):
         batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
         # Each part ends with a ragged batch of its own.
         assert [len(batch) for batch in batches] == sizes[epoch]
         used = numbers_of(torch.cat(batches))
-        assert sorted(used + held_out) == list(range(14))
+        assert sorted(used + out) == list(range(14))
         orders.append(tuple(used))
     assert len(set(orders)) == 4
 
@@ -473,12 +481,10 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
     progress = []
-    read, judged, _ = _stack._read_in_parts(
-        _stack.Job(data, 20, ANY, units, numbers, seed=0, device=CPU, precision="float32"),
-        lambda *now: progress.append(now),
-    )
-    held_out = numbers_of(judged.take(judged.index)[0]) if n_held_out else []
-    assert len(set(held_out)) == n_held_out
+    own = data, 20, ANY, units, numbers, 0, CPU, "float32", held_out(n_rows, n_held_out, 0)
+    read, judged, _ = _stack._read_in_parts(_stack.Job(*own), lambda *now: progress.append(now))
+    out = numbers_of(judged.take(judged.index)[0]) if n_held_out else []
+    assert len(set(out)) == n_held_out
     orders = []
     for epoch in range(3):
         seen, total = [], 0.0
@@ -487,39 +493,11 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
             part = numbers_of(rows.take(rows.index)[0])
             assert share == pytest.approx(len(part) / (n_rows - n_held_out))
             seen, total = seen + part, total + share
-        assert sorted(seen + held_out) == list(range(n_rows))
+        assert sorted(seen + out) == list(range(n_rows))
         assert total == pytest.approx(1)
         assert progress[-1] == (epoch, pytest.approx(1))
         orders.append(tuple(seen))
     assert len(set(orders)) == 3
-
-
-@pytest.mark.parametrize("n_rows", [65, 101, 119, 640])
-def test_rows_that_are_held_out_of_parts_differ_and_are_spread_over_all_rows(n_rows):
-    units = {"location": np.zeros(2), "scale": np.ones(2)}
-    drawn = []
-    for seed in range(20):
-        job = _stack.Job(
-            rows_of(n_rows).numpy(), 64, ANY, units, plan(n_held_out=50), seed, CPU, "float32"
-        )
-        _, judged, _ = _stack._read_in_parts(job, lambda epoch, share: None)
-        held_out = numbers_of(judged.take(judged.index)[0])
-        assert len(set(held_out)) == 50
-        # One from each of 50 stretches, whose length is equal but for a row.
-        centres = (np.arange(50) + 0.5) * n_rows / 50
-        assert np.abs(np.array(held_out) + 0.5 - centres).max() <= n_rows / 50 / 2 + 1
-        drawn.append(tuple(held_out))
-    assert len(set(drawn)) == 20
-
-
-def test_rows_held_out_are_drawn_and_not_the_first_ones():
-    drawn = []
-    for seed in range(5):
-        problem = Problem()
-        problem.train(rows_of(20), plan(n_held_out=5, max_iter=1), seed)
-        drawn.append(frozenset(numbers_of(problem.judged[0][0].rows)))
-    assert len(set(drawn)) > 1
-    assert frozenset(range(5)) not in drawn
 
 
 def test_noise_of_training_is_new_for_every_row_and_every_epoch():
@@ -741,10 +719,13 @@ def test_best_weights_are_a_copy_of_those_with_the_smallest_loss():
     best = Best(weights)
     for epoch, loss in enumerate([5.0, 3.0, 4.0, 3.0], start=1):
         weights.fill_(epoch)
-        best.judge(loss, epoch, weights, plan())
+        rows = torch.tensor([loss - 1, loss + 1])
+        best.judge(loss, rows, epoch, weights, plan())
+        rows.fill_(99)
     weights.fill_(99)
     assert best.epoch == 2
     assert best.weights.tolist() == [2, 2]
+    assert best.rows.tolist() == [2, 4]
 
 
 def test_best_weights_are_of_an_epoch_after_the_warm_up_though_one_in_it_had_a_smaller_loss():
@@ -752,10 +733,11 @@ def test_best_weights_are_of_an_epoch_after_the_warm_up_though_one_in_it_had_a_s
     best = Best(weights)
     for epoch, loss in enumerate([3.0, 1.0, 7.0, 6.0, 8.0], start=1):
         weights.fill_(epoch)
-        best.judge(loss, epoch, weights, plan(n_warmup=2))
+        best.judge(loss, torch.tensor([loss]), epoch, weights, plan(n_warmup=2))
         assert best.epoch == [1, 2, 3, 4, 4][epoch - 1]
         assert best.waited == [0, 0, 0, 0, 1][epoch - 1]
     assert best.weights.tolist() == [4, 4]
+    assert best.rows.tolist() == [6]
 
 
 def test_training_restores_the_weights_of_the_best_epoch_on_held_out_rows():
@@ -951,10 +933,10 @@ def test_interruption_in_the_middle_of_a_batch_forgets_the_steps_of_its_epoch():
 def test_interruption_while_an_epoch_is_recorded_forgets_that_epoch(monkeypatch):
     judge = Best.judge
 
-    def interrupted(self, loss, epoch, weights, plan):
+    def interrupted(self, loss, rows, epoch, weights, plan):
         if epoch == 2:
             raise KeyboardInterrupt
-        judge(self, loss, epoch, weights, plan)
+        judge(self, loss, rows, epoch, weights, plan)
 
     monkeypatch.setattr(Best, "judge", interrupted)
     problem = Problem()
@@ -1235,20 +1217,11 @@ def test_noise_is_drawn_for_some_steps_at_once_whatever_the_others_have(monkeypa
             assert torch.equal(batch.noise[..., :n], expected.noise[..., :n])
 
 
-# --- hold_out, draw_noise ---------------------------------------------------------------------
+# --- noise ------------------------------------------------------------------------------------
 
 
 def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def test_rows_of_every_member_are_held_out_by_its_own_generator():
-    held_out, training = _training.hold_out(10, 3, generators(0, 1, 0))
-    assert held_out.shape == (3, 3)
-    for out, others in zip(held_out, training, strict=True):
-        assert sorted(out.tolist() + others.tolist()) == list(range(10))
-    assert torch.equal(training[0], training[2])
-    assert not torch.equal(training[0], training[1])
 
 
 @pytest.mark.parametrize("n_more", [0, 4])
@@ -1290,6 +1263,7 @@ def job_of(
         "network": "mlp",
         "hidden_layer_sizes": hidden,
         "activation": "silu",
+        "missing": False,
         **(parts or {}),
     }
     if parts and "likelihood" in parts:
@@ -1298,7 +1272,9 @@ def job_of(
     state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
     state = _model.cast(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
-    return _stack.Job(data, len(data), architecture, state, numbers, seed, device, precision)
+    out = held_out(len(data), numbers.n_held_out, seed)
+    own = data, len(data), architecture, state, numbers, seed, device, precision, out
+    return _stack.Job(*own)
 
 
 def run(jobs):
@@ -1366,7 +1342,7 @@ def members_of(jobs):
     """The models of jobs, about to be trained."""
     stack = _model.stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
     generators = [_arrays.generator(job.seed) for job in jobs]
-    _, judged, _ = _stack._read_once(jobs, generators)
+    _, judged, _ = _stack._read_once(jobs)
     return _training.Members(stack, judged, [job.plan for job in jobs], generators)
 
 
@@ -1378,10 +1354,11 @@ def test_judgement_does_not_depend_on_how_many_rows_or_models_are_judged_at_once
     numbers = {"free_bits": 0.05} if "n_importance_samples" not in alike else {}
     jobs = [job_of(m, **alike, **numbers, n_held_out=30) for m in range(3)]
     with torch.inference_mode():
-        alone = torch.cat([members_of([job]).judge() for job in jobs], dim=1)
+        numbers, losses = zip(*(members_of([job]).judge() for job in jobs), strict=True)
         monkeypatch.setattr(_training, "JUDGED_ROWS", n_at_once)
         together = members_of(jobs).judge()
-    torch.testing.assert_close(together, alone, rtol=1e-11, atol=1e-11)
+    for ours, alone in zip(together, [torch.cat(numbers, dim=1), torch.cat(losses)], strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("free_bits", [0.0, 0.05, 3.0])
@@ -1392,7 +1369,8 @@ def test_judgement_with_free_bits_is_of_the_mean_divergence_of_all_judged_rows(
     job = job_of(0, free_bits=free_bits, beta=2.0, n_held_out=30)
     with torch.inference_mode():
         members = members_of([job])
-        loss, reconstruction, kl = members.judge()[:, 0].tolist()
+        judgement, losses = members.judge()
+        loss, reconstruction, kl, far = judgement[:, 0].tolist()
         rows = members.judged.take(members.judged.index)[0]
     model = _model.from_state(job.architecture, job.state)
     with torch.no_grad():
@@ -1402,6 +1380,8 @@ def test_judgement_with_free_bits_is_of_the_mean_divergence_of_all_judged_rows(
     assert kl == pytest.approx(of_components.sum().item(), rel=1e-12)
     held = of_components.clamp(min=free_bits).sum().item()
     assert loss == pytest.approx(reconstruction + 2 * held, rel=1e-12)
+    assert losses.mean().item() == pytest.approx(loss, rel=1e-12)
+    assert far == 0
 
 
 @pytest.mark.parametrize("k", [2, 3, 6])
@@ -1409,7 +1389,8 @@ def test_judgement_of_importance_samples_is_of_as_many_antithetic_draws(k):
     job = job_of(0, n_importance_samples=k, beta=2.0, n_held_out=30)
     with torch.inference_mode():
         members = members_of([job])
-        loss, reconstruction, kl = members.judge()[:, 0].tolist()
+        judgement, losses = members.judge()
+        loss, reconstruction, kl, _ = judgement[:, 0].tolist()
         rows, noise = members.judged.take(members.judged.index)[0], members.noise[0]
     assert noise.shape == (k, 30, 2)
     half = (k + 1) // 2
@@ -1418,9 +1399,10 @@ def test_judgement_of_importance_samples_is_of_as_many_antithetic_draws(k):
     with torch.no_grad():
         log_likelihood, log_ratio = model(rows, noise, by_draw=True)
     log_w = log_likelihood - log_ratio.sum(-1)
-    bound = (torch.logsumexp(log_w, 0) - math.log(k)).mean().item()
-    bound -= log_ratio.mean().item()  # beta - 1 is 1
-    assert loss == pytest.approx(-bound, rel=1e-12)
+    bound = torch.logsumexp(log_w, 0) - math.log(k)
+    bound = bound - log_ratio.sum(-1).mean(0)  # beta - 1 is 1
+    torch.testing.assert_close(losses[0], -bound, rtol=1e-12, atol=1e-12)
+    assert loss == pytest.approx(-bound.mean().item(), rel=1e-12)
     assert reconstruction == pytest.approx(-log_likelihood.mean().item(), rel=1e-12)
     assert kl == pytest.approx(log_ratio.mean().item(), rel=1e-12)
 
@@ -1466,7 +1448,7 @@ def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
     architectures = [job.architecture for job in jobs]
     stack = _model.stack(architectures, [job.state for job in jobs], CPU)
     generators = [_arrays.generator(job.seed) for job in jobs]
-    read, judged, _ = _stack._read_once(jobs, generators)
+    read, judged, _ = _stack._read_once(jobs)
     plans = [job.plan for job in jobs]
     with torch.inference_mode():
         records = _training.train(
@@ -1534,27 +1516,32 @@ def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, p
 EPOCHS = {1: 5.0, 2: 3.0, 3: 4.0}
 
 
-def simple_record(loss_of_simple, spoiled=None, interrupt=None, **numbers):
-    """The record of three epochs, and the weights of the simple model."""
+def simple_record(loss_of_simple, spoiled=None, interrupt=None, of_rows=None, **numbers):
+    """The record of three epochs, and the weights of the simple model: 7, of all rows.
+
+    `of_rows`: the losses of epochs are those, and of each row so much more.
+    """
 
     def judge(epoch, member):
-        return torch.tensor(EPOCHS.get(epoch, loss_of_simple)), 0.0
+        more = 0.0 if of_rows is None or epoch == 0 else torch.tensor(of_rows)
+        return torch.tensor(EPOCHS.get(epoch, loss_of_simple)) + more, 0.0
 
     def spoil(epoch, member, log_likelihood, kl):
         if epoch == spoiled:
             log_likelihood.fill_(math.nan)
 
-    def become_simple():
+    def become_simple(of_all):
         for p in problem.learned:
-            p.fill_(7.0)
+            p.fill_(7.0 if of_all else 5.0)
 
     problem = Problem(judge=judge, spoil=spoil, interrupt=interrupt)
+    named = {name: numbers.pop(name) for name in ("group", "sample_weight") if name in numbers}
     numbers = {"n_held_out": 4, "max_iter": 3} | numbers
-    record = problem.train(rows_of(12), plan(**numbers), become_simple=become_simple)
+    record = problem.train(rows_of(12), plan(**numbers), become_simple=become_simple, **named)
     return record, problem
 
 
-@pytest.mark.parametrize(("loss", "kept"), [(2.9, 0), (3.0, 2), (3.1, 2), (math.nan, 2)])
+@pytest.mark.parametrize(("loss", "kept"), [(2.9, 0), (3.0, 0), (3.1, 2), (math.nan, 2)])
 def test_a_simple_model_is_kept_where_held_out_rows_judge_no_epoch_better(loss, kept):
     record, problem = simple_record(loss)
     assert (record.kept, record.is_simple, record.n_iter) == (kept, kept == 0, 3)
@@ -1562,6 +1549,60 @@ def test_a_simple_model_is_kept_where_held_out_rows_judge_no_epoch_better(loss, 
         assert (record.weights == 7).all()
     else:
         torch.testing.assert_close(record.weights, problem.after[kept - 1][0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["rows", "weights", "groups"])
+def test_a_simple_model_is_kept_unless_an_epoch_beats_it_by_its_standard_errors(kind):
+    # Of four rows, epoch 2 is better by 1.1, 0.1, 0.6 and 0.2.
+    gains, places = np.array([1.1, 0.1, 0.6, 0.2]), held_out(12, 4, 0)
+    weight, group, of_rows = np.ones(4), np.arange(4), {}
+    if kind == "weights":
+        weight = np.array([1.0, 2.0, 0.5, 4.0])
+        of_rows["sample_weight"] = np.ones(12)
+        of_rows["sample_weight"][places] = weight
+    if kind == "groups":
+        group = np.array([0, 1, 1, 0])
+        of_rows["group"] = np.arange(2, 14)
+        of_rows["group"][places] = group
+    share = weight / weight.sum()
+    deviations = np.bincount(group, share * (gains - share @ gains))
+    n = len(deviations)
+    ratio = share @ gains / np.sqrt(n / (n - 1) * (deviations**2).sum())
+    for n_errors, is_simple in [(0.999 * ratio, False), (1.001 * ratio, True)]:
+        losses = (-gains).tolist()
+        record, _ = simple_record(3.0, of_rows=losses, n_errors=n_errors, **of_rows)
+        assert record.is_simple == is_simple
+        assert record.kept == (0 if is_simple else 2)
+
+
+def test_of_a_held_out_row_far_beyond_the_others_only_a_part_decides_which_epoch_is_best():
+    # The second epoch is better for all rows but one, which no weights can know.
+    near = torch.linspace(0.0, 1.0, 9)
+    far = {1: 500.0, 2: 900.0, 3: 800.0}
+    better = {1: 0.0, 2: -0.5, 3: -0.2}
+
+    def judge(epoch, member):
+        return torch.cat([near + better[epoch], torch.tensor([far[epoch]])]), 0.0
+
+    record = Problem(judge).train(rows_of(20), plan(n_held_out=10, max_iter=3))
+    assert record.kept == 2
+    # What is reported is the mean of all rows.
+    means = [(9 * (0.5 + better[epoch]) + far[epoch]) / 10 for epoch in (1, 2, 3)]
+    assert record.history["validation_loss"] == pytest.approx(means, rel=1e-6)
+
+
+def test_progress_of_before_there_were_losses_of_rows_goes_on_without_a_simple_model():
+    run = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    run.end_epoch([1.0] * 7, torch.ones(4), torch.ones(3), {})
+    run.simple = _training.Simple(torch.ones(4), torch.zeros(3), None, None)
+    progress = run.progress(torch.ones(3), {})
+    again = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    again.go_on(progress)
+    assert torch.equal(again.simple.rows, torch.ones(4))
+    old = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    old.go_on({**progress, "simple": {"loss": 3.0, "weights": torch.zeros(3)}})
+    assert old.simple is None
+    assert old.record.n_iter == 1
 
 
 def test_training_beside_a_simple_model_is_that_without():

@@ -19,10 +19,12 @@ import scipy.sparse
 import scipy.stats
 import sklearn
 import torch
+from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import load_wine, make_moons
+from sklearn.datasets import load_iris, load_wine, make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, RobustScaler, StandardScaler
@@ -700,8 +702,8 @@ def test_validation_is_judged_at_the_final_beta(X, quick):
     np.testing.assert_array_equal(vae.history_["validation_beta"], 2.0)
 
 
-@pytest.mark.parametrize(("n_rows", "held_out"), [(49, False), (50, True)])
-def test_early_stopping_auto_begins_at_50_rows(X, quick, n_rows, held_out):
+@pytest.mark.parametrize(("n_rows", "held_out"), [(19, False), (20, True)])
+def test_early_stopping_auto_begins_at_20_rows(X, quick, n_rows, held_out):
     vae = quick(early_stopping="auto").fit(X[:n_rows])
     assert ("validation_loss" in vae.history_) == held_out
 
@@ -771,6 +773,251 @@ def test_an_epoch_uses_every_row_but_those_held_out(quick, n_held_out):
     rows = sorted({row for pair in unused for row in pair})
     assert len(rows) == n_held_out
     assert unused == list(itertools.combinations(rows, 2))
+
+
+# --- units are those of the rows that are trained on ------------------------------------------
+
+
+def held_out_of(vae, X, **more):
+    """Places of the rows that a fit holds out."""
+    return np.sort(vae._prepare(X, **more)[0].held_out)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian("per_feature"), Bernoulli()], ids=str)
+def test_units_are_those_of_the_rows_that_are_trained_on(X, quick, likelihood):
+    X, vae = suited(X, likelihood), quick(likelihood=likelihood, early_stopping=True)
+    out = held_out_of(vae, X)
+    assert len(out) == 6
+    state, training = vae.fit(X).state_, np.delete(X, out, axis=0)
+    alone = clone(vae).set_params(early_stopping=False).fit(training).state_
+    for name in ("location", "scale", "varies"):
+        np.testing.assert_allclose(state[name], alone[name], rtol=1e-12)
+    if likelihood != Bernoulli():
+        np.testing.assert_allclose(state["location"], training.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(state["scale"], training.std(axis=0), rtol=1e-12)
+
+
+def test_a_held_out_row_moves_no_unit_and_none_of_the_weights_of_an_epoch(X, quick):
+    vae = quick(network=MLP(linear=False), early_stopping=True, max_iter=1)
+    before = vae.fit(X).state_
+    moved = X.copy()
+    moved[held_out_of(vae, X)] += 3.0
+    assert_same_values(before, vae.fit(moved).state_)
+    moved[np.delete(np.arange(60), held_out_of(vae, X))[0]] += 3.0
+    assert (vae.fit(moved).state_["location"] != before["location"]).all()
+
+
+def assert_same_values(left, right):
+    for name, array in left.items():
+        np.testing.assert_array_equal(right[name], array)
+
+
+@pytest.mark.parametrize("noise", ["per_sample", "per_feature", "shared"])
+def test_a_column_that_only_held_out_rows_have_is_constant_and_wrecks_nothing(X, quick, noise):
+    vae = quick(likelihood=Gaussian(noise), early_stopping=True, max_iter=30)
+    column = np.zeros((60, 1))
+    column[held_out_of(vae, X)[:2]] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of values beside the constant
+        fitted = vae.fit(np.hstack([X, column]))
+        plain = clone(vae).fit(X)
+    assert fitted.state_["scale"][4] == 0
+    assert np.isfinite(fitted.history_["validation_loss"]).all()
+    # Its values cost the held-out rows nothing, so that they judge about what they judge without
+    # it: one standard deviation of four columns away, and not thousands.
+    best = [vae.history_["validation_loss"].min() for vae in (fitted, plain)]
+    assert best[0] < best[1] + 3
+
+
+def test_columns_of_rare_levels_leave_training_its_epochs():
+    # Of 150 levels some are in held-out rows alone, and many in few rows.
+    rng = np.random.default_rng(0)
+    Z = rng.normal(size=(1400, 2))
+    numbers = Z @ rng.normal(size=(2, 10)) + 0.5 * rng.normal(size=(1400, 10))
+    share = 1 / np.arange(1, 151)
+    levels = rng.choice(150, size=1400, p=share / share.sum())
+    table = np.hstack([numbers, np.eye(150)[levels]])
+    table = table[:, table[:1000].std(axis=0) > 0]
+    vae = VAETransformer(8, max_iter=40, random_state=0).fit(table[:1000])
+    # Factor analysis, or an epoch that has learned something: not the first one.
+    assert vae.kept_iter_ != 1
+    with pytest.warns(UserWarning, match="differ from the constant of a column in fit"):
+        latent = vae.transform(table)  # levels that only held-out rows have
+    # 0.60, 0.62 and 0.86 with three seeds, after 100 epochs 0.72, 0.87 and 0.94. With the units of
+    # all rows the first epoch was kept, with 0.06 and 0.16.
+    assert LinearRegression().fit(latent[:1000], Z[:1000]).score(latent[1000:], Z[1000:]) > 0.4
+
+
+@pytest.mark.parametrize("where", ["held out", "trained on"])
+def test_a_sentinel_is_named_wherever_it_is(X, quick, where):
+    vae = quick(early_stopping=True)
+    out = held_out_of(vae, X)
+    row = out[1] if where == "held out" else np.delete(np.arange(60), out)[3]
+    X[row, 2] = 1e8
+    with pytest.warns(UserWarning, match=r"X has values .* 100000000 in column 2 \(1 row\)"):
+        vae.fit(X)
+
+
+def test_holes_of_held_out_rows_alone_give_the_encoder_a_mask(X, quick):
+    vae = quick(early_stopping=True)
+    X[held_out_of(vae, X)[0], 1] = np.nan
+    fitted = vae.fit(X)
+    assert fitted.state_["encoder.0.weight"].shape[1] == 8
+    assert np.isfinite(fitted.history_["validation_loss"]).all()
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+def patients(n_groups, seed, n_visits=10):
+    """Visits of patients, of whom each is at a place of its own: rows and their groups."""
+    rng = np.random.default_rng(seed)
+    loading = np.random.default_rng(7).normal(size=(3, 8))
+    places = rng.normal(size=(n_groups, 3)) @ loading + rng.normal(size=(n_groups, 8))
+    group = np.repeat(np.arange(n_groups), n_visits)
+    return places[group] + 0.1 * rng.normal(size=(len(group), 8)), group
+
+
+def test_groups_are_held_out_whole_whatever_names_them():
+    X, group = patients(30, 0)
+    vae = VAETransformer(2, random_state=0)
+    out = held_out_of(vae, X, groups=group)
+    assert len(out) == 30
+    assert len(set(group[out])) == 3
+    for names in (
+        np.array([f"patient {g}" for g in group]),
+        pd.Series(group * 1.5, index=np.arange(300) + 7),
+        [(g + 5) * 2 for g in group.tolist()],
+    ):
+        same = held_out_of(vae, X, groups=names)
+        assert len(set(group[same])) == 3
+        assert len(same) == 30
+
+
+def test_a_score_of_new_groups_is_better_with_groups():
+    (X, group), (new, _) = patients(30, 10), patients(200, 1, n_visits=2)
+    vae = VAETransformer(4, hidden_layer_sizes=(128, 128), max_iter=60, random_state=0)
+    with_groups, without = vae.fit(X, groups=group).score(new), clone(vae).fit(X).score(new)
+    # -14.9 and -18.9 here; after 100 epochs -14.9 and -36.6, with other patients -14.9 and -82.9.
+    assert with_groups > without + 2
+
+
+def test_groups_of_single_rows_are_none(X, quick):
+    vae = quick(early_stopping=True, max_iter=8)
+    plain, grouped = clone(vae).fit(X), clone(vae).fit(X, groups=np.arange(60))
+    # Other rows are held out, as many.
+    for fitted in (plain, grouped):
+        assert len(held_out_of(fitted, X)) == 6
+    assert len(held_out_of(vae, X, groups=np.arange(60))) == 6
+
+
+def test_groups_do_nothing_where_no_row_is_held_out(X, quick):
+    assert_same_state(quick().fit(X), quick().fit(X, groups=np.arange(60) // 5))
+
+
+def test_one_group_holds_nothing_out_under_auto_and_is_refused_where_that_is_asked_for(X, quick):
+    fitted = quick(early_stopping="auto").fit(X, groups=np.ones(60))
+    assert_same_state(fitted, quick().fit(X))
+    with pytest.raises(ValueError, match="groups has the same value in all rows"):
+        quick(early_stopping=True).fit(X, groups=["a"] * 60)
+
+
+def test_groups_that_are_none_are_refused(X, quick):
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        quick().fit(X, groups=np.arange(59))
+    for hole in (None, np.nan, pd.NA):
+        groups = np.array([f"p{i}" for i in range(60)], dtype=object)
+        groups[17] = hole
+        with pytest.raises(ValueError, match=r"groups has no value in row 17.*value of its own"):
+            quick().fit(X, groups=groups)
+    with pytest.raises(ValueError, match="should be a 1d array"):
+        quick().fit(X, groups=np.ones((60, 2)))
+
+
+def test_groups_of_rows_without_weight_are_left_out(X, quick):
+    vae, group = quick(early_stopping=True, max_iter=3), np.arange(60) // 3
+    weight = np.where(group < 5, 0.0, 1.0)
+    kept = weight > 0
+    fitted = clone(vae).fit(X, None, weight, group)
+    assert_same_state(fitted, clone(vae).fit(X[kept], groups=group[kept]))
+
+
+def test_groups_reach_the_fit_of_a_pipeline_by_name_and_by_routing(X, quick):
+    X, group = np.vstack([X, X + 1]), np.arange(120) // 6
+    vae = quick(early_stopping=True, max_iter=3)
+    Y = StandardScaler().fit_transform(X)
+    expected = clone(vae).fit(Y, groups=group)
+    pipeline = make_pipeline(StandardScaler(), clone(vae))
+    assert_same_state(pipeline.fit(X, vaetransformer__groups=group)[-1], expected)
+    with config_context(enable_metadata_routing=True):
+        pipeline = make_pipeline(StandardScaler(), clone(vae).set_fit_request(groups=True))
+        assert_same_state(pipeline.fit(X, groups=group)[-1], expected)
+
+
+@pytest.mark.parametrize("container", [np.asarray, pd.DataFrame], ids=["array", "DataFrame"])
+def test_a_target_that_looks_like_rows_to_validate_on_is_refused(X, quick, container):
+    given = container(X[:40]), container(X[40:])
+    with pytest.raises(ValueError, match=r"y has 4 columns, as X has, and 20 rows.*groups\."):
+        quick().fit(*given)
+    with pytest.raises(ValueError, match="looks like rows to validate on"):
+        quick().fit_transform(*given)
+
+
+def test_rows_to_validate_on_of_the_same_names_are_refused_whatever_their_number(X, quick):
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    with pytest.raises(ValueError, match="looks like rows to validate on"):
+        quick().fit(frame[:30], frame[30:])
+
+
+def test_other_targets_are_ignored(X, quick):
+    expected = quick().fit(X)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(60, 4)), columns=list("abcd"))
+    for y in (X, rng.integers(3, size=60), X[:, 0], rng.normal(size=(60, 4)), X[:, :3], frame):
+        assert_same_state(quick().fit(X, y), expected)
+
+
+# --- how a fit ended --------------------------------------------------------------------------
+
+
+def test_weights_of_the_first_of_many_epochs_are_kept_with_a_warning_that_says_why():
+    # What the rows trained on have in common is the contrary in those held out.
+    x = np.random.default_rng(0).normal(size=(100, 1))
+    X = np.hstack([x, x, x]) + 0.1 * np.random.default_rng(1).normal(size=(100, 3))
+    vae = VAETransformer(
+        1,
+        network=MLP(linear=False),  # no factor analysis to keep
+        learning_rate=0.01,
+        max_iter=12,
+        random_state=0,
+    )
+    X[held_out_of(vae, X), 0] *= -1
+    with pytest.warns(ConvergenceWarning, match=r"epoch 1 of 12 were kept.*10 rows.*groups"):
+        vae.fit(X)
+    assert vae.kept_iter_ == 1
+    # Of few epochs, the first may well be the best.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        assert vae.set_params(max_iter=9).fit(X).kept_iter_ == 1
+
+
+@pytest.mark.parametrize("noise", ["per_feature", "shared"])
+def test_a_linear_model_that_ends_short_of_its_optimum_says_so(noise):
+    X = load_iris().data[:40]
+    vae = VAETransformer(
+        2, likelihood=Gaussian(noise), hidden_layer_sizes=(), early_stopping=False, random_state=0
+    )
+    match = r"short of factor analysis.*max_iter or learning_rate, or use early_stopping"
+    with pytest.warns(ConvergenceWarning, match=match):
+        vae.set_params(max_iter=2).fit(X)
+    # A fit that comes there, one that keeps factor analysis itself, and others in which nobody
+    # knows the optimum.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        clone(vae).set_params(max_iter=400, learning_rate=0.02).fit(X)
+        clone(vae).set_params(max_iter=2, early_stopping=True).fit(X)
+        for params in ({"hidden_layer_sizes": (4,)}, {"beta": 2.0}, {"likelihood": "laplace"}):
+            clone(vae).set_params(**{"max_iter": 2, **params}).fit(X)
 
 
 # --- noise_variance_ ----------------------------------------------------------------------

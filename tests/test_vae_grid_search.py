@@ -766,3 +766,83 @@ def test_a_candidate_with_callbacks_of_its_own_is_fitted_by_itself(wine, trained
         results = search.fit(wine).cv_results_
     assert (results["mean_test_n_iter"] == 1).all()
     assert set(trained) == {1}
+
+
+# --- groups of the fits -----------------------------------------------------------------------
+
+
+class Watch:
+    """Notes the rows that each fit holds out, and their groups."""
+
+    def __init__(self, monkeypatch):
+        self.seen, prepare = [], VAETransformer._prepare
+
+        def watch(vae, *args, **more):
+            job, fitted = prepare(vae, *args, **more)
+            self.seen.append((job.held_out, job.group))
+            return job, fitted
+
+        monkeypatch.setattr(VAETransformer, "_prepare", watch)
+
+    def assert_groups_are_whole(self):
+        assert self.seen
+        for held_out, group in self.seen:
+            out, sizes = np.bincount(group[held_out], minlength=group.max() + 1), np.bincount(group)
+            assert set((out / sizes).tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_groups_are_for_the_splitter_and_for_each_fit(wine, monkeypatch, in_pipeline):
+    groups = np.array([f"p{i % 30}" for i in range(178)])
+    vae = small(early_stopping=True, max_iter=8)
+    estimator = make_pipeline(StandardScaler(), vae) if in_pipeline else vae
+    prefix = "vaetransformer__" if in_pipeline else ""
+    grid = {f"{prefix}beta": [0.5, 2], f"{prefix}n_components": [1, 2]}
+    watch = Watch(monkeypatch)
+    search = VAEGridSearchCV(estimator, grid, cv=GroupKFold(3)).fit(wine, groups=groups)
+    watch.assert_groups_are_whole()
+    # As fits by hand with the groups of each fold.
+    for i, params in enumerate(search.cv_results_["params"]):
+        for fold, (train, test) in enumerate(GroupKFold(3).split(wine, groups=groups)):
+            own = {f"{prefix}groups": groups[train]}
+            fitted = clone(estimator).set_params(**params).fit(wine[train], **own)
+            score = search.cv_results_[f"split{fold}_test_score"][i]
+            assert score == pytest.approx(fitted.score(wine[test]), rel=1e-6)
+
+
+def test_a_search_with_routed_groups_equals_that_of_scikit_learn(wine, monkeypatch):
+    groups = np.arange(178) % 30
+    grid = {"beta": [0.5, 2], "n_components": [1, 2]}
+    watch = Watch(monkeypatch)
+    with config_context(enable_metadata_routing=True):
+        vae = small(early_stopping=True, max_iter=8).set_fit_request(groups=True)
+        searches = [
+            Search(vae, grid, cv=GroupKFold(3)).fit(wine, groups=groups)
+            for Search in (VAEGridSearchCV, GridSearchCV)
+        ]
+    watch.assert_groups_are_whole()
+    ours, theirs = (search.cv_results_["mean_test_score"] for search in searches)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    plain = VAEGridSearchCV(small(early_stopping=True, max_iter=8), grid, cv=GroupKFold(3))
+    ungated = plain.fit(wine, groups=groups).cv_results_["mean_test_score"]
+    np.testing.assert_allclose(ours, ungated, rtol=1e-6)
+
+
+def test_groups_of_a_routed_search_reach_no_fit_that_does_not_ask_for_them(wine, monkeypatch):
+    watch = Watch(monkeypatch)
+    with config_context(enable_metadata_routing=True):
+        vae = small(early_stopping=True).set_fit_request(groups=False)
+        VAEGridSearchCV(vae, {"beta": [1, 2]}, cv=GroupKFold(3)).fit(
+            wine, groups=np.arange(178) % 30
+        )
+    assert watch.seen
+    assert all(group is None for _, group in watch.seen)
+
+
+def test_the_refit_of_a_search_holds_out_whole_groups(wine):
+    groups = np.arange(178) % 30
+    vae = small(early_stopping=True)
+    search = VAEGridSearchCV(vae, {"beta": [2.0]}, cv=GroupKFold(3)).fit(wine, groups=groups)
+    alone = clone(vae).set_params(beta=2.0).fit(wine, groups=groups)
+    for name, array in alone.state_.items():
+        np.testing.assert_allclose(search.best_estimator_.state_[name], array, **SAME)

@@ -1,0 +1,177 @@
+"""What rows that are held out tell of two models: means, standard errors, and far rows."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from skvae._evidence import FAR_ROW, excess, gain, is_better
+
+
+def losses(n=40, seed=0):
+    """Losses of the same rows under two models."""
+    rng = np.random.default_rng(seed)
+    worse = rng.gamma(2.0, size=n)
+    return worse, worse - 0.1 + 0.3 * rng.normal(size=n)
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def test_gain_is_the_mean_difference_and_the_standard_error_of_a_mean():
+    worse, better = losses()
+    mean, error = gain(*tensors(worse, better))
+    difference = worse - better
+    assert mean == pytest.approx(difference.mean(), rel=1e-12)
+    assert error == pytest.approx(difference.std(ddof=1) / math.sqrt(40), rel=1e-12)
+
+
+def test_gain_with_weights_is_the_weighted_mean_with_its_standard_error():
+    worse, better = losses()
+    weight = np.random.default_rng(1).exponential(size=40)
+    mean, error = gain(*tensors(worse, better, weight))
+    difference, share = worse - better, weight / weight.sum()
+    assert mean == pytest.approx(share @ difference, rel=1e-12)
+    square = (share**2 * (difference - share @ difference) ** 2).sum()
+    assert error == pytest.approx(math.sqrt(40 / 39 * square), rel=1e-12)
+
+
+def test_gain_of_weights_that_are_the_same_is_that_without():
+    worse, better = losses()
+    plain = gain(*tensors(worse, better))
+    assert gain(*tensors(worse, better, np.full(40, 7.0))) == pytest.approx(plain, rel=1e-12)
+
+
+def test_gain_with_groups_of_one_size_has_the_standard_error_of_their_means():
+    worse, better = losses()
+    group = np.random.default_rng(2).permutation(np.repeat([3, -1, 12, 5], 10))
+    mean, error = gain(torch.from_numpy(worse), torch.from_numpy(better), None, torch.tensor(group))
+    means = np.array([(worse - better)[group == g].mean() for g in np.unique(group)])
+    assert mean == pytest.approx(means.mean(), rel=1e-12)
+    assert error == pytest.approx(means.std(ddof=1) / 2, rel=1e-12)
+
+
+def test_gain_with_groups_and_weights_is_by_the_sums_of_the_groups():
+    worse, better = losses()
+    rng = np.random.default_rng(3)
+    group, weight = rng.integers(6, size=40), rng.exponential(size=40)
+    mean, error = gain(*tensors(worse, better, weight, group))
+    difference, share = worse - better, weight / weight.sum()
+    assert mean == pytest.approx(share @ difference, rel=1e-12)
+    sums = [(share * (difference - mean))[group == g].sum() for g in range(6)]
+    assert error == pytest.approx(math.sqrt(6 / 5 * np.square(sums).sum()), rel=1e-12)
+
+
+def test_gain_of_rows_that_are_each_a_group_is_that_without_groups():
+    worse, better = losses()
+    names = np.random.default_rng(4).permutation(40)
+    assert gain(*tensors(worse, better), None, torch.from_numpy(names)) == pytest.approx(
+        gain(*tensors(worse, better)), rel=1e-12
+    )
+
+
+def test_copies_of_rows_that_are_in_one_group_make_nothing_more_certain():
+    worse, better = losses()
+    group = np.arange(40)
+    once = gain(*tensors(worse, better), None, torch.from_numpy(group))
+    copies = tensors(*(np.tile(array, 5) for array in (worse, better)))
+    five = gain(*copies, None, torch.from_numpy(np.tile(group, 5)))
+    assert five == pytest.approx(once, rel=1e-12)
+    # As rows by themselves they would look more certain by a factor of about the root of 5.
+    assert gain(*copies)[1] == pytest.approx(once[1] / math.sqrt(5), rel=0.02)
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_one_group_tells_nothing_of_the_error(n):
+    mean, error = gain(torch.ones(n), torch.zeros(n), None, torch.zeros(n, dtype=torch.long))
+    assert (mean, error) == (1.0, math.inf)
+    assert gain(torch.ones(1), torch.zeros(1)) == (1.0, math.inf)
+
+
+def test_the_standard_error_covers_the_mean_as_often_as_it_should():
+    # Of 400 sets of 30 rows, the 95 % interval by Student's t misses 20; 33 by chance at most 1 %.
+    rng = np.random.default_rng(0)
+    n_missed = 0
+    for _ in range(400):
+        difference = torch.from_numpy(rng.normal(1.0, 2.0, size=30))
+        mean, error = gain(difference, torch.zeros(30).double())
+        n_missed += abs(mean - 1.0) > 2.045 * error
+    assert 8 <= n_missed <= 33
+
+
+def test_gain_is_a_float64_of_float32_losses():
+    worse = torch.full((1000,), 1e6)
+    better = worse - 0.0625  # a step of float32 there
+    mean, error = gain(worse, better)
+    assert mean == pytest.approx(0.0625, rel=1e-12)
+    assert error < 1e-12
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_better_is_lower_by_more_than_so_many_standard_errors(weighted):
+    worse, better = tensors(*losses())
+    weight = torch.linspace(0.1, 3, 40).double() if weighted else None
+    mean, error = gain(worse, better, weight)
+    ratio = mean / error
+    assert is_better(worse, better, 0.999 * ratio, weight)
+    assert not is_better(worse, better, 1.001 * ratio, weight)
+    assert not is_better(better, worse, 0.0, weight)
+
+
+def test_the_same_losses_are_no_better():
+    worse, _ = tensors(*losses())
+    assert not is_better(worse, worse, 0.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_losses_that_are_finite_are_better_than_others(value):
+    worse, _ = tensors(*losses())
+    spoiled = worse.clone()
+    spoiled[3] = value
+    assert is_better(spoiled, worse, 2.0)
+    assert not is_better(worse, spoiled, 2.0)
+    assert not is_better(spoiled, spoiled, 2.0)
+
+
+# --- far rows ---------------------------------------------------------------------------------
+
+
+def test_excess_is_0_where_no_row_is_far_beyond_the_others():
+    rng = np.random.default_rng(0)
+    # 20 quartile distances above the median of an exponential: a chance of 1e-6 in 100 rows.
+    rows = torch.from_numpy(rng.exponential(size=(3, 100)))
+    assert excess(rows).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+def test_a_row_far_beyond_the_others_counts_as_one_at_the_bound(far):
+    rng = np.random.default_rng(0)
+    rows = torch.from_numpy(np.stack([rng.normal(size=101), 5 * rng.normal(size=101)]))
+    rows[:, 50] = far
+    own = rows.numpy()
+    middle, high = np.quantile(own, [0.5, 0.75], axis=1)
+    bound = middle + FAR_ROW * (high - middle)
+    expected = np.minimum(own, bound[:, None]).mean(axis=1)
+    # far / 101 has about 1e-16 of its size of rounding.
+    np.testing.assert_allclose(own.mean(axis=1) - excess(rows).numpy(), expected, atol=1e-15 * far)
+
+
+def test_what_a_far_row_counts_has_a_bound_however_far_it_is():
+    rows = torch.linspace(0, 1, 100).double().repeat(4, 1)
+    rows[:, -1] = torch.tensor([1.0, 1e2, 1e5, 1e8])
+    judged = rows.mean(1) - excess(rows)
+    # The median is half, the quartile distance a quarter: 5.5 in the place of what is beyond.
+    assert judged[1:].tolist() == pytest.approx([judged[1].item()] * 3, abs=1e-8)
+    assert judged[1] - judged[0] == pytest.approx((0.5 + 20 * 0.25 - 1) / 100, rel=0.02)
+
+
+def test_excess_weighs_the_far_rows():
+    rows = torch.linspace(0, 1, 100).double().unsqueeze(0)
+    rows[0, 7] = 1e4
+    weight = torch.ones(1, 100).double()
+    weight[0, 7] = 0.0
+    assert excess(rows, weight).item() == 0
+    weight[0, 7] = 3.0
+    assert excess(rows, weight).item() == pytest.approx(3 * excess(rows).item(), rel=1e-12)
