@@ -219,7 +219,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     def _fit_model(self, estimator, X, of_rows):
         seed = int(check_random_state(estimator.random_state).randint(np.iinfo(np.int32).max))
         rng = np.random.default_rng(seed)
-        return estimator._fit_changed(X, lambda data: _hide(data[:], rng), **of_rows)
+        return estimator._fit_changed(X, lambda data: _hide(data, rng), **of_rows)
 
     def _end_fit(self, X, empty):
         self.indicator_ = None
