@@ -155,7 +155,7 @@ def test_columns_of_other_scales_under_one_noise_bound_the_encoder_at_each_folds
 def test_folds_may_be_of_any_kind_and_of_unequal_sizes(wine, cv):
     # 8 groups, the first of 64 rows.
     groups = np.arange(178) ** 2 // 4000 if isinstance(cv, GroupKFold) else None
-    # GridSearchCV gives groups to the splitter alone: they would change which rows are held out.
+    # GridSearchCV gives groups to the splitter alone; here they would hold out other rows.
     vae = small(early_stopping=False)
     search_both(vae, {"beta": [0.5, 2]}, wine, cv=cv, groups=groups)
 
