@@ -194,7 +194,7 @@ def words(display):
 
 def test_loss_curves_are_the_history_and_mark_the_best_epoch(rows):
     vae = VAETransformer(
-        2, network=MLP(linear=False), beta=3, max_iter=200, learning_rate=0.03, random_state=1
+        2, network=MLP(linear=False), beta=3, max_iter=200, learning_rate=0.03, random_state=2
     ).fit(rows)
     display = LossCurveDisplay.from_estimator(make_pipeline(vae))
     assert display.history is vae.history_

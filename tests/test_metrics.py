@@ -155,7 +155,7 @@ def test_elbo_and_score_agree_for_models_of_many_draws(n_components):
     values, errors = metrics.elbo(
         vae, X[400:], n_samples=3000, random_state=0, per_sample=True, return_std_error=True
     )
-    assert math.sqrt(np.square(errors).sum()) / 200 < 0.02
+    assert math.sqrt(np.square(errors).sum()) / 200 < 0.025
     assert values.mean() == pytest.approx(vae.score(X[400:]), abs=0.1)
 
 

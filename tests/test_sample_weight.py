@@ -298,7 +298,7 @@ def test_a_column_that_only_rows_of_little_weight_have_is_described():
 
 def test_the_fit_has_these_units():
     X, w = table(), np.random.default_rng(2).exponential(size=120)
-    vae = small().fit(X, sample_weight=w)
+    vae = small(early_stopping=False).fit(X, sample_weight=w)
     mean = np.average(X, axis=0, weights=w)
     np.testing.assert_allclose(vae.state_["location"], mean, rtol=1e-12)
     variance = np.average((X - mean) ** 2, axis=0, weights=w)

@@ -155,7 +155,7 @@ def test_columns_of_other_scales_under_one_noise_bound_the_encoder_at_each_folds
 def test_folds_may_be_of_any_kind_and_of_unequal_sizes(wine, cv):
     # 8 groups, the first of 64 rows.
     groups = np.arange(178) ** 2 // 4000 if isinstance(cv, GroupKFold) else None
-    # GridSearchCV gives groups to the splitter alone: they would change which rows are held out.
+    # GridSearchCV gives groups to the splitter alone; here they would hold out other rows.
     vae = small(early_stopping=False)
     search_both(vae, {"beta": [0.5, 2]}, wine, cv=cv, groups=groups)
 
@@ -654,11 +654,10 @@ def test_steps_that_are_none_are_refused_as_by_a_grid_search(wine):
 def test_groups_are_routed_to_the_splitter(wine, routing):
     groups = np.arange(178) % 5
     with config_context(enable_metadata_routing=routing):
-        # GridSearchCV gives groups to the splitter alone: nothing may be held out by them.
-        vae = small(early_stopping=False)
-        if routing:
-            vae.set_fit_request(groups=False)
-        search_both(vae, {"beta": [0.5, 2]}, wine, cv=GroupKFold(3), groups=groups)
+        cv = GroupKFold(3)
+        vae = small(early_stopping=False)  # or the groups would hold out other rows
+        vae = vae.set_fit_request(groups=False) if routing else vae
+        search_both(vae, {"beta": [0.5, 2]}, wine, cv=cv, groups=groups)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
