@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from torch import distributions as D
 from torch import nn
 
-from skvae import VAETransformer, _model
+from skvae import VAETransformer, _factors, _model
 from skvae._arrays import describe_columns, standardise
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP, Own
@@ -862,12 +862,14 @@ def test_draws_of_the_prior_have_the_density_of_the_prior(prior):
 def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
     architectures, states = made_several("gaussian", (1, 2))
     rows = [normals(30, 4, seed=seed) @ normals(4, 4, seed=seed + 2) for seed in range(2)]
+    noise = torch.full((1,), 1e-4).double(), "per_feature"
+    found = [_factors.analyse(y, _factors.Size(m + 1), noise) for m, y in enumerate(rows)]
     stack = stacked(architectures, states)
     with torch.inference_mode():
-        stack.become_factors(rows, [None, None], [1, 2])
+        stack.become_factors(found)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
             alone = stacked([architecture], [state])
-            alone.become_factors(rows[m : m + 1], [None], [m + 1])
+            alone.become_factors(found[m : m + 1])
             own = _model.learned(stack, architecture, end_to_end(stack)[m])
             expected = _model.learned(alone, architecture, end_to_end(alone)[0])
             for name, array in own.items():
