@@ -119,6 +119,8 @@ def choose(
     folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
     kept = weight * (fold != folds.unsqueeze(1))
     kept = kept[(kept > 0).sum(1) > 1]
+    if not len(kept):
+        return Size(0)
     rows_out, of_sizes = [], []
     for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
         out = torch.nonzero((own == 0) & (weight > 0)).squeeze(1)

@@ -120,7 +120,7 @@ def _warn_of_empty(n_values, labels):
             f"X has no value in {listed(map(labels.of, empty))}: all are missing. The model "
             "leaves such columns out of its density and gives them back as missing. Drop them, or "
             "fit on rows that have values there.",
-            stacklevel=8,
+            stacklevel=7,
         )
 
 
@@ -138,7 +138,7 @@ def _warn_of_sentinels(data, moments, support, places, labels, categories):
             f"together are from their mean: {listed(words)}. To the model, the others hardly "
             "differ. If the value stands for a missing one, make it NaN; if it is an error, "
             "correct it; if it is real, transform the column, by its logarithm, say.",
-            stacklevel=8,
+            stacklevel=7,
         )
 
 
@@ -160,18 +160,16 @@ def _names_seen(estimator):
     return {name: getattr(estimator, name) for name in names}
 
 
-def count_incomplete(data, X, categories):
-    """How many rows of X have missing values; unknown categories, NaN in `data`, are none."""
+def count_incomplete(data, empty):
+    """How many rows have missing values, in columns other than those that are `empty` in fit."""
     if data.dtype.kind != "f":
         return 0
     if hasattr(data, "tocsr"):
-        return len(np.unique(data.tocoo().row[np.isnan(data.data)]))
+        entries = data.tocoo()
+        return len(np.unique(entries.row[np.isnan(entries.data) & ~empty[entries.col]]))
     # The least of some values is NaN if one of them is, and is found faster than each NaN.
     blocks = (b for b in _arrays.slices(data, data.shape[1]) if np.isnan(b.min()))
-    n_incomplete = sum(int(np.isnan(block).any(axis=1).sum()) for block in blocks)
-    if n_incomplete and categories and _frames.is_table(X):
-        n_incomplete = int(_frames.holes(X).any(axis=1).sum())
-    return n_incomplete
+    return sum(int(np.isnan(block[:, ~empty]).any(axis=1).sum()) for block in blocks)
 
 
 def take(data, n, seed, likelihood):
@@ -247,7 +245,8 @@ def _number_groups(groups, X):
             f"groups has no value in row {row}. Each row belongs to a group: give a row that "
             "belongs with no other a value of its own."
         )
-    return np.unique(groups, return_inverse=True)[1]
+    numbers: dict = {}  # in the order of the rows: values of several types need no other
+    return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()])
 
 
 def check_target(X, y):

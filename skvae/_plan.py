@@ -75,15 +75,28 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
                 "groups has the same value in all rows, so that no group can be held out. Give "
                 "groups of which there are several, or set early_stopping=False."
             )
-        order = rng.permutation(len(sizes))
-        n_groups = np.searchsorted(sizes[order].cumsum(), n_held_out) + 1
-        chosen = np.isin(group, order[: min(n_groups, len(order) - 1)])
+        chosen = np.isin(group, _choose_groups(sizes, n_held_out, rng))
         return rng.permutation(np.flatnonzero(chosen))
     if n_at_once < n_rows:  # one of each stretch: they are read in the order in which they stand
         n_held_out = min(n_held_out, _n_judged(vae, shape, n_at_once))
         stretches = np.arange(n_held_out + 1) * n_rows // n_held_out
         return rng.permutation(rng.integers(stretches[:-1], stretches[1:]))
     return rng.permutation(n_rows)[:n_held_out]
+
+
+def _choose_groups(sizes, n_held_out, rng):
+    """Groups of these sizes with so many rows together, three or more where there are nine.
+
+    Groups that would make it more than half of all rows are passed over.
+    """
+    chosen, n, least = [], 0, min(3, len(sizes) // 3)
+    for place in rng.permutation(len(sizes)):
+        if n >= n_held_out and len(chosen) >= least:
+            break
+        if n + sizes[place] <= sizes.sum() / 2:
+            chosen.append(place)
+            n += sizes[place]
+    return chosen
 
 
 def _n_judged(vae, shape, n_at_once):

@@ -1084,7 +1084,8 @@ class VAETransformer(
             self, X, likelihood, self._categories, reset=False, accept_far=accept_far
         )
         if not self._knows_holes:
-            self._warn_of_holes(_input.count_incomplete(data, X, self._categories), data.shape[0])
+            n_values = np.ones(data.shape[1]) if self._seen is None else self._seen["n_values"]
+            self._warn_of_holes(_input.count_incomplete(data, n_values == 0), data.shape[0])
         return data
 
     def _warn_of_holes(self, n_incomplete, n_rows):

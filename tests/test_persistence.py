@@ -230,6 +230,7 @@ def test_files_of_every_format_still_load_and_compute_what_they_did(written):
     assert joblib.load(path)["holes"][1].fit(X["holes"]).n_iter_ == 6
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.InconsistentVersionWarning")
 @pytest.mark.parametrize("written", [0, 1])
 @pytest.mark.parametrize("name", ["names", "holes", "mixed"])
 def test_columns_of_files_of_before_they_had_floors_of_their_own_share_one(written, name):

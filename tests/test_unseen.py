@@ -32,6 +32,9 @@ FAR = "ignore:X has values that are infinite"
 EMPTY = "ignore:X has no value in"
 WITHOUT = "ignore:X has values in columns that had no value in fit"
 
+# The models of these tests are fitted to complete rows, and rows with holes are scored, too.
+pytestmark = pytest.mark.filterwarnings("ignore:X has missing values in:UserWarning")
+
 
 def quick(likelihood="gaussian", max_iter=10, **params):
     small = {"hidden_layer_sizes": (8,), "random_state": 0, "early_stopping": False}
