@@ -83,8 +83,13 @@ def test_the_score_is_a_bound_of_it(linear):
 def test_training_with_holes_is_better_than_training_on_means(linear, wine):
     vae, H = linear
     filled = np.where(np.isnan(H), np.nanmean(H, axis=0), H)
-    other = VAETransformer(**vae.get_params()).fit(filled)
-    assert vae.score(wine) > other.score(wine) + 0.5
+
+    def mean_score(X):
+        """Of three seeds, since one may end short of the optimum."""
+        models = (VAETransformer(**vae.get_params() | {"random_state": s}) for s in (1, 2, 3))
+        return np.mean([model.fit(X).score(wine) for model in models])
+
+    assert mean_score(H) > mean_score(filled) + 0.5
 
 
 def test_history_is_in_the_units_of_x_of_what_is_there(linear):

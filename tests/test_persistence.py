@@ -337,7 +337,9 @@ def load(content, tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_that_is_cut_off_raises(saved, tmp_path, share):
     content, _, _ = saved
-    with pytest.raises((EOFError, ValueError, pickle.UnpicklingError, struct.error)):
+    # The last by joblib 1.4, where the cut is within a string.
+    errors = EOFError, ValueError, pickle.UnpicklingError, struct.error, IndexError
+    with pytest.raises(errors):
         load(content[: int(share * len(content))], tmp_path)
 
 
