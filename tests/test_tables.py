@@ -448,9 +448,9 @@ def test_an_unknown_category_is_a_missing_value_with_one_warning():
     assert caught[0].filename == __file__
     missing, others = vae.score_samples(gone), np.setdiff1d(np.arange(300), [1, 7])
     np.testing.assert_array_equal(scores[others], missing[others])
-    # And costs what 1 in n + 1 rows does, at least: see test_unseen.py.
-    n_values = frame[["sex", "city"]].notna().sum()
-    costs = np.log(n_values["city"] + 1) + np.array([np.log(n_values["sex"] + 1), 0])
+    # And costs what 1 in n + 1 of the rows trained on does, at least: see test_unseen.py.
+    _, sex, city, *_ = vae._seen["n_values"]
+    costs = np.log(city + 1) + np.array([np.log(sex + 1), 0])
     assert (scores[[1, 7]] <= missing[[1, 7]] - costs + 1e-4).all()
     with pytest.warns(UserWarning, match=re.escape(message)):
         latent = vae.transform(strange)
