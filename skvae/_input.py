@@ -245,8 +245,11 @@ def _number_groups(groups, X):
             f"groups has no value in row {row}. Each row belongs to a group: give a row that "
             "belongs with no other a value of its own."
         )
-    numbers: dict = {}  # in the order of the rows: values of several types need no other
-    return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()])
+    try:
+        return np.unique(groups, return_inverse=True)[1]
+    except TypeError:  # values of several types have no order but that of the rows
+        numbers: dict = {}
+        return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()])
 
 
 def check_target(X, y):
