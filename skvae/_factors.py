@@ -23,16 +23,26 @@ has one column for itself (a Heywood case). Three numbers guard against that.
 - The covariance is inflated by (n + 1) / (n - k - 3), at most 3. A normal distribution with the
   mean and the variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column
   is fitted alone, and k components cost k degrees of freedom more.
-- The number of components k, from 0 (independent columns) on, and a are those with the largest
-  log-likelihood of rows left out, in folds.
+- The number of components k, from 0 (independent columns) on, and a are judged by the
+  log-likelihood of rows left out, in folds. So is probabilistic PCA (Tipping & Bishop,
+  Probabilistic principal component analysis, 1999): noise that is the same in all columns, in the
+  units of the table, is one number to learn in place of many.
+
+Which of these is the best, the rows left out cannot tell exactly, and what is the best of some
+rows by luck is not the best for new ones. So the rows are drawn anew many times (the Bayesian
+bootstrap of Rubin, 1981), and each size counts as often as it is the best: as pseudo-BMA+ does
+with predictions (Yao, Vehtari, Simpson & Gelman, Using stacking to average Bayesian predictive
+distributions, 2018), their covariances are averaged. What is kept is factor analysis of this
+average.
 
 Where values are missing, S is that of the rows as the model completes them: each row has a
 posterior of its own, by the values that it has. An encoder that is linear in the values and in the
 mask comes close to it, by ridge regression.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +51,9 @@ import torch
 from skvae._evidence import is_better
 
 N_FOLDS = 5
-PSEUDO_ROWS = 0.0, 0.5, 2.0, 8.0  # to choose from
+PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # to choose from
+N_DRAWS, N_UNITS = 400, 1000  # of the bootstrap, and of what it draws at most
+COVERED = 0.9  # of the draws, by the sizes that count
 N_STEPS, N_LAST_STEPS = 30, 300  # of EM, at most: to compare, and for the result
 # Relative change of all noise variances in a step below which EM ends.
 CONVERGED = 1e-6
@@ -57,10 +69,23 @@ RIDGE = 1.0  # rows' worth of the encoder of complete rows, where values are mis
 
 
 class Size(NamedTuple):
-    """What is chosen by rows left out."""
+    """One of the models that rows left out judge."""
 
     n_components: int
     pseudo_rows: float = 0.0
+    is_pca: bool = False  # whether the noise is the same in all columns, in the table's units
+
+
+# Sizes, and how much each counts, which is 1 together.
+Choice = tuple[tuple[Size, float], ...]
+
+
+class Noise(NamedTuple):
+    """What the noise variance may be."""
+
+    floor: torch.Tensor  # (D,) or (1,)
+    kind: str | None  # "per_feature", "shared", or None for the floor
+    units: torch.Tensor | None = None  # of the columns (D,), where the noise of PCA is possible
 
 
 class Factors(NamedTuple):
@@ -75,28 +100,65 @@ class Factors(NamedTuple):
     log_std: torch.Tensor
 
 
-# Floor (D|1,) and kind of the noise variance: "per_feature", "shared", or None for the floor.
-Noise = tuple[torch.Tensor, str | None]
-
-
 def choose(
     y: torch.Tensor,
     n_components: int,
     noise: Noise,
     weight: torch.Tensor | None = None,
     group: torch.Tensor | None = None,
-) -> Size:
-    """The size, of at most so many components, under which rows left out are most likely.
+) -> Choice:
+    """The sizes, of at most so many components, under which rows left out are most likely.
 
     Rows y (B, D) are float64 on the CPU, NaN where a value is missing. `weight` (B,) is how much
     each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together.
     """
-    n_rows, n_features = y.shape
+    alone = ((Size(0), 1.0),)
+    n_rows = len(y)
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
     group = torch.arange(n_rows, device=y.device) if group is None else group
+    sizes, n_folds = _affordable(y, n_components, noise)
+    fold = _fold(group, N_FOLDS)
+    if int(fold.max()) == 0:  # one group: no rows can be left out
+        return alone
+    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
+    kept = weight * (fold != folds.unsqueeze(1))
+    kept = kept[(kept > 0).sum(1) > 1]
+    if not len(kept):
+        return alone
+    rows_out, of_sizes = [], []
+    for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
+        out = torch.nonzero((own == 0) & (weight > 0)).squeeze(1)
+        rows_out.append(out)
+        of_sizes.append(torch.stack([-log_likelihood(y[out], *each) for each in found]))
+    out, loss = torch.cat(rows_out), torch.cat(of_sizes, dim=1)
+    # A likelihood that is not finite is as bad as any.
+    finite = loss.isfinite().all(1)
+    of_rows = weight[out], group[out]
+    better = [
+        size
+        for size, own, good in zip(sizes, loss, finite, strict=True)
+        if size == sizes[0] or (good and is_better(loss[0], own, N_ERRORS, *of_rows))
+    ]
+    places = [sizes.index(size) for size in better]
+    share = _share_of_draws(loss[places].nan_to_num(nan=torch.inf), *of_rows)
+    return _most_frequent(better, share)
+
+
+def _most_frequent(sizes: Sequence[Size], share: Sequence[float]) -> Choice:
+    """The sizes that together have most of the shares, and what they have of it."""
+    order = np.argsort(share, kind="stable")[::-1]
+    n = 1 + int(np.searchsorted(np.cumsum([share[i] for i in order]), COVERED))
+    chosen = sorted(order[:n])
+    total = sum(share[i] for i in chosen)
+    return tuple((sizes[i], share[i] / total) for i in chosen)
+
+
+def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[Size], int]:
+    """Sizes to choose from, independent columns first, and folds: fewer where they take long."""
+    n_rows, n_features = y.shape
     n_varying = int(_varies(y).sum())
     most = min(n_components, n_varying, n_rows - 2)
-    pseudo_rows: Sequence[float] = PSEUDO_ROWS if noise[1] is not None else (0.0,)
+    pseudo_rows: Sequence[float] = PSEUDO_ROWS if noise.kind is not None else (0.0,)
     has_holes = bool(y.isnan().any())
     if has_holes:
         most = min(most, math.isqrt(HOLED // y.numel()))
@@ -105,47 +167,48 @@ def choose(
     def cost(n_folds: int) -> int:
         return n_folds * step * sum(size.n_components for size in sizes)
 
-    sizes = _sizes(_path(most), pseudo_rows)
+    path = _path(most)
+    sizes = [Size(k, a) for k in path if k for a in pseudo_rows]
     if has_holes or cost(N_FOLDS) > AFFORDED:  # fewer of both
-        coarse = sorted({0, *(2**i for i in range(most.bit_length())), most})
-        sizes = _sizes(coarse, pseudo_rows[1::2] or pseudo_rows)
+        path = sorted({0, *(2**i for i in range(most.bit_length())), most})
+        few = pseudo_rows[2::2] or pseudo_rows
+        sizes = [Size(k, a) for k in path if k for a in few]
         if cost(1) > AFFORDED:
-            sizes = _sizes(coarse, pseudo_rows[1:2] or pseudo_rows)
+            sizes = [Size(k, few[0]) for k in path if k]
     n_folds = max((n for n in (N_FOLDS, 3, 1) if cost(n) <= AFFORDED), default=1)
-    n_folds = min(n_folds, 3) if has_holes else n_folds
-    fold = _fold(group, N_FOLDS)
-    if int(fold.max()) == 0:  # one group: no rows can be left out
-        return Size(0)
-    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
-    kept = weight * (fold != folds.unsqueeze(1))
-    kept = kept[(kept > 0).sum(1) > 1]
-    if not len(kept):
-        return Size(0)
-    rows_out, of_sizes = [], []
-    for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
-        out = torch.nonzero((own == 0) & (weight > 0)).squeeze(1)
-        rows_out.append(out)
-        of_sizes.append(torch.stack([-log_likelihood(y[out], *each) for each in found]))
-    out, loss = torch.cat(rows_out), torch.cat(of_sizes, dim=1)
-    # A likelihood that is not finite is as bad as any.
-    mean = (loss @ weight[out]).nan_to_num(nan=torch.inf)
-    best = int(mean.argmin())
-    of_rows = weight[out], group[out]
-    return sizes[best] if is_better(loss[0], loss[best], N_ERRORS, *of_rows) else sizes[0]
+    if has_holes:
+        return [Size(0), *sizes], min(n_folds, 3)
+    if noise.units is not None and min(n_rows, n_features) ** 3 <= AFFORDED:
+        sizes += [Size(k, is_pca=True) for k in path if k < n_varying]
+    return [Size(0), *sizes], n_folds
 
 
-def _sizes(path: Sequence[int], pseudo_rows: Sequence[float]) -> list[Size]:
-    """Independent columns, and each number of components with each of pseudo rows."""
-    return [Size(0), *(Size(k, a) for k in path if k for a in pseudo_rows)]
+def _share_of_draws(loss: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> list[float]:
+    """In which share of draws of the rows each of the losses (G, B) has the least mean.
+
+    Groups are drawn as one. Of many, some are taken together.
+    """
+    rng = np.random.default_rng(0)
+    _, unit = np.unique(group.numpy(), return_inverse=True)
+    n_units = int(unit.max()) + 1
+    if n_units > N_UNITS:
+        unit = (rng.permutation(n_units) % N_UNITS)[unit]
+        n_units = N_UNITS
+    total = loss.new_zeros(len(loss), n_units)
+    total.index_add_(1, torch.from_numpy(unit), weight * loss)
+    drawn = torch.from_numpy(rng.standard_exponential((N_DRAWS, n_units)))
+    best = (total @ drawn.T).argmin(0)
+    return (torch.bincount(best, minlength=len(loss)) / N_DRAWS).tolist()
 
 
 def analyse(
-    y: torch.Tensor, size: Size, noise: Noise, weight: torch.Tensor | None = None
+    y: torch.Tensor, choice: Choice, noise: Noise, weight: torch.Tensor | None = None
 ) -> Factors:
-    """Factor analysis of this size of rows y (B, D), as `choose` takes them."""
-    size = size._replace(n_components=min(size.n_components, len(y) - 1))
+    """Factor analysis of these sizes of rows y (B, D), as `choose` takes them."""
+    sizes = [s._replace(n_components=min(s.n_components, len(y) - 1)) for s, _ in choice]
     weight = torch.ones_like(y[:, 0]) if weight is None else weight
-    (((mean, loading, variance),),) = maximise(y, [size], noise, weight[None], N_LAST_STEPS)
+    (found,) = maximise(y, sizes, noise, weight[None], N_LAST_STEPS)
+    mean, loading, variance = _average(found, [share for _, share in choice], noise)
     strength, turn = torch.linalg.eigh(loading.T @ (loading / variance.unsqueeze(1)))
     strength, loading = strength.clamp(min=0).flip(0), loading @ turn.flip(1)
     projection = (loading / variance.unsqueeze(1)).T / (1 + strength).unsqueeze(1)
@@ -174,13 +237,19 @@ def maximise(
             for own in weight
         ]
     else:
-        found = _maximise_complete(y, weight, sizes, noise, n_steps)
-    if noise[1] is None:
+        own = [size for size in sizes if not size.is_pca]
+        of_own = _maximise_complete(y, weight, own, noise, n_steps) if own else [[]] * len(weight)
+        pca = [size for size in sizes if size.is_pca]
+        of_pca = [_principal(y, each, pca, noise) if pca else [] for each in weight]
+        places = [(own + pca).index(size) for size in sizes]
+        both = [a + b for a, b in zip(of_own, of_pca, strict=True)]
+        found = [[each[place] for place in places] for each in both]
+    if noise.kind is None:
         return found
     inflated = []
     for n_rows, each in zip(_n_rows(weight).tolist(), found, strict=True):
         n_least = (n_rows + 1) / HIGHEST_INFLATION
-        factors = [(n_rows + 1) / max(n_rows - k - 3, n_least) for k, _ in sizes]
+        factors = [(n_rows + 1) / max(n_rows - k - 3, n_least) for k, *_ in sizes]
         inflated.append(
             [(m, math.sqrt(f) * w, f * v) for f, (m, w, v) in zip(factors, each, strict=True)]
         )
@@ -227,7 +296,7 @@ def _shrink(
     noise: Noise,
 ) -> torch.Tensor:
     """Noise variances (..., D) from residual ones and those of the columns, on so many rows."""
-    floor, kind = noise
+    floor, kind, _ = noise
     if kind is None:
         return floor.expand_as(residual)
     varies = square > 0
@@ -274,31 +343,101 @@ def _maximise_complete(
         loading[:, place, :, size.n_components :] = 0.0
     square = square.unsqueeze(1)  # (F, 1, D)
     alone = _shrink(square, square, rows, pseudo_rows, noise).expand(-1, n_sizes, -1)
-    variance = _shrink(square / 2, square, rows, pseudo_rows, noise)
-    identity = torch.eye(wide, dtype=y.dtype, device=y.device)
+
+    def times(flat: torch.Tensor) -> torch.Tensor:
+        return centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
+
+    shrink = functools.partial(_shrink, square=square, rows=rows, pseudo_rows=pseudo_rows)
+    loading, variance = _iterate(times, square, loading, lambda r: shrink(r, noise=noise), n_steps)
+    return [
+        [
+            (mean[f], loading[f, g, :, :k], variance[f, g] if k else alone[f, g])
+            for g, (k, *_) in enumerate(sizes)
+        ]
+        for f in range(len(weight))
+    ]
+
+
+def _iterate(
+    times: Callable[[torch.Tensor], torch.Tensor],
+    square: torch.Tensor,
+    loading: torch.Tensor,
+    shrink: Callable[[torch.Tensor], torch.Tensor],
+    n_steps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """EM from loadings (F, G, D, k), and the noise variances (F, G, D) that it ends with.
+
+    `times` multiplies (F, D, G k) by covariances, whose diagonals are `square` (F, 1, D).
+    """
+    n_sizes, wide = loading.shape[1], loading.shape[3]
+    variance = shrink(square / 2).expand(loading.shape[:3])
+    identity = torch.eye(wide, dtype=loading.dtype, device=loading.device)
     for _ in range(n_steps if wide else 0):
         weighted = loading / variance.unsqueeze(3)
         spread = torch.linalg.inv(identity + loading.mT @ weighted)
         projection = weighted @ spread  # A', (F, G, D, k)
-        flat = projection.transpose(1, 2).flatten(2)
-        product = centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
+        product = times(projection.transpose(1, 2).flatten(2))
         cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
         # Where the noise is next to nothing, rounding would make it indefinite.
         moment = spread + projection.mT @ cross + 1e-9 * identity
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
         before = variance
-        variance = _shrink(residual.clamp(min=0), square, rows, pseudo_rows, noise)
+        variance = shrink(residual.clamp(min=0))
         loading = loading @ torch.linalg.cholesky(moment)
         if bool(((variance - before).abs() <= CONVERGED * variance).all()):
             break
-    return [
-        [
-            (mean[f], loading[f, g, :, :k], variance[f, g] if k else alone[f, g])
-            for g, (k, _) in enumerate(sizes)
-        ]
-        for f in range(len(weight))
-    ]
+    return loading, variance
+
+
+def _principal(
+    y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise
+) -> list[Parameters]:
+    """Probabilistic PCA in the units of the table, of complete rows (B, D) that count (B,)."""
+    assert noise.units is not None
+    share = weight / weight.sum()
+    mean = share @ y
+    rows = (y - mean) * noise.units * share.sqrt().unsqueeze(1)
+    n_varying = int((rows != 0).any(0).sum())
+    wide = rows.shape[1] > rows.shape[0]
+    strength, turn = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
+    strength, turn = strength.clamp(min=0).flip(0), turn.flip(1)
+    if wide:
+        turn = rows.mT @ turn / strength.sqrt().clamp(min=1e-150)
+    found = []
+    for k, *_ in sizes:
+        shared = (strength.sum() - strength[:k].sum()).clamp(min=0) / max(1, n_varying - k)
+        loading = turn[:, :k] * (strength[:k] - shared).clamp(min=0).sqrt()
+        variance = (shared / noise.units.square()).maximum(1.01 * noise.floor)
+        found.append((mean, loading / noise.units.unsqueeze(1), variance))
+    return found
+
+
+def _average(found: Sequence[Parameters], share: Sequence[float], noise: Noise) -> Parameters:
+    """Factor analysis of the mean covariance of models that count for these shares."""
+    if len(found) == 1:
+        return found[0]
+    shares = found[0][0].new_tensor(share)
+    mean, noises = (
+        torch.stack(parts, dim=1) @ shares for parts in list(zip(*found, strict=True))[::2]
+    )
+    of_all = torch.cat(
+        [s**0.5 * loading for s, (_, loading, _) in zip(share, found, strict=True)], dim=1
+    )
+    square = noises + of_all.square().sum(1)
+    most = max(loading.shape[1] for _, loading, _ in found)
+
+    def times(flat: torch.Tensor) -> torch.Tensor:
+        return of_all @ (of_all.mT @ flat) + noises.unsqueeze(1) * flat
+
+    loading, variance = _iterate(
+        times,
+        square.expand(1, 1, -1),
+        _start(most, len(mean))[None, None],
+        lambda residual: _shrink(residual, square, square, 0.0, noise),
+        N_LAST_STEPS,
+    )
+    return mean, loading[0, 0], variance[0, 0]
 
 
 def _maximise_holes(

@@ -549,7 +549,12 @@ class VAE(nn.Module):
         """The noise of factor analysis that each model of a stack can become."""
         noise = self.likelihood.noise
         kind = noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
-        return [(floor.cpu().double(), kind) for floor in self.observation.floor]
+        floors = self.observation.floor.cpu().double()
+        if kind != "per_feature":
+            return [_factors.Noise(floor, kind) for floor in floors]
+        # Each column has a scale of its own, so that PCA in the table's units is another model.
+        units = torch.where(self.scale > 0, self.scale, 1.0).cpu().double()
+        return [_factors.Noise(f, kind, u) for f, u in zip(floors, units, strict=True)]
 
     def become_factors(self, found: Sequence[_factors.Factors]) -> None:
         """Become factor analysis: one for each model of a stack."""

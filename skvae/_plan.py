@@ -5,15 +5,12 @@ import warnings
 from dataclasses import asdict, replace
 
 import numpy as np
-from scipy.special import stdtrit
 
-from skvae import _arrays, _files, _model, _training
+from skvae import _arrays, _evidence, _files, _model, _training
 from skvae.likelihoods import LIKELIHOODS
 
 # With early_stopping="auto", fewer rows than this are all trained on.
 EARLY_STOPPING_ROWS = 20
-# The chance that an epoch which is no better than factor analysis is taken for better.
-LUCK = 0.025
 # Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
 FINGERPRINT_ROWS = 1000
 
@@ -137,18 +134,19 @@ def _plan(vae, job, continues):
         n_noise=_model.n_noise(architecture),
         patience=vae.n_iter_no_change,
         n_held_back=math.ceil(share_held_back * vae.max_iter),
-        n_errors=_n_errors(job, n_held_out),
+        n_errors=_needed_errors(job, n_held_out),
         tol=vae.tol,
         constant=_model.log_jacobian(job.state),
         continues=continues,
     )
 
 
-def _n_errors(job, n_held_out):
-    """Standard errors of a mean difference of the held-out rows that luck seldom exceeds."""
+def _needed_errors(job, n_held_out):
+    """Standard errors by which an epoch must beat factor analysis on the held-out rows."""
     judged = job.held_out[:n_held_out]
-    n = len(judged) if job.group is None else len(np.unique(job.group[judged]))
-    return float(stdtrit(n - 1, 1 - LUCK)) if n > 1 else math.inf
+    weight = np.ones(len(judged)) if job.sample_weight is None else job.sample_weight[judged]
+    group = None if job.group is None else job.group[judged]
+    return _evidence.needed_errors(weight, group)
 
 
 def describe_run(job, partial):

@@ -396,7 +396,7 @@ class _Analyses:
     def __init__(self, jobs: Sequence[Job], noise: Sequence[_factors.Noise]) -> None:
         self.jobs, self.noise = jobs, noise
         self.found: dict[Hashable, Any] = {}
-        self.sizes: dict[int, _factors.Size] = {}
+        self.choices: dict[int, _factors.Choice] = {}
 
     def of(self, rows: _training.Rows, *, again: bool = False) -> list[_factors.Factors]:
         """Of these rows, each of the size that they choose; `again`, of those sizes."""
@@ -405,8 +405,8 @@ class _Analyses:
             y, weight, group = _member(rows, m)
             if not again:
                 inputs = y, job.plan.n_components, noise, weight, group
-                self.sizes[m] = self._once(_factors.choose, inputs)
-            found.append(self._once(_factors.analyse, (y, self.sizes[m], noise, weight)))
+                self.choices[m] = self._once(_factors.choose, inputs)
+            found.append(self._once(_factors.analyse, (y, self.choices[m], noise, weight)))
         return found
 
     def shortfalls(self, rows: _training.Rows, records: Sequence[_training.Record]) -> list[float]:
@@ -441,7 +441,7 @@ def _member(
 
 def _digest(value: Any) -> Hashable:
     """What tells a value, or a tensor by its contents, from others."""
-    if type(value) is tuple:
+    if isinstance(value, tuple):
         return tuple(map(_digest, value))
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(value.numpy().tobytes()).digest(), tuple(value.shape)
