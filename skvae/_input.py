@@ -70,10 +70,12 @@ def read_first(estimator, X, likelihood, categories, rows):
     return likelihood, data, {**_names_seen(estimator), "_categories": categories}
 
 
-def describe(data, likelihood, attributes, weight, held_out, *, reset):
+def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=False):
     """Moments of the features of the rows that are trained on, and what to know of the columns.
 
     `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
+    `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
+    in each column.
     """
     labels = _arrays.Labels(attributes.get("feature_names_in_"))
     places = likelihood.columns_of(data.shape[1])
@@ -92,7 +94,7 @@ def describe(data, likelihood, attributes, weight, held_out, *, reset):
         suspects = _add_suspects(moments, np.asarray(support(others), np.float64))
         moments = moments._replace(has_holes=has_holes, suspects=suspects)
     if reset:
-        _warn_of_empty(n_values, labels)
+        _tell_of_empty(n_values, labels, partial)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
     return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
 
@@ -112,16 +114,23 @@ def _add_suspects(moments, others):
     return suspects
 
 
-def _warn_of_empty(n_values, labels):
-    """Warn of columns that have no value."""
+def _tell_of_empty(n_values, labels, partial):
+    """Warn of columns that have no value; refuse them where later blocks may have values there."""
     empty = np.flatnonzero(n_values == 0)
-    if len(empty):
-        warnings.warn(
-            f"X has no value in {listed(map(labels.of, empty))}: all are missing. The model "
-            "leaves such columns out of its density and gives them back as missing. Drop them, or "
-            "fit on rows that have values there.",
-            stacklevel=7,
+    if not len(empty):
+        return
+    what = f"X has no value in {listed(map(labels.of, empty))}: all are missing."
+    if partial:
+        raise ValueError(
+            f"{what} The first block of partial_fit decides the units of each column, so the model "
+            "could not learn values that later blocks have there. Begin with rows that have "
+            "values in each column, or drop the column."
         )
+    warnings.warn(
+        f"{what} The model leaves such columns out of its density and gives them back as missing. "
+        "Drop them, or fit on rows that have values there.",
+        stacklevel=7,
+    )
 
 
 def _warn_of_sentinels(data, moments, support, places, labels, categories):

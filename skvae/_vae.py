@@ -506,7 +506,8 @@ class VAETransformer(
         sample of the rows is best. Later blocks are compared with it. A warning names the columns
         whose values are of another order of magnitude than in the first block: the model learns
         them badly. Another one names the columns that were constant there and are not any more:
-        the model does not learn them at all. Fit anew then, with other first rows.
+        the model does not learn them at all. Fit anew then, with other first rows. A first block in
+        which a column has no value is refused, since the model could not learn later values there.
 
         Any block may have missing values, whether or not earlier ones had some: the encoder has
         inputs for them from the first block on. Categories that are to come are announced by the
@@ -617,7 +618,7 @@ class VAETransformer(
         key = likelihood, held_out.tobytes()
         if key not in known:
             known[key] = _input.describe(
-                data, likelihood, attributes, weight, held_out, reset=not warm
+                data, likelihood, attributes, weight, held_out, reset=not warm, partial=partial
             )
         moments, seen = known[key]
         if not warm:
@@ -790,6 +791,7 @@ class VAETransformer(
         mean, std = location, np.full(len(location), np.nan)
         if self._first_seen is not None:
             mean, std = self._first_seen["mean"], self._first_seen["std"]
+        mean = np.where(np.isnan(location), np.nan, mean)  # of a column that had no value
         # What the model takes for constant; of others without a spread nothing is to be compared.
         std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
         # Categories have no units, and unknown ones a warning of their own.
