@@ -215,7 +215,7 @@ def test_a_constant_column_is_given_back_exactly_and_is_no_part_of_the_score(
     assert (vae.sample(30, random_state=0)[:, 1] == X[0, 1]).all()
     other = X.copy()
     other[:, 1] = 7e20
-    with pytest.warns(UserWarning, match="differ from the constant of a column in fit"):
+    with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
         scores = vae.score_samples(other)  # a mass of 1 / (n + 1) is beside the constant
     np.testing.assert_allclose(vae.score_samples(X) - scores, np.log(61), rtol=1e-9)
 
@@ -829,6 +829,23 @@ def test_a_column_that_only_held_out_rows_have_is_constant_and_wrecks_nothing(X,
     assert best[0] < best[1] + 3
 
 
+def test_rows_of_fit_that_were_held_out_may_differ_from_a_constant_and_the_words_are_true(X, quick):
+    vae = quick(early_stopping=True)
+    X[:, 1] = 0.5
+    row = held_out_of(vae, X)[2]
+    X[row, 1] = 7.0
+    vae.fit(X)
+    what = r"constant of a column in the rows that fit trained on: 7 in column 1 \(1 row\)"
+    with pytest.warns(UserWarning, match=what):
+        scores = vae.score_samples(X)
+    # log(n + 1) nats, with n = 54 rows trained on.
+    same = X.copy()
+    same[row, 1] = 0.5
+    cost = vae.score_samples(same) - scores
+    np.testing.assert_allclose(cost[row], np.log(55), rtol=1e-9)
+    assert (np.delete(cost, row) == 0).all()
+
+
 def test_columns_of_rare_levels_leave_training_its_epochs():
     # Of 150 levels some are in held-out rows alone, and many in few rows.
     rng = np.random.default_rng(0)
@@ -841,7 +858,7 @@ def test_columns_of_rare_levels_leave_training_its_epochs():
     vae = VAETransformer(8, max_iter=40, random_state=0).fit(table[:1000])
     # Factor analysis, or an epoch that has learned something: not the first one.
     assert vae.kept_iter_ != 1
-    with pytest.warns(UserWarning, match="differ from the constant of a column in fit"):
+    with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
         latent = vae.transform(table)  # levels that only held-out rows have
     # 0.60, 0.62 and 0.86 with three seeds, after 100 epochs 0.72, 0.87 and 0.94. With the units of
     # all rows the first epoch was kept, with 0.06 and 0.16.
