@@ -266,7 +266,8 @@ class VAETransformer(
     else an estimate: `skvae.metrics.elbo` draws for each row and has a standard error.
 
     With early stopping the rows to hold out are chosen first. Location and scale of a column,
-    whether it is constant, and the least noise variance are those of the rows that are trained on.
+    whether it is constant, and the least noise variance are those of the rows that are trained on;
+    of all rows, where a held-out value is farther than 1e10 scales from these.
     Each epoch is judged by the mean loss of the held-out rows. In it, no row counts as more than
     the median plus 20 times the distance from the median to the upper quartile, so that one row
     cannot decide. `history_` has the plain mean.

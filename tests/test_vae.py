@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -866,13 +867,35 @@ def test_columns_of_rare_levels_leave_training_its_epochs():
 
 
 @pytest.mark.parametrize("where", ["held out", "trained on"])
-def test_a_sentinel_is_named_wherever_it_is(X, quick, where):
-    vae = quick(early_stopping=True)
+@pytest.mark.parametrize("value", [1e8, 1e20, -1e300])
+@pytest.mark.parametrize("noise", ["per_sample", "shared"])
+def test_a_sentinel_is_named_wherever_it_is(X, quick, where, value, noise):
+    vae = quick(likelihood=Gaussian(noise), early_stopping=True)
     out = held_out_of(vae, X)
     row = out[1] if where == "held out" else np.delete(np.arange(60), out)[3]
-    X[row, 2] = 1e8
-    with pytest.warns(UserWarning, match=r"X has values .* 100000000 in column 2 \(1 row\)"):
+    X[row, 2] = value
+    what = re.escape(f"{value:.10g} in column 2 (1 row)")
+    with pytest.warns(UserWarning, match=f"X has values .* {what}"):
         vae.fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert np.isfinite(vae.history_["validation_loss"]).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sentinel_fits_the_same_whichever_rows_are_held_out(X, quick, weighted):
+    X[7, 2] = 1e20
+    weight = np.linspace(1, 2, 60) if weighted else None
+    spread, n_out = np.std(X[:, 2]), 0
+    for seed in range(12):
+        vae = quick(early_stopping=True, validation_fraction=0.4, random_state=seed)
+        n_out += 7 in held_out_of(vae, np.where(X < 1e20, X, 0.0))
+        with pytest.warns(UserWarning, match=r"farther .* 1e\+20 in column 2 \(1 row\)"):
+            vae.fit(X, sample_weight=weight)
+        assert vae.state_["scale"][2] == pytest.approx(spread, rel=0.5)
+        # The unit of another column is that of the rows trained on.
+        assert vae.state_["scale"][1] < 100
+        assert np.isfinite(vae.score_samples(X)).all()
+    assert 0 < n_out < 12
 
 
 def test_holes_of_held_out_rows_alone_give_the_encoder_a_mask(X, quick):
