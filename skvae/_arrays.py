@@ -212,8 +212,10 @@ class Moments(NamedTuple):
         return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
 
 
-# Rows that say which value of a column may be the one that more than half of them have.
+# Rows that say which value of a column may be the one that more than half of them have, and the
+# values that are read of them at once.
 MEDIAN_ROWS = 10_000
+READ_AT_ONCE = 1 << 20
 
 
 class Labels(NamedTuple):
@@ -245,7 +247,7 @@ class Subset:
 
 def slices(X: Array, n_features: int) -> Iterator[Array]:
     """`X` in dense blocks of rows, which become about a million values of so many features."""
-    n_rows = max(1, (1 << 20) // n_features)
+    n_rows = max(1, READ_AT_ONCE // n_features)
     for start in range(0, X.shape[0], n_rows):
         yield dense(X[start : start + n_rows])
 
@@ -266,6 +268,19 @@ def _blocks(X: Array, n_features: int) -> Iterator[Array]:
 Support = Callable[[Array], Array]
 
 
+def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, Array]:
+    """The lowest and the highest value of each feature, (D,), in blocks; NaN where there is none.
+
+    They are float64: those of a longdouble may be infinity then.
+    """
+    low = high = np.full(n_features, np.nan)
+    for block in map(support, slices(X, n_features)):
+        low = np.fmin(low, np.fmin.reduce(block, axis=0))
+        high = np.fmax(high, np.fmax.reduce(block, axis=0))
+    with np.errstate(over="ignore"):
+        return np.asarray(low, np.float64), np.asarray(high, np.float64)
+
+
 def describe_columns(
     X: Array,
     support: Support = lambda block: block,
@@ -282,12 +297,7 @@ def describe_columns(
     deviation of 0.
     """
     n_features = X.shape[1] if labels.places is None else len(labels.places)
-    low = high = np.asarray(np.nan)
-    for block in map(support, slices(X, n_features)):
-        low = np.fmin(low, np.fmin.reduce(block, axis=0))
-        high = np.fmax(high, np.fmax.reduce(block, axis=0))
-    with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
-        low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    low, high = find_extremes(X, support, n_features)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
     if empty.all():
         raise ValueError(
@@ -305,10 +315,11 @@ def describe_columns(
     plain_total = plain_square = np.zeros(n_features)  # without weights
     n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
     # A value that more than half of the rows have is the median.
-    common, n_common = np.full(n_features, np.nan), np.zeros(n_features, np.int64)
+    common, n_common = _find_common(X, support, n_features), np.zeros(n_features, np.int64)
     start, has_holes = 0, False
     for block in map(support, _blocks(X, n_features)):
-        common = np.where(np.isnan(common), _median(block), common)
+        if np.isnan(common[~empty]).any():  # values that are too rare to be met before
+            common = np.where(np.isnan(common), _median(block[:MEDIAN_ROWS]), common)
         n_common += (block == common).sum(axis=0)
         moved = (block - centre) / unit
         there = ~np.isnan(moved)
@@ -339,9 +350,21 @@ def describe_columns(
     return Moments(centre, std, has_holes, n_values, suspects, n_values - n_common)
 
 
-def _median(block: Array) -> Array:
+def _find_common(X: Array, support: Support, n_features: int) -> Array:
+    """The lower median of each feature, (D,), by rows from everywhere; NaN where these have none.
+
+    One row of each stretch of neighbouring rows is taken, at random: the first rows of a table that
+    is sorted are no sample of it, nor is each 24th row of one that repeats itself after 24.
+    """
+    n = min(X.shape[0], MEDIAN_ROWS, max(1, READ_AT_ONCE // n_features))
+    stretches = np.arange(n + 1) * X.shape[0] // n
+    rows = np.random.default_rng(0).integers(stretches[:-1], stretches[1:])
+    return _median(support(np.asarray(dense(X[rows]), dtype=np.float64)))
+
+
+def _median(rows: Array) -> Array:
     """The lower median of the values of each column, (D,); NaN where there is none."""
-    ordered = np.sort(block[:MEDIAN_ROWS], axis=0)  # NaN last
+    ordered = np.sort(rows, axis=0)  # NaN last
     last = (~np.isnan(ordered)).sum(axis=0) - 1
     return np.take_along_axis(ordered, np.maximum(last, 0)[None] // 2, axis=0)[0]
 

@@ -78,6 +78,7 @@ class Size(NamedTuple):
 
 # Sizes, and how much each counts, which is 1 together.
 Choice = tuple[tuple[Size, float], ...]
+ALONE: Choice = ((Size(0), 1.0),)  # independent columns
 
 
 class Noise(NamedTuple):
@@ -112,19 +113,18 @@ def choose(
     Rows y (B, D) are float64 on the CPU, NaN where a value is missing. `weight` (B,) is how much
     each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together.
     """
-    alone = ((Size(0), 1.0),)
     n_rows = len(y)
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
     group = torch.arange(n_rows, device=y.device) if group is None else group
     sizes, n_folds = _affordable(y, n_components, noise)
     fold = _fold(group, N_FOLDS)
     if int(fold.max()) == 0:  # one group: no rows can be left out
-        return alone
+        return ALONE
     folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
     kept = weight * (fold != folds.unsqueeze(1))
     kept = kept[(kept > 0).sum(1) > 1]
     if not len(kept):
-        return alone
+        return ALONE
     rows_out, of_sizes = [], []
     for own, found in zip(kept, maximise(y, sizes, noise, kept, N_STEPS), strict=True):
         out = torch.nonzero((own == 0) & (weight > 0)).squeeze(1)

@@ -24,7 +24,7 @@ def check_rows(X, image_shape=None):
 
     `image_shape` (channels, height, width) is that of a `Conv`, whose rows are such images.
     """
-    remedy = _remedy(X)
+    remedy, rows = _remedy(X), "X"
     if remedy is not None:
         article = "an" if type(X).__name__[0] in "AEIOaeio" else "a"
         what = "None" if X is None else f"{article} {type(X).__name__}"
@@ -47,7 +47,7 @@ def check_rows(X, image_shape=None):
                 f"has {lengths[row]}. Give all rows the same number of values, with NaN where "
                 "one is missing."
             )
-        X = np.asarray(X)
+        X, rows = np.asarray(X), "np.asarray(X)"
     shape = getattr(X, "shape", ())
     if isinstance(X, np.ndarray) and X.dtype.names is not None:
         raise TypeError(
@@ -57,13 +57,13 @@ def check_rows(X, image_shape=None):
     if isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.kind in "USO":
         raise ValueError(
             f"X has 1 dimension, of {len(X)} values. Expected 2 dimensions, (n_samples, "
-            "n_features): X.reshape(-1, 1) is one feature of many samples, X.reshape(1, -1) one "
-            "sample."
+            f"n_features): {rows}.reshape(-1, 1) is one feature of many samples, "
+            f"{rows}.reshape(1, -1) one sample."
         )
     if len(shape) > 2 and not hasattr(X, "columns"):
         raise ValueError(
             f"X has {len(shape)} dimensions, of shape {tuple(shape)}. Expected 2 dimensions, "
-            f"(n_samples, n_features): {_flatten(X, tuple(shape), image_shape)}."
+            f"(n_samples, n_features): {_flatten(X, tuple(shape), image_shape, rows)}."
         )
     if hasattr(X, "iloc") and hasattr(X, "columns") and not X.columns.is_unique:
         twice = [(name, n) for name, n in Counter(X.columns).items() if n > 1]
@@ -100,18 +100,19 @@ def _remedy(X):
     return None
 
 
-def _flatten(X, shape, image_shape):
-    """How to make rows of samples of more than one dimension."""
+def _flatten(X, shape, image_shape, name):
+    """How to make rows of samples of more than one dimension, of an array called `name`."""
     if image_shape is None:
-        return "X.reshape(len(X), -1) makes a row of each sample"
+        return f"{name}.reshape(len(X), -1) makes a row of each sample"
     channels, height, width = image_shape
     order = f"Conv expects rows in the order (channels, height, width) = {image_shape}"
     if shape[1:] == (height, width, channels) and channels > 1:
         move = "permute" if isinstance(X, torch.Tensor) else "transpose"
-        return f"{order}, which X.{move}(0, 3, 1, 2).reshape(len(X), -1) makes of these images"
+        moved = f"{name}.{move}(0, 3, 1, 2)"
+        return f"{order}, which {moved}.reshape(len(X), -1) makes of these images"
     if shape[1:] in (image_shape, (height, width), (height, width, channels)):
-        return f"{order}, which X.reshape(len(X), -1) makes of these images"
-    return f"{order}. Move the axes of X to that order, and then take X.reshape(len(X), -1)"
+        return f"{order}, which {name}.reshape(len(X), -1) makes of these images"
+    return f"{order}. Move the axes of X to that order, and then take {name}.reshape(len(X), -1)"
 
 
 def to_validate(X, *, is_rows=True):

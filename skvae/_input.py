@@ -70,58 +70,90 @@ def read_first(estimator, X, likelihood, categories, rows):
     return likelihood, data, {**_names_seen(estimator), "_categories": categories}
 
 
-def describe(data, likelihood, attributes, weight, held_out, *, reset):
+def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=False):
     """Moments of the features of the rows that are trained on, and what to know of the columns.
 
     `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
+    Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
+    feature the moments of all rows: the value then does what it would do in a row trained on.
+    `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
+    in each column.
     """
     labels = _arrays.Labels(attributes.get("feature_names_in_"))
     places = likelihood.columns_of(data.shape[1])
     support = functools.partial(likelihood.check_support, labels=labels)
-    training = data
-    if len(held_out):
-        rows = np.delete(np.arange(data.shape[0]), held_out)
-        training = _arrays.Subset(data, rows)
-        weight = None if weight is None else weight[rows]
-    moments = _arrays.describe_columns(training, support, labels._replace(places=places), weight)
+    describe_rows = functools.partial(
+        _arrays.describe_columns, support=support, labels=labels._replace(places=places)
+    )
+    training, others = np.delete(np.arange(data.shape[0]), held_out), np.sort(held_out)
+    if not len(held_out):
+        moments = describe_rows(data, weight=weight)
+    else:
+        own_weight = None if weight is None else weight[training]
+        moments = describe_rows(_arrays.Subset(data, training), weight=own_weight)
+        extremes = _arrays.find_extremes(_arrays.Subset(data, others), support, len(places))
+        moments = moments._replace(suspects=_add_suspects(moments, extremes))
+        far = _is_out_of_reach(likelihood, moments, extremes)
+        if reset and far.any():
+            moments = _replace_where(far, moments, describe_rows(data, weight=weight))
     n_values = np.zeros(data.shape[1], np.int64)
     n_values[places] = moments.n_values
-    if len(held_out):
-        others = _arrays.dense(data[np.sort(held_out)])
-        has_holes = moments.has_holes or bool(np.isnan(others[:, n_values > 0]).any())
-        suspects = _add_suspects(moments, np.asarray(support(others), np.float64))
-        moments = moments._replace(has_holes=has_holes, suspects=suspects)
+    if len(held_out) and not moments.has_holes:
+        n_incomplete = count_incomplete(_arrays.Subset(data, others), n_values == 0)
+        moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
-        _warn_of_empty(n_values, labels)
+        _tell_of_empty(n_values, labels, partial)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
     return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
 
 
-def _add_suspects(moments, others):
-    """The suspects of some rows, and those among the features of `others`.
+def _is_out_of_reach(likelihood, moments, extremes):
+    """Whether the lowest or the highest value of a feature is too far from its units, (D,)."""
+    location, scale = likelihood.units(moments)
+    with np.errstate(over="ignore"):  # of values such as 1e308
+        distance = np.fmax(*(np.abs(value - location) for value in extremes))
+        return (scale > 0) & (distance > _arrays.FARTHEST * scale)
+
+
+def _replace_where(chosen, moments, others):
+    """Moments of which the chosen features have those of `others`."""
+    names = "mean", "std", "n_values", "n_various"
+    pairs = {name: (getattr(others, name), getattr(moments, name)) for name in names}
+    return moments._replace(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
+
+
+def _add_suspects(moments, extremes):
+    """The suspects of some rows, and those among the lowest and highest values of others.
 
     A value may be far beyond all of n others where it is more than n of their standard deviations
     from their mean: the sum of their distances is at most as large.
     """
     suspects = moments.suspects.copy()
-    for side, extreme in ((0, np.fmin), (1, np.fmax)):
-        value = extreme.reduce(others)
-        far = np.abs(value - moments.mean) > moments.n_values * moments.std
+    for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
+        with np.errstate(over="ignore"):  # of values such as 1e308
+            far = np.abs(value - moments.mean) > moments.n_values * moments.std
         far &= moments.std > 0
         suspects[side] = np.where(far, extreme(suspects[side], value), suspects[side])
     return suspects
 
 
-def _warn_of_empty(n_values, labels):
-    """Warn of columns that have no value."""
+def _tell_of_empty(n_values, labels, partial):
+    """Warn of columns that have no value; refuse them where later blocks may have values there."""
     empty = np.flatnonzero(n_values == 0)
-    if len(empty):
-        warnings.warn(
-            f"X has no value in {listed(map(labels.of, empty))}: all are missing. The model "
-            "leaves such columns out of its density and gives them back as missing. Drop them, or "
-            "fit on rows that have values there.",
-            stacklevel=7,
+    if not len(empty):
+        return
+    what = f"X has no value in {listed(map(labels.of, empty))}: all are missing."
+    if partial:
+        raise ValueError(
+            f"{what} The first block of partial_fit decides the units of each column, so the model "
+            "could not learn values that later blocks have there. Begin with rows that have "
+            "values in each column, or drop the column."
         )
+    warnings.warn(
+        f"{what} The model leaves such columns out of its density and gives them back as missing. "
+        "Drop them, or fit on rows that have values there.",
+        stacklevel=7,
+    )
 
 
 def _warn_of_sentinels(data, moments, support, places, labels, categories):

@@ -32,8 +32,13 @@ def join(before, n_before, now, n_now):
 
 
 def check_outcome(trained, plan, *, keep=True):
-    """Warn of a training run that did not end well; raise if it left nothing that is to be kept."""
-    record = trained.record
+    """Warn of what a training run left; raise if that is nothing that is to be kept."""
+    _check_end(trained.record, plan, keep)
+    _check_model(trained, plan)
+
+
+def _check_end(record, plan, keep):
+    """Warn of a training run that did not come to its end; raise if nothing of it is kept."""
     epoch = record.n_iter + 1
     kept = "factor analysis was" if record.is_simple else f"the weights of epoch {record.kept} were"
     if record.outcome == "diverged":
@@ -42,24 +47,29 @@ def check_outcome(trained, plan, *, keep=True):
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
         if not keep or (record.kept == 0 and not record.is_simple):
             raise ValueError(f"{where}. {remedy}")
-        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=4)
+        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=5)
     elif record.interrupted:
-        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=4)
+        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=5)
     elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
         # A rate that falls to 0 ends training by itself.
         warnings.warn(
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
+
+
+def _check_model(trained, plan):
+    """Warn of a model that is not what it could be, or that ignores z."""
+    record = trained.record
     if trained.shortfall > SHORTFALL:
         warnings.warn(
             f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
             "the best that a model without hidden layers can be on its training rows. Increase "
             "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
         warnings.warn(
@@ -69,14 +79,14 @@ def check_outcome(trained, plan, *, keep=True):
             "learning_rate, fewer or smaller hidden layers or more rows; rows that belong together "
             "need groups; or set early_stopping=False.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if trained.n_active == 0 and record.is_simple:
         warnings.warn(
             f"All {plan.n_components} components are inactive: columns that are independent of "
             "each other make rows left out as likely as any linear model, and no epoch was better. "
             "The columns have nothing in common, or the rows are too few to show it.",
-            stacklevel=4,
+            stacklevel=5,
         )
     elif trained.n_active == 0:
         warnings.warn(
@@ -84,5 +94,5 @@ def check_outcome(trained, plan, *, keep=True):
             f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
             "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
             "have nothing in common.",
-            stacklevel=4,
+            stacklevel=5,
         )

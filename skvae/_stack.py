@@ -391,12 +391,17 @@ def _read_in_parts(
 
 
 class _Analyses:
-    """Factor analyses of the rows of jobs: those of the same rows are made once."""
+    """Factor analyses of the rows of jobs: those of the same rows are made once.
+
+    Where torch cannot factorise a matrix of theirs, independent columns take their place, or the
+    analysis of the rows trained on that of all rows.
+    """
 
     def __init__(self, jobs: Sequence[Job], noise: Sequence[_factors.Noise]) -> None:
         self.jobs, self.noise = jobs, noise
         self.found: dict[Hashable, Any] = {}
         self.choices: dict[int, _factors.Choice] = {}
+        self.latest: list[_factors.Factors] = []
 
     def of(self, rows: _training.Rows, *, again: bool = False) -> list[_factors.Factors]:
         """Of these rows, each of the size that they choose; `again`, of those sizes."""
@@ -405,8 +410,15 @@ class _Analyses:
             y, weight, group = _member(rows, m)
             if not again:
                 inputs = y, job.plan.n_components, noise, weight, group
-                self.choices[m] = self._once(_factors.choose, inputs)
-            found.append(self._once(_factors.analyse, (y, self.choices[m], noise, weight)))
+                self.choices[m] = self._once(_factors.choose, inputs) or _factors.ALONE
+            factors = self._once(_factors.analyse, (y, self.choices[m], noise, weight))
+            if factors is None and again:
+                factors = self.latest[m]
+            elif factors is None:
+                self.choices[m] = _factors.ALONE
+                factors = _factors.analyse(y, _factors.ALONE, noise, weight)
+            found.append(factors)
+        self.latest = found
         return found
 
     def shortfalls(self, rows: _training.Rows, records: Sequence[_training.Record]) -> list[float]:
@@ -417,17 +429,29 @@ class _Analyses:
             y, weight, _ = _member(rows, m)
             size = _factors.Size(min(job.plan.n_components, y.shape[1]))
             own = torch.ones_like(y[:, 0]) if weight is None else weight
-            ((found,),) = _factors.maximise(y, [size], noise, own[None], _factors.N_STEPS)
-            best = float((own * _factors.log_likelihood(y, *found)).sum() / own.sum())
+            best = self._once(_highest_likelihood, (y, size, noise, own))
             loss = record.history["negative_elbo"][-1] - job.plan.constant
-            missed.append(loss + best if record.outcome == "finished" else 0.0)
+            is_known = best is not None and record.outcome == "finished"
+            missed.append(loss + best if is_known else 0.0)
         return missed
 
     def _once(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        """What `function` makes of these inputs, or None where torch cannot factorise a matrix."""
         key = function, *map(_digest, inputs)
         if key not in self.found:
-            self.found[key] = function(*inputs)
+            try:
+                self.found[key] = function(*inputs)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                self.found[key] = None
         return self.found[key]
+
+
+def _highest_likelihood(
+    y: torch.Tensor, size: _factors.Size, noise: _factors.Noise, weight: torch.Tensor
+) -> float:
+    """The weighted mean log-likelihood of rows y (B, D) under factor analysis of them."""
+    ((found,),) = _factors.maximise(y, [size], noise, weight[None], _factors.N_STEPS)
+    return float((weight * _factors.log_likelihood(y, *found)).sum() / weight.sum())
 
 
 def _member(

@@ -3,7 +3,7 @@
 The model keeps the mean and the standard deviation that each column had in the rows that it saw
 first. Later rows whose distances from that mean are of another order of magnitude are learned
 badly: large ones have huge gradients, and the noise floor swallows small ones. A column that was
-constant has no density at all.
+constant, or had no value, has no density at all.
 
 The bounds are wide, since a standard deviation of 50 rows says little of a column with heavy
 tails. Of blocks of 50 rows after a first block of 50 rows like them, less than one in 1,000 is
@@ -33,19 +33,22 @@ N_NAMED = 5
 
 
 def compare(first, now, data, support, resolution):
-    """Which features leave the units of the first rows, and which vary though they did not there.
+    """Which features leave the units of the first rows, vary anew, or have values at last.
 
-    `first` and `now` are the moments of the features in the first rows and in `data`; NaN where
-    nothing is to be compared. `support` makes features of rows. `resolution` is the relative
-    difference that rounding makes. Two masks (n_features,).
+    `first` and `now` are the moments of the features in the first rows and in `data`. The mean of
+    `first` is NaN where these had no value; its standard deviation, and both of `now`, are NaN
+    where nothing is to be compared. `support` makes features of rows. `resolution` is the relative
+    difference that rounding makes. Three masks (n_features,).
     """
-    constant = first.std == 0
+    empty = np.isnan(first.mean)
+    constant = (first.std == 0) & ~empty
     unit = np.where(constant, 1.0, first.std)
     n_there, n_far, n_less_far, n_off, square = np.zeros((5, len(unit)))
-    varies = np.zeros(len(unit), bool)
+    varies, filled = np.zeros((2, len(unit)), bool)
     with np.errstate(over="ignore", invalid="ignore"):
         for block in map(support, _arrays.slices(data, len(unit))):
             block = np.asarray(block, np.float64)
+            filled |= ~np.isnan(block).all(axis=0)
             distance = np.abs(block - first.mean)
             varies |= (distance > resolution * np.abs(first.mean)).any(axis=0)
             distance /= unit
@@ -60,12 +63,12 @@ def compare(first, now, data, support, resolution):
         far &= n_far >= least
         far |= (n_less_far > SHARE_LESS_FAR * n_there) & (n_less_far >= least)
         narrow = (now.std < NARROW * unit) & (n_off > n_there / 2) & (n_there >= LEAST_ROWS)
-    return (far | narrow) & ~constant, varies & constant
+    return (far | narrow) & ~constant & ~empty, varies & constant, filled & empty
 
 
 def warn(first, now, data, support, labels, resolution):
     """Warn of the features that `compare` finds, which `labels` names."""
-    leaves, varies = compare(first, now, data, support, resolution)
+    leaves, varies, filled = compare(first, now, data, support, resolution)
     remedy = (
         "To mend it, fit anew, by fit or partial_fit, with first rows that are like all later "
         "ones, such as a random sample of them."
@@ -86,8 +89,17 @@ def warn(first, now, data, support, labels, resolution):
         told = [labels.of(i) for i in np.flatnonzero(varies)]
         warnings.warn(
             "X has new values in columns that were constant in the first rows that the model was "
-            f"fitted to: {_join(told, ', ')}. It learns nothing of them, and gives back the "
+            f"fitted to: {_join(told, ', ')}. The model learns nothing of them and gives back the "
             f"constant. {remedy}",
+            stacklevel=6,
+        )
+    if filled.any():
+        # A category is several features of one column.
+        told = list(dict.fromkeys(labels.of(i) for i in np.flatnonzero(filled)))
+        warnings.warn(
+            "X has values in columns that had none in the first rows that the model was fitted "
+            f"to: {_join(told, ', ')}. The model learns nothing of them and gives them back as "
+            f"missing. {remedy}",
             stacklevel=6,
         )
 

@@ -179,9 +179,9 @@ class Blocks:
         """Warn of what was met, with columns and numbers of rows."""
         rows, columns, values = _joined(self.beside)
         empty = np.isnan(_constants(self.units, self.places))[columns]
-        what = "that differ from the constant of a column in fit"
+        what = "that differ from the constant of a column in the rows that fit trained on"
         self._warn_beside(what, self.is_known, rows, columns, values, ~empty)
-        what = "in columns that had no value in fit"
+        what = "in columns that had no value in the rows that fit trained on"
         self._warn_beside(what, False, rows, columns, values, empty)
         rows, columns, values = _joined(self.far)
         if len(rows):

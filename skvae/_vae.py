@@ -266,7 +266,8 @@ class VAETransformer(
     else an estimate: `skvae.metrics.elbo` draws for each row and has a standard error.
 
     With early stopping the rows to hold out are chosen first. Location and scale of a column,
-    whether it is constant, and the least noise variance are those of the rows that are trained on.
+    whether it is constant, and the least noise variance are those of the rows that are trained on;
+    of all rows, where a held-out value is farther than 1e10 scales from these.
     Each epoch is judged by the mean loss of the held-out rows. In it, no row counts as more than
     the median plus 20 times the distance from the median to the upper quartile, so that one row
     cannot decide. `history_` has the plain mean.
@@ -506,7 +507,8 @@ class VAETransformer(
         sample of the rows is best. Later blocks are compared with it. A warning names the columns
         whose values are of another order of magnitude than in the first block: the model learns
         them badly. Another one names the columns that were constant there and are not any more:
-        the model does not learn them at all. Fit anew then, with other first rows.
+        the model does not learn them at all. Fit anew then, with other first rows. A first block in
+        which a column has no value is refused, since the model could not learn later values there.
 
         Any block may have missing values, whether or not earlier ones had some: the encoder has
         inputs for them from the first block on. Categories that are to come are announced by the
@@ -608,44 +610,31 @@ class VAETransformer(
             group = row_of if group is None else group[row_of]
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         shape = data.shape[0], len(likelihood.columns_of(data.shape[1]))
-        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
-        n_at_once = _stack.rows_at_once(*shape, dtype, n_least)
-        held_out = np.empty(0, np.intp)
-        if not partial:
-            held_out = _plan.hold_out(self, shape, n_at_once, seed, group)
+        n_at_once, held_out = self._hold_out(shape, dtype, seed, group, partial)
         # Units are those of the rows that are trained on.
         key = likelihood, held_out.tobytes()
         if key not in known:
             known[key] = _input.describe(
-                data, likelihood, attributes, weight, held_out, reset=not warm
+                data, likelihood, attributes, weight, held_out, reset=not warm, partial=partial
             )
         moments, seen = known[key]
-        if not warm:
-            attributes["_seen"] = seen
-        n_features = shape[1]
-        has_holes = moments.has_holes or change is not None
-        self._check_network(data.shape[1], n_features)
-        # Whether later blocks have holes, a first one doesn't say.
-        missing = self._architecture["missing"] if warm else bool(has_holes or partial)
-        if has_holes and not missing:
-            raise ValueError(
-                "X has missing values or unknown categories, but training goes on with a model "
-                "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
-                "rows of which some have missing values, or by partial_fit from the first rows on."
-            )
-        architecture = self._describe_architecture(likelihood, n_features, missing)
+        has_holes = bool(moments.has_holes or change is not None)
+        self._check_network(data.shape[1], shape[1])
+        missing = self._decide_missing(has_holes, warm, partial)
+        architecture = self._describe_architecture(likelihood, shape[1], missing)
         self._check_free_bits()
         if warm:
             _check_same_architecture(self._architecture, architecture)
             self._compare_with_first(data, moments, likelihood)
-            state, n_before, history = self.state_, self.n_iter_, self.history_
+            state, first_seen = self.state_, self._first_seen
+            has_seen_holes = bool(has_holes or self._knows_holes)
         else:
             state = _model.initial_state(
                 architecture, moments, seed, lambda n: _input.take(data, n, seed, likelihood)
             )
-            n_before, history = 0, {}
-        # None of a file that was saved before there was such a number.
-        kept_before = getattr(self, "kept_iter_", None) if warm else None
+            first_seen = {"mean": moments.mean, "std": moments.std}
+            has_seen_holes = has_holes
+            attributes["_seen"] = seen
         job = _stack.Job(
             data=data,
             n_at_once=n_at_once,
@@ -661,14 +650,46 @@ class VAETransformer(
             keeps_progress=self.warm_start or partial,
         )
         job = _plan.plan_training(self, job, warm, partial)
+        attributes |= {
+            "_architecture": architecture,
+            "_first_seen": first_seen,
+            "_has_seen_holes": has_seen_holes,
+        }
+        return job, self._describe_outcome(job, attributes, warm, partial)
+
+    def _hold_out(self, shape, dtype, seed, group, partial):
+        """How many of the rows may be in memory, and the places of those held out."""
+        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
+        n_at_once = _stack.rows_at_once(*shape, dtype, n_least)
+        if partial:
+            return n_at_once, np.empty(0, np.intp)
+        return n_at_once, _plan.hold_out(self, shape, n_at_once, seed, group)
+
+    def _decide_missing(self, has_holes, warm, partial):
+        """Whether the encoder has inputs for missing values."""
+        if not warm:
+            # A first block doesn't say whether later ones have holes.
+            return has_holes or partial
+        if has_holes and not self._architecture["missing"]:
+            raise ValueError(
+                "X has missing values or unknown categories, but training goes on with a model "
+                "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
+                "rows of which some have missing values, or by partial_fit from the first rows on."
+            )
+        return self._architecture["missing"]
+
+    def _describe_outcome(self, job, attributes, warm, partial):
+        """What makes all attributes of a record and a state: a function that holds no rows."""
+        n_before, history, kept_before = 0, {}, None
+        if warm:
+            n_before, history = self.n_iter_, self.history_
+            # A file that was saved before there was such a number has none.
+            kept_before = getattr(self, "kept_iter_", None)
         if job.progress is not None and not partial:
             n_before -= job.progress["n_iter"]
             history = {name: values[:n_before] for name, values in history.items()}
-        # For `fitted`, which holds no rows.
         run = _plan.describe_run(job, partial) if job.keeps_progress else None
         max_iter = job.plan.max_iter
-        first_seen = self._first_seen if warm else {"mean": moments.mean, "std": moments.std}
-        has_seen_holes = bool(has_holes or (warm and self._knows_holes))
 
         def fitted(record, state, *, goes_on=partial):
             """All that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
@@ -681,9 +702,6 @@ class VAETransformer(
                 progress = {name: progress[name] for name in ("run", *_training.OF_STEPS)}
             return {
                 **attributes,
-                "_architecture": architecture,
-                "_first_seen": first_seen,
-                "_has_seen_holes": has_seen_holes,
                 "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
@@ -692,7 +710,7 @@ class VAETransformer(
                 "history_": _report.join(history, n_before, record.history, record.n_iter),
             }
 
-        return job, fitted
+        return fitted
 
     def _read_first(self, X, known, sample_weight, groups, warm):
         """Likelihood, rows, weights and groups of X, and the attributes that they decide."""
@@ -790,6 +808,7 @@ class VAETransformer(
         mean, std = location, np.full(len(location), np.nan)
         if self._first_seen is not None:
             mean, std = self._first_seen["mean"], self._first_seen["std"]
+        mean = np.where(np.isnan(location), np.nan, mean)  # of a column that had no value
         # What the model takes for constant; of others without a spread nothing is to be compared.
         std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
         # Categories have no units, and unknown ones a warning of their own.

@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
 from skvae import _arrays, _model, _objective
@@ -108,6 +109,40 @@ def test_describe_columns_calls_constant_what_the_dtype_does_not_resolve(magnitu
     assert std[1] == pytest.approx(25 * eps * magnitude, rel=0.05)
     if dtype is np.float32:  # the same numbers are resolved by float64
         assert (_arrays.describe_columns(X.astype(np.float64)).std > 0).all()
+
+
+def mostly_zeros(order, n_rows=240_000):
+    """A column in which 20 of 24 rows are 0, and the others have a value of their own."""
+    column = np.where(np.arange(n_rows) % 24 < 4, 1.0 + np.arange(n_rows), 0.0)
+    return {"as is": column, "up": np.sort(column), "down": np.sort(column)[::-1]}[order]
+
+
+@pytest.mark.parametrize("container", [np.asarray, csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("order", ["as is", "up", "down"])
+def test_describe_columns_finds_a_common_value_whatever_the_order_of_the_rows(order, container):
+    columns = [mostly_zeros(order), 5.0 * (mostly_zeros(order) > 0), np.arange(240_000.0)]
+    columns = _arrays.describe_columns(container(np.column_stack(columns)))
+    assert columns.n_various[:2].tolist() == [40_000, 40_000]
+    assert columns.n_various[2] >= 239_999
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_describe_columns_finds_a_common_value_that_is_seldom_there(monkeypatch):
+    monkeypatch.setattr(_arrays, "MEDIAN_ROWS", 5)
+    X = np.full((500, 3), np.nan)
+    X[:, 0] = 1.0
+    X[::50, 1] = 3.0  # 10 rows
+    X[50, 1] = 4.0
+    assert _arrays.describe_columns(X).n_various.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("n_rows", [7, 1000, 10_000])
+def test_describe_columns_of_a_small_table_knows_the_median_of_all_rows(n_rows):
+    X = np.random.default_rng(0).normal(size=(n_rows, 3))
+    X[n_rows // 2 :, 1] = np.nan
+    found = _arrays._find_common(X, lambda block: block, 3)
+    expected = np.nanquantile(X, 0.5, axis=0, method="inverted_cdf")
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])

@@ -117,9 +117,11 @@ def images(*shape):
 def test_images_are_refused_with_the_way_to_flatten_them(kind, shape, quick):
     X = kind(images(*shape))
     message = f"X has {1 + len(shape)} dimensions, of shape {(6, *shape)}. Expected 2 dimensions"
-    with pytest.raises(ValueError, match=re.escape(message) + r".*X\.reshape\(len\(X\), -1\)"):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         quick().fit(X)
-    rows = np.asarray(X).reshape(6, -1)
+    remedy = re.search(r"features\): (.*\)) makes a row of each sample", str(caught.value)).group(1)
+    rows = np.asarray(eval(remedy, {"X": X, "np": np}))
+    np.testing.assert_array_equal(rows, np.asarray(X).reshape(6, -1))
     with pytest.raises(ValueError, match=re.escape(message)):
         quick().fit(rows).transform(X)
 
@@ -151,6 +153,18 @@ def test_a_tensor_of_images_is_told_to_permute_its_axes(quick):
     X, network = torch.tensor(images(8, 9, 3)), Conv((3, 8, 9), channels=(2,))
     with pytest.raises(ValueError, match=re.escape("X.permute(0, 3, 1, 2).reshape(len(X), -1)")):
         quick(network=network).fit(X)
+
+
+def test_nested_lists_of_images_are_told_to_become_an_array(quick):
+    X = images(8, 9, 3).tolist()
+    remedy = "np.asarray(X).transpose(0, 3, 1, 2).reshape(len(X), -1)"
+    with pytest.raises(ValueError, match=re.escape(f"which {remedy} makes")):
+        quick(network=Conv((3, 8, 9), channels=(2,))).fit(X)
+
+
+def test_a_list_of_strings_is_told_to_become_an_array(quick):
+    with pytest.raises(ValueError, match=r"2 values.* np\.asarray\(X\)\.reshape\(-1, 1\) is one"):
+        quick().fit(["a", "b"])
 
 
 def test_images_in_another_order_are_told_that_of_the_convolutions(quick):

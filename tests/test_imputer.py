@@ -482,7 +482,7 @@ def test_an_empty_column_of_an_array_is_left_out_or_filled_with_0(holes, estimat
 
 
 @pytest.mark.filterwarnings("ignore:X has no value in")
-@pytest.mark.filterwarnings("ignore:X has values in columns that had no value in fit")
+@pytest.mark.filterwarnings("ignore:X has values in columns that had no value in")
 @pytest.mark.parametrize("estimator", [PLAIN, AUTO], ids=["plain", "auto"])
 def test_values_in_a_column_that_was_empty_stay(holes, estimator):
     H = np.insert(holes[:60], 1, np.nan, axis=1)

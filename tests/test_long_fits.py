@@ -540,8 +540,34 @@ def test_a_column_may_be_missing_from_a_whole_block(wine):
     X[:, 4] = np.nan
     vae = model().partial_fit(wine).partial_fit(X)
     assert vae.n_iter_ == 2
-    with pytest.raises(ValueError, match="only missing values in column 4"):
-        model().partial_fit(X)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "auto"])
+def test_a_first_block_without_a_value_in_a_column_is_refused(wine, likelihood):
+    first = pd.DataFrame(wine).rename(columns=str)
+    first["4"] = np.nan
+    if likelihood == "auto":  # categories that are announced need a row, too
+        first["4"] = pd.Series([None] * len(wine), dtype=pd.CategoricalDtype(["a", "b"]))
+    vae = model(likelihood=likelihood)
+    what = r"X has no value in column 4 \('4'\): .* first block .* Begin with rows that have values"
+    with pytest.raises(ValueError, match=what):
+        vae.partial_fit(first)
+    assert not hasattr(vae, "state_")
+
+
+def test_values_in_a_column_that_had_none_in_fit_are_told_where_the_fit_goes_on(wine):
+    X = wine.copy()
+    X[:, 4] = np.nan
+    vae = model(max_iter=2)
+    with pytest.warns(UserWarning, match="X has no value in column 4"):
+        vae.fit(X)
+    vae.fit(X)  # no warning: the column is still empty
+    X[:, 4] = 1.0  # one value in all rows, too
+    with pytest.warns(UserWarning, match=r"had none .*: column 4\. The model learns nothing"):
+        vae.fit(X)
+    with pytest.warns(UserWarning, match=r"had none .*: column 4\. The model learns nothing"):
+        vae.partial_fit(wine)
+    assert np.isnan(vae.sample(5, 0)[:, 4]).all()
 
 
 def test_a_stream_without_holes_so_far_says_that_its_encoder_knows_none(wine):
@@ -594,7 +620,7 @@ def test_a_column_that_was_constant_in_the_first_block_is_told_and_the_remedy_me
     X, Y = wine.copy(), wine.copy()
     X[:60, 5] = Y[:60, 5] = 0.5
     vae = model().partial_fit(X[:60])
-    with pytest.warns(UserWarning, match="constant in the first rows .*: column 5. They stay no"):
+    with pytest.warns(UserWarning, match="constant in the first rows .*: column 5.*learns nothing"):
         vae.partial_fit(X)
     assert (vae.sample(20, 0)[:, 5] == 0.5).all()
     sample = X[np.random.default_rng(0).permutation(len(X))[:60]]

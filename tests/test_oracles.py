@@ -22,9 +22,10 @@ from skvae.posteriors import LOG_STD_BOUND, Flow
 from skvae.priors import Mixture, Vamp
 
 TABLES = {"wine": load_wine, "diabetes": load_diabetes, "breast_cancer": load_breast_cancer}
-# Some columns of breast_cancer are almost functions of others: small noise, long training.
+# Some columns of breast_cancer are almost functions of others: small noise, long training. On wine,
+# 1000 epochs leave gaps of up to 0.29 nats in 12 seeds, and 2000 of up to 0.07.
 TRAINING = {
-    "wine": {"max_iter": 1000, "batch_size": 64},
+    "wine": {"max_iter": 2000, "batch_size": 64},
     "diabetes": {"max_iter": 1000, "batch_size": 64},
     "breast_cancer": {"max_iter": 4000, "batch_size": 128},
 }
@@ -186,7 +187,8 @@ def test_training_with_noise_per_feature_finds_factor_analysis(table, n_componen
 @functools.cache
 def elbo_of(**params):
     X = load("wine")
-    vae = trained("wine", 2, "per_feature", X, **params)
+    # All are compared with each other, so that half of the epochs are enough.
+    vae = trained("wine", 2, "per_feature", X, **{"max_iter": 1000} | params)
     return metrics.elbo(vae, X, n_samples=100, random_state=0)
 
 

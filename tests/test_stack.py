@@ -11,12 +11,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn import config_context
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from skvae import VAETransformer, _arrays, _model, _stack
+from skvae import VAETransformer, _arrays, _factors, _model, _stack
 from skvae.likelihoods import Gaussian
 
 
@@ -175,6 +176,64 @@ def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise):
         assert trained.shortfall == pytest.approx(expected, abs=0.05)
     assert missed[3] > 0.5
     assert missed[200] < 0.3
+
+
+def raise_as_torch(*args):
+    """Factorise a matrix that has no Cholesky factor."""
+    torch.linalg.cholesky(-torch.eye(2))
+
+
+def test_a_choice_of_factors_that_cannot_be_made_leaves_independent_columns(monkeypatch):
+    X, sizes, analyse = table(200), [], _factors.analyse
+
+    def watch(y, size, *args):
+        sizes.append(size)
+        return analyse(y, size, *args)
+
+    monkeypatch.setattr(_factors, "choose", raise_as_torch)
+    monkeypatch.setattr(_factors, "analyse", watch)
+    vae = VAETransformer(2, max_iter=2, random_state=0).fit(X)
+    assert sizes == [_factors.Size(0)] * 2  # of the rows trained on, and of all
+    assert np.isfinite(vae.score(X))
+
+
+def test_factors_that_cannot_be_analysed_leave_independent_columns(monkeypatch):
+    X, analyse = table(200), _factors.analyse
+
+    def fail(y, size, *args):
+        return analyse(y, size, *args) if size.n_components == 0 else raise_as_torch()
+
+    monkeypatch.setattr(_factors, "analyse", fail)
+    vae = VAETransformer(2, max_iter=1, learning_rate=1e-9, random_state=0)
+    with pytest.warns(UserWarning, match="columns that are independent"):
+        vae.fit(X)
+    assert vae.kept_iter_ == 0
+    training = np.delete(X, vae._prepare(X)[0].held_out, axis=0)
+    of_columns = scipy.stats.norm(training.mean(axis=0), training.std(axis=0)).logpdf(X).sum(axis=1)
+    assert vae.score(X) == pytest.approx(of_columns.mean(), abs=0.1)
+
+
+def test_factors_of_all_rows_that_cannot_be_analysed_leave_those_of_the_rows_trained_on(
+    monkeypatch,
+):
+    X, analyse, found = table(200), _factors.analyse, []
+
+    def fail_later(y, *args):
+        found.append(raise_as_torch() if found else analyse(y, *args))
+        return found[-1]
+
+    monkeypatch.setattr(_factors, "analyse", fail_later)
+    vae = VAETransformer(2, max_iter=1, learning_rate=1e-9, random_state=0).fit(X)
+    assert vae.kept_iter_ == 0
+    np.testing.assert_allclose(vae.state_["decoder.linear"][:10], found[0].loading, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maximise", "log_likelihood"])
+def test_a_shortfall_that_cannot_be_known_is_none(monkeypatch, name):
+    job = job_of(table(100), hidden_layer_sizes=(), early_stopping=False)
+    monkeypatch.setattr(_factors, name, raise_as_torch)
+    (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+    assert trained.shortfall == 0
 
 
 @pytest.fixture(params=["memory map", "Fortran order", "read-only", "float32"])

@@ -8,8 +8,9 @@ from skvae._arrays import describe_columns, resolution_of
 
 
 def compare(first, now):
-    moments = describe_columns(first), describe_columns(now)
-    return _stream.compare(*moments, now, lambda block: block, resolution_of(float))
+    of_first, of_now = describe_columns(first), describe_columns(now)
+    of_first = of_first._replace(mean=np.where(of_first.is_empty, np.nan, of_first.mean))
+    return _stream.compare(of_first, of_now, now, lambda block: block, resolution_of(float))
 
 
 ORDINARY = {
@@ -54,7 +55,7 @@ GROWN = {
 @pytest.mark.parametrize("kind", ["normal", "exponential", "lognormal"])
 def test_rows_in_other_units_leave_those_of_the_first(grow, kind):
     draw, rng = ORDINARY[kind], np.random.default_rng(0)
-    leaves, _ = compare(draw(rng, (50, 100)), grow(draw(rng, (50, 100))))
+    leaves, *_ = compare(draw(rng, (50, 100)), grow(draw(rng, (50, 100))))
     assert leaves.mean() > 0.85  # ten times is at the bounds of a lognormal column
 
 
@@ -81,9 +82,21 @@ def test_a_constant_column_varies_as_soon_as_one_value_is_another():
     first = np.tile([0.0, 0.1, 1.7e9, 3.0], (20, 1))
     now = np.tile([0.0, 0.1, 1.7e9, 5.0], (20, 1))
     now[3] = [1e-9, 0.1 + 1e-17, 1.7e9 + 60, 5.0]
-    leaves, varies = compare(first, now)
+    leaves, varies, filled = compare(first, now)
     assert not leaves.any()
+    assert not filled.any()
     assert varies.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0, 5e9])  # 1 stands for a mean where there is none
+def test_a_column_that_had_no_value_is_filled_by_one_value(value):
+    first = np.array([[np.nan, np.nan, 2.0, 1.0]] * 20)
+    now = np.array([[np.nan, np.nan, 2.0, 1.0]] * 20)
+    now[7, 1] = value
+    leaves, varies, filled = compare(first, now)
+    assert not leaves.any()
+    assert not varies.any()
+    assert filled.tolist() == [False, True, False, False]
 
 
 def test_missing_values_are_not_compared():
@@ -93,6 +106,7 @@ def test_missing_values_are_not_compared():
     now[:49, 0] = np.nan
     now[::2, 1:] = np.nan
     now[1::2, 2] = 4.0
-    leaves, varies = compare(first, now)
+    leaves, varies, filled = compare(first, now)
     assert not leaves.any()
     assert not varies.any()
+    assert not filled.any()

@@ -30,7 +30,7 @@ CATEGORY = "ignore:X has categories that were not in the data of fit"
 CONSTANT = "ignore:X has values that differ from the constant"
 FAR = "ignore:X has values that are infinite"
 EMPTY = "ignore:X has no value in"
-WITHOUT = "ignore:X has values in columns that had no value in fit"
+WITHOUT = "ignore:X has values in columns that had no value in"
 
 # The models of these tests are fitted to complete rows, and rows with holes are scored, too.
 pytestmark = pytest.mark.filterwarnings("ignore:X has missing values in:UserWarning")

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_a_constant_column_is_given_back_exactly_and_is_no_part_of_the_score(
     assert (vae.sample(30, random_state=0)[:, 1] == X[0, 1]).all()
     other = X.copy()
     other[:, 1] = 7e20
-    with pytest.warns(UserWarning, match="differ from the constant of a column in fit"):
+    with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
         scores = vae.score_samples(other)  # a mass of 1 / (n + 1) is beside the constant
     np.testing.assert_allclose(vae.score_samples(X) - scores, np.log(61), rtol=1e-9)
 
@@ -829,6 +830,23 @@ def test_a_column_that_only_held_out_rows_have_is_constant_and_wrecks_nothing(X,
     assert best[0] < best[1] + 3
 
 
+def test_rows_of_fit_that_were_held_out_may_differ_from_a_constant_and_the_words_are_true(X, quick):
+    vae = quick(early_stopping=True)
+    X[:, 1] = 0.5
+    row = held_out_of(vae, X)[2]
+    X[row, 1] = 7.0
+    vae.fit(X)
+    what = r"constant of a column in the rows that fit trained on: 7 in column 1 \(1 row\)"
+    with pytest.warns(UserWarning, match=what):
+        scores = vae.score_samples(X)
+    # log(n + 1) nats, with n = 54 rows trained on.
+    same = X.copy()
+    same[row, 1] = 0.5
+    cost = vae.score_samples(same) - scores
+    np.testing.assert_allclose(cost[row], np.log(55), rtol=1e-9)
+    assert (np.delete(cost, row) == 0).all()
+
+
 def test_columns_of_rare_levels_leave_training_its_epochs():
     # Of 150 levels some are in held-out rows alone, and many in few rows.
     rng = np.random.default_rng(0)
@@ -841,7 +859,7 @@ def test_columns_of_rare_levels_leave_training_its_epochs():
     vae = VAETransformer(8, max_iter=40, random_state=0).fit(table[:1000])
     # Factor analysis, or an epoch that has learned something: not the first one.
     assert vae.kept_iter_ != 1
-    with pytest.warns(UserWarning, match="differ from the constant of a column in fit"):
+    with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
         latent = vae.transform(table)  # levels that only held-out rows have
     # 0.60, 0.62 and 0.86 with three seeds, after 100 epochs 0.72, 0.87 and 0.94. With the units of
     # all rows the first epoch was kept, with 0.06 and 0.16.
@@ -849,13 +867,35 @@ def test_columns_of_rare_levels_leave_training_its_epochs():
 
 
 @pytest.mark.parametrize("where", ["held out", "trained on"])
-def test_a_sentinel_is_named_wherever_it_is(X, quick, where):
-    vae = quick(early_stopping=True)
+@pytest.mark.parametrize("value", [1e8, 1e20, -1e300])
+@pytest.mark.parametrize("noise", ["per_sample", "shared"])
+def test_a_sentinel_is_named_wherever_it_is(X, quick, where, value, noise):
+    vae = quick(likelihood=Gaussian(noise), early_stopping=True)
     out = held_out_of(vae, X)
     row = out[1] if where == "held out" else np.delete(np.arange(60), out)[3]
-    X[row, 2] = 1e8
-    with pytest.warns(UserWarning, match=r"X has values .* 100000000 in column 2 \(1 row\)"):
+    X[row, 2] = value
+    what = re.escape(f"{value:.10g} in column 2 (1 row)")
+    with pytest.warns(UserWarning, match=f"X has values .* {what}"):
         vae.fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert np.isfinite(vae.history_["validation_loss"]).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_sentinel_fits_the_same_whichever_rows_are_held_out(X, quick, weighted):
+    X[7, 2] = 1e20
+    weight = np.linspace(1, 2, 60) if weighted else None
+    spread, n_out = np.std(X[:, 2]), 0
+    for seed in range(12):
+        vae = quick(early_stopping=True, validation_fraction=0.4, random_state=seed)
+        n_out += 7 in held_out_of(vae, np.where(X < 1e20, X, 0.0))
+        with pytest.warns(UserWarning, match=r"farther .* 1e\+20 in column 2 \(1 row\)"):
+            vae.fit(X, sample_weight=weight)
+        assert vae.state_["scale"][2] == pytest.approx(spread, rel=0.5)
+        # The unit of another column is that of the rows trained on.
+        assert vae.state_["scale"][1] < 100
+        assert np.isfinite(vae.score_samples(X)).all()
+    assert 0 < n_out < 12
 
 
 def test_holes_of_held_out_rows_alone_give_the_encoder_a_mask(X, quick):
