@@ -19,6 +19,9 @@ FAR_ROW = 20.0
 # The difference of a row counts as at most this many mean distances from the median where two
 # models are compared.
 FAR_DIFFERENCE = 8.0
+# A row against a model counts as more, since a model that fails on single rows is worse: one row of
+# a hundred can decide.
+FAR_AGAINST = 100.0
 TAIL = 0.05  # of the weight, on each side, that mean distances are without
 SAMPLE_ROWS = 2**14  # that the limits are taken of
 # Standard errors by which an epoch must beat factor analysis, and the same times rows held out to
@@ -111,12 +114,16 @@ def is_better(
 ) -> bool:
     """Whether the second losses (B,) are lower by more than so many standard errors.
 
-    Their plain mean has to be lower, too: far rows are no reason to be preferred, but one against.
-    Losses that are finite are better than others.
+    Their mean has to be lower, too, where rows that speak against them count as much as
+    ``FAR_AGAINST`` lets them: far rows are no reason to be preferred, but one against. Losses that
+    are finite are better than others.
     """
     if not worse.isfinite().all():
         return bool(better.isfinite().all())
+    if not better.isfinite().all():
+        return False
     mean, error = gain(worse, better, weight, group)
     weight = torch.ones_like(worse) if weight is None else weight
-    plain = float((weight * (worse - better)).sum())
-    return plain > 0 and mean > n_errors * error
+    difference, share = (values.cpu().double().unsqueeze(0) for values in (worse - better, weight))
+    low, _ = _limits(difference, share, FAR_AGAINST)
+    return float((share * difference.maximum(low)).sum()) > 0 and mean > n_errors * error
