@@ -462,8 +462,7 @@ def test_rows_that_count_are_not_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(_stack, "ACTIVITY_ROWS", 10)
     monkeypatch.setattr(_stack, "FACTOR_ROWS", 10)
     # Blocks of columns' moments are a fixed number of values.
-    slices = _arrays.slices
-    monkeypatch.setattr(_arrays, "slices", lambda X, n: slices(X, n * 2**20 // 500))
+    monkeypatch.setattr(_arrays, "READ_AT_ONCE", 500)
     vae = small(batch_size=16, max_iter=2)
     with config_context(working_memory=0.02):
         vae.fit(mapped, sample_weight=n)
