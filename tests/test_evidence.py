@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from skvae._evidence import FAR_DIFFERENCE, FAR_ROW, excess, gain, is_better, needed_errors
@@ -218,17 +219,25 @@ def test_of_two_models_far_differences_are_moved_to_the_limit_on_both_sides():
 # --- how much is enough -----------------------------------------------------------------------
 
 
-def test_few_rows_need_more_standard_errors():
-    needed = [needed_errors(np.ones(n)) for n in (2, 6, 12, 100, 100_000)]
-    assert needed == pytest.approx([6, 1 + 10 / 6, 1 + 10 / 12, 1.1, 1.0001])
+@pytest.mark.parametrize("n", [4, 6, 12, 30, 100, 100_000])
+def test_few_rows_need_more_standard_errors(n):
+    # As unlikely by Student's t as 1 + 8 / n are under a normal distribution.
+    expected = scipy.stats.t(n - 1).isf(scipy.stats.norm.sf(1 + 8 / n))
+    assert needed_errors(np.ones(n)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_fewest_rows_tell_nothing():
     assert needed_errors(np.ones(1)) == math.inf
     assert needed_errors(np.array([3.0, 0.0])) == math.inf
+    assert needed_errors(np.array([1e9, 1.0])) > 1e3
+    assert needed_errors(np.ones(2)) > 1e5
 
 
 def test_rows_of_a_group_are_one_and_weights_make_fewer_of_them():
     group = np.array([7, 7, 7, 2, 2, 2, 5, 5, 5])
     assert needed_errors(np.ones(9), group) == needed_errors(np.ones(3))
     assert needed_errors(np.ones(9), np.zeros(9, int)) == math.inf
-    weight = np.array([4.0, 1, 1, 1])
-    assert needed_errors(weight) == pytest.approx(1 + 10 * 19 / 49)
+    # Twelve rows of these weights say as much as nine.
+    weight = np.repeat([1.0, 2 + math.sqrt(3)], 6)
+    assert needed_errors(weight) == pytest.approx(needed_errors(np.ones(9)), rel=1e-9)
     assert needed_errors(8 * weight) == pytest.approx(needed_errors(weight))

@@ -193,7 +193,7 @@ def test_a_choice_of_factors_that_cannot_be_made_leaves_independent_columns(monk
     monkeypatch.setattr(_factors, "choose", raise_as_torch)
     monkeypatch.setattr(_factors, "analyse", watch)
     vae = VAETransformer(2, max_iter=2, random_state=0).fit(X)
-    assert sizes == [_factors.Size(0)] * 2  # of the rows trained on, and of all
+    assert sizes == [_factors.ALONE] * 2  # of the rows trained on, and of all
     assert np.isfinite(vae.score(X))
 
 
@@ -201,7 +201,7 @@ def test_factors_that_cannot_be_analysed_leave_independent_columns(monkeypatch):
     X, analyse = table(200), _factors.analyse
 
     def fail(y, size, *args):
-        return analyse(y, size, *args) if size.n_components == 0 else raise_as_torch()
+        return analyse(y, size, *args) if size == _factors.ALONE else raise_as_torch()
 
     monkeypatch.setattr(_factors, "analyse", fail)
     vae = VAETransformer(2, max_iter=1, learning_rate=1e-9, random_state=0)
