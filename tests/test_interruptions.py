@@ -9,6 +9,7 @@ import copy
 import errno
 import inspect
 import itertools
+import linecache
 import math
 import os
 import signal
@@ -52,6 +53,7 @@ class Fault:
 
     def __init__(self, n=None, error=None):
         self.n, self.error, self.count, self.where = n, error, 0, None
+        self.inside = set()  # frames and their lines "with …:", whose blocks have not ended
 
     def __enter__(self):
         self.before = sys.gettrace()
@@ -67,6 +69,10 @@ class Fault:
 
     def enter_line(self, frame, event, arg):
         cleans = frame.f_lineno >= CLEANUP.get(frame.f_code.co_name, math.inf)
+        if linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            # Python comes to the line again where the block ends: that puts things back, too.
+            cleans = cleans or (frame, frame.f_lineno) in self.inside
+            self.inside ^= {(frame, frame.f_lineno)}
         if event == "line" and not cleans:
             self.count += 1
             if self.count == self.n:
