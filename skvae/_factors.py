@@ -51,6 +51,7 @@ import torch
 from skvae._evidence import is_better
 
 N_FOLDS = 5
+LEAST_KEPT = 0.4  # of the weight of all rows, in training
 PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # to choose from
 N_DRAWS, N_UNITS = 400, 1000  # of the bootstrap, and of what it draws at most
 COVERED = 0.9  # of the draws, by the sizes that count
@@ -111,18 +112,17 @@ def choose(
     """The sizes, of at most so many components, under which rows left out are most likely.
 
     Rows y (B, D) are float64 on the CPU, NaN where a value is missing. `weight` (B,) is how much
-    each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together.
+    each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together,
+    if that leaves others.
     """
     n_rows = len(y)
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
-    group = torch.arange(n_rows, device=y.device) if group is None else group
+    rows = torch.arange(n_rows, device=y.device)
     sizes, n_folds = _affordable(y, n_components, noise)
-    fold = _fold(group, N_FOLDS)
-    if int(fold.max()) == 0:  # one group: no rows can be left out
-        return ALONE
-    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=y.device)
-    kept = weight * (fold != folds.unsqueeze(1))
-    kept = kept[(kept > 0).sum(1) > 1]
+    group = rows if group is None else group
+    kept = _leave_out(weight, group, n_folds)
+    if not len(kept):
+        group, kept = rows, _leave_out(weight, rows, n_folds)
     if not len(kept):
         return ALONE
     rows_out, of_sizes = [], []
@@ -151,6 +151,17 @@ def _most_frequent(sizes: Sequence[Size], share: Sequence[float]) -> Choice:
     chosen = sorted(order[:n])
     total = sum(share[i] for i in chosen)
     return tuple((sizes[i], share[i] / total) for i in chosen)
+
+
+def _leave_out(weight: torch.Tensor, group: torch.Tensor, n_folds: int) -> torch.Tensor:
+    """What rows (B,) count in training where each of the folds is left out, (F, B).
+
+    Folds that leave too little are not among them, such as one with a group of most rows.
+    """
+    fold = _fold(group, N_FOLDS)
+    folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=weight.device)
+    kept = weight * (fold != folds.unsqueeze(1))
+    return kept[(kept.sum(1) >= LEAST_KEPT * weight.sum()) & ((kept > 0).sum(1) > 1)]
 
 
 def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[Size], int]:

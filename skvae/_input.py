@@ -266,7 +266,7 @@ def count_first(X, sample_weight, groups, *, as_table):
 
 
 def _number_groups(groups, X):
-    """The number of the group of each row, from 0; None without groups."""
+    """The number of the group of each row, from 0; None without groups, or with one."""
     if groups is None:
         return None
     groups = column_or_1d(_frames.to_validate(groups, is_rows=False), dtype=None)

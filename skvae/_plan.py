@@ -9,7 +9,8 @@ import numpy as np
 from skvae import _arrays, _evidence, _files, _model, _training
 from skvae.likelihoods import LIKELIHOODS
 
-# With early_stopping="auto", fewer rows than this are all trained on.
+# With early_stopping="auto", fewer rows than this are all trained on; factor analysis of them is
+# kept, where the model can become that.
 EARLY_STOPPING_ROWS = 20
 # Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
 FINGERPRINT_ROWS = 1000
@@ -24,7 +25,7 @@ def plan_training(vae, job, continues, partial):
     if partial:
         goes_on = earlier is not None and earlier["run"] == describe_run(job, partial)
         plan = _plan(vae, job, continues)
-        plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0)
+        plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0, n_errors=0.0)
         return job._replace(plan=plan, progress=earlier if goes_on else None)
     if earlier is not None and not earlier["run"]["partial"]:
         run = earlier["run"]
@@ -54,9 +55,8 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
     `group` are held out together.
     """
     n_rows, early = shape[0], vae.early_stopping
-    sizes = None if group is None else np.bincount(group)
     if early == "auto":
-        early = n_rows >= EARLY_STOPPING_ROWS and (sizes is None or len(sizes) > 1)
+        early = n_rows >= EARLY_STOPPING_ROWS
     if not early:
         return np.empty(0, np.intp)
     n_held_out = min(int(vae.validation_fraction * n_rows), n_rows - 1)
@@ -66,13 +66,8 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
             "Increase 'validation_fraction', or set early_stopping=False."
         )
     rng = np.random.default_rng(seed)
-    if sizes is not None:
-        if len(sizes) < 2:
-            raise ValueError(
-                "groups has the same value in all rows, so that no group can be held out. Give "
-                "groups of which there are several, or set early_stopping=False."
-            )
-        chosen = np.isin(group, _choose_groups(sizes, n_held_out, rng))
+    if group is not None:
+        chosen = np.isin(group, _choose_groups(np.bincount(group), n_held_out, rng))
         return rng.permutation(np.flatnonzero(chosen))
     if n_at_once < n_rows:  # one of each stretch: they are read in the order in which they stand
         n_held_out = min(n_held_out, _n_judged(vae, shape, n_at_once))
@@ -134,15 +129,20 @@ def _plan(vae, job, continues):
         n_noise=_model.n_noise(architecture),
         patience=vae.n_iter_no_change,
         n_held_back=math.ceil(share_held_back * vae.max_iter),
-        n_errors=_needed_errors(job, n_held_out),
+        n_errors=_needed_errors(vae, job, n_held_out),
         tol=vae.tol,
         constant=_model.log_jacobian(job.state),
         continues=continues,
     )
 
 
-def _needed_errors(job, n_held_out):
-    """Standard errors by which an epoch must beat factor analysis on the held-out rows."""
+def _needed_errors(vae, job, n_held_out):
+    """Standard errors by which an epoch must beat factor analysis on the held-out rows.
+
+    Of too few rows to hold some out, none is enough; 0 where that is not asked for.
+    """
+    if not vae.early_stopping:
+        return 0.0
     judged = job.held_out[:n_held_out]
     weight = np.ones(len(judged)) if job.sample_weight is None else job.sample_weight[judged]
     group = None if job.group is None else job.group[judged]

@@ -104,7 +104,8 @@ class Plan:
     n_noise: tuple[int, int, int] = (0, 0, 0)
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
     n_held_back: int = 0  # epochs before all that is to be learned is being learned
-    # Standard errors by which the best epoch must beat a simple model on the held-out rows.
+    # Standard errors by which the best epoch must beat a simple model on the rows that are judged;
+    # 0 where it has none to beat.
     n_errors: float = 0.0
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
@@ -712,8 +713,8 @@ class Run:
         """The record, with the weights that are kept."""
         record = self.record
         record.progress = self.last[2]
-        complete = record.outcome != "diverged" and not self.plan.n_held_out
-        if complete or record.outcome == "interrupted":
+        judged = self.plan.n_held_out > 0 or self.simple is not None
+        if (record.outcome != "diverged" and not judged) or record.outcome == "interrupted":
             record.kept, record.weights, _ = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
@@ -764,8 +765,8 @@ def train(
         it returns True, they stop.
     become_simple : callable or None, default=None
         ``become_simple(False)`` makes the models simple ones of the training rows, in place, and
-        ``become_simple(True)`` of all rows. Where rows are held out, the latter is kept unless the
-        best epoch beats the former on them by ``plan.n_errors`` standard errors.
+        ``become_simple(True)`` of all rows. The latter is kept unless the best epoch beats the
+        former on the judged rows by ``plan.n_errors`` standard errors, if these are not 0.
     progress : sequence of Progress, default=()
         Where earlier runs of the same plans on the same rows had come to: these go on, unless they
         had ended there. Or only what their steps had left: these runs begin with that.
@@ -796,7 +797,7 @@ def train(
         first = (judgement[0] - judgement[3]).tolist()
         for run, value, rows_of in zip(runs, first, judged_rows, strict=True):
             run.begin(value, rows_of)
-    elif become_simple is not None and plans[0].n_held_out:
+    elif become_simple is not None and any(plan.n_errors > 0 for plan in plans):
         start = members.adam.weights.clone()
         become_simple(False)
         judged_rows = members.judge()[1]
@@ -804,7 +805,8 @@ def train(
         beaten = zip(runs, judged_rows, members.adam.weights.clone(), strict=True)
         for m, (run, rows_of, weights) in enumerate(beaten):
             of_rows = (None if v is None else v[m] for v in (judged.weight, judged.group))
-            run.simple = Simple(rows_of, weights, *of_rows)
+            if run.plan.n_errors > 0:
+                run.simple = Simple(rows_of, weights, *of_rows)
         members.adam.weights.copy_(start)
     held = runs  # in the stack
     live = [run for run in runs if run.goes_on()]  # in training
