@@ -1,6 +1,7 @@
 """Factor analysis, where training begins and which it is to beat."""
 
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -424,8 +425,149 @@ def test_rows_that_are_copies_of_each_other_choose_components_only_without_their
     assert share_of(choose(y, 6, group=np.repeat(np.arange(12), 10)), 0) == 1
 
 
-def test_one_group_leaves_independent_columns():
-    assert choose(plane(90), 3, group=np.zeros(90, int)) == ((Size(0), 1.0),)
+def test_where_groups_leave_too_few_rows_the_folds_are_of_rows():
+    y = plane(90)
+    expected = choose(y, 3)
+    assert expected != _factors.ALONE
+    assert choose(y, 3, group=np.zeros(90, int)) == expected
+    # Without the 80 rows of one group too few are left: the other folds decide.
+    giant = np.where(np.arange(90) < 80, 0, np.arange(90))
+    kept = _factors._leave_out(torch.ones(90).double(), torch.from_numpy(giant), 5)
+    assert len(kept) == 4
+    assert (kept[:, :80] == 1).all()
+
+
+def test_two_groups_are_two_folds(monkeypatch):
+    seen, maximise = [], _factors.maximise
+
+    def watch(y, sizes, noise, weight, n_steps):
+        seen.append(weight.numpy())
+        return maximise(y, sizes, noise, weight, n_steps)
+
+    monkeypatch.setattr(_factors, "maximise", watch)
+    group = np.arange(90) % 2
+    choose(plane(90), 3, group=group)
+    assert {tuple(own > 0) for own in seen[0]} == {tuple(group == 0), tuple(group == 1)}
+
+
+# --- PCA, and the average ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [150, 8])  # more and fewer rows than columns
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_pca_is_that_of_the_units_of_the_table(n, n_components):
+    X = plane(n, 12, 3) * np.logspace(-1, 1, 12) + 5
+    location, scale = X.mean(axis=0), X.std(axis=0)
+    noise = Noise(torch.tensor([1e-12]).double(), "per_feature", torch.from_numpy(scale))
+    found = factors((X - location) / scale, Size(n_components, is_pca=True), noise)
+    _, loading, variance = found
+    inflation = (n + 1) / max(n - n_components - 3, (n + 1) / 3)
+    covariance = scale[:, None] * (loading @ loading.T + np.diag(variance)) * scale / inflation
+    # scikit-learn divides by n - 1, and shares what is left among as many as could vary.
+    pca = PCA(n_components, svd_solver="full").fit(X)
+    of_rows = np.linalg.svd(X - location, compute_uv=False) ** 2 / n
+    left = of_rows[n_components:].sum() / (12 - n_components)
+    axes = pca.components_.T * (of_rows[:n_components] - left)
+    np.testing.assert_allclose(covariance, axes @ pca.components_ + left * np.eye(12), rtol=1e-8)
+    if n > 12:
+        np.testing.assert_allclose(covariance * n / (n - 1), pca.get_covariance(), rtol=1e-8)
+
+
+def test_weights_of_pca_are_rows_that_are_repeated():
+    y = plane(60, 5)
+    times = np.random.default_rng(2).integers(0, 4, size=60)
+    noise = noise_of()._replace(units=torch.linspace(0.5, 2, 5).double())
+    size = Size(2, is_pca=True)
+    weight = torch.from_numpy(times.astype(float))
+    (weighed,) = _factors._principal(torch.from_numpy(y), weight, [size], noise)
+    repeated = torch.from_numpy(np.repeat(y, times, axis=0))
+    ones = torch.ones(len(repeated)).double()
+    (expected,) = _factors._principal(repeated, ones, [size], noise)
+    for one, other in zip(weighed, expected, strict=True):
+        np.testing.assert_allclose(one.abs(), other.abs(), rtol=1e-9, atol=1e-12)
+
+
+def test_pca_is_chosen_where_it_is_the_truth_and_factor_analysis_where_that_is():
+    rng = np.random.default_rng(0)
+    latent, noise = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 10)), rng.normal(size=(200, 10))
+    shares = []
+    for scale in (0.5, np.logspace(-1, 0.5, 10)):
+        X = latent + scale * noise
+        units = torch.from_numpy(X.std(axis=0))
+        chosen = choose((X - X.mean(axis=0)) / X.std(axis=0), 4, noise_of()._replace(units=units))
+        shares.append(sum(share for size, share in chosen if size.is_pca))
+    assert shares[0] > 0.8
+    assert shares[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["per_feature", "shared"])
+def test_the_average_of_models_of_one_covariance_is_that_covariance(kind):
+    _, loading, variance = (torch.from_numpy(part) for part in factors(plane(100), Size(2)))
+    if kind == "shared":
+        variance = torch.full_like(variance, 0.3)
+    turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0)).double())[
+        0
+    ]
+    models = [
+        (torch.zeros(6).double(), loading @ turn, variance),
+        (torch.ones(6).double(), loading, variance),
+    ]
+    mean, w, v = _factors._average(models, [0.25, 0.75], noise_of(kind))
+    np.testing.assert_allclose(mean, np.full(6, 0.75))
+    expected = loading @ loading.T + torch.diag(variance)
+    np.testing.assert_allclose(w @ w.T + torch.diag(v), expected, atol=2e-3)
+
+
+def test_the_average_is_the_factor_analysis_closest_to_the_mean_covariance():
+    models = [
+        [torch.from_numpy(part) for part in factors(plane(80, seed=s), Size(k))]
+        for s, k in ((0, 1), (1, 2))
+    ]
+    _, w, v = (part.numpy() for part in _factors._average(models, [0.4, 0.6], noise_of()))
+    mean = sum(
+        share * (m[1] @ m[1].T + torch.diag(m[2]))
+        for share, m in zip([0.4, 0.6], models, strict=True)
+    ).numpy()
+    # What maximises the likelihood of rows of this covariance: the noise makes up each variance,
+    # and S V^-1 W = W (I + W' V^-1 W).
+    np.testing.assert_allclose((w @ w.T + np.diag(v)).diagonal(), mean.diagonal(), rtol=1e-4)
+    weighted = w / v[:, None]
+    np.testing.assert_allclose(mean @ weighted, w @ (np.eye(2) + w.T @ weighted), atol=5e-3)
+
+
+def test_shares_are_how_often_a_size_is_the_best_of_rows_that_are_drawn():
+    rng = np.random.default_rng(0)
+    loss = torch.from_numpy(
+        np.stack([rng.normal(size=300), rng.normal(0.05, 1, size=300), np.full(300, 9.0)])
+    )
+    weight, group = torch.ones(300).double(), torch.arange(300)
+    share = _factors._share_of_draws(loss, weight, group)
+    drawn = np.random.default_rng(7).dirichlet(np.ones(300), 20_000) @ loss.numpy().T
+    expected = np.bincount(drawn.argmin(axis=1), minlength=3) / 20_000
+    np.testing.assert_allclose(share, expected, atol=4 * 0.5 / math.sqrt(_factors.N_DRAWS))
+    assert share[2] == 0
+    # Rows of a group come together: of one group, the best is always the best.
+    one = _factors._share_of_draws(loss, weight, torch.zeros(300, dtype=torch.long))
+    assert sorted(one) == [0, 0, 1]
+    assert one[int(loss.mean(1).argmin())] == 1
+
+
+def test_many_rows_are_drawn_some_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    loss = torch.from_numpy(rng.normal(size=(2, 3000)))
+    whole = [torch.ones(3000).double(), torch.arange(3000)]
+    some = _factors._share_of_draws(loss, *whole)
+    monkeypatch.setattr(_factors, "N_UNITS", 3000)
+    assert some == pytest.approx(_factors._share_of_draws(loss, *whole), abs=0.1)
+
+
+def test_those_count_that_are_most_of_the_draws():
+    sizes = [Size(k) for k in range(4)]
+    assert _factors._most_frequent(sizes, [0.04, 0.3, 0.65, 0.01]) == (
+        (Size(1), pytest.approx(0.3 / 0.95)),
+        (Size(2), pytest.approx(0.65 / 0.95)),
+    )
+    assert _factors._most_frequent(sizes, [0.0, 0.0, 1.0, 0.0]) == ((Size(2), 1.0),)
 
 
 @pytest.mark.parametrize(("n", "n_features", "share"), [(300, 60, 0.01), (1000, 100, 0.003)])
