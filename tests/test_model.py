@@ -862,8 +862,8 @@ def test_draws_of_the_prior_have_the_density_of_the_prior(prior):
 def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
     architectures, states = made_several("gaussian", (1, 2))
     rows = [normals(30, 4, seed=seed) @ normals(4, 4, seed=seed + 2) for seed in range(2)]
-    noise = torch.full((1,), 1e-4).double(), "per_feature"
-    found = [_factors.analyse(y, _factors.Size(m + 1), noise) for m, y in enumerate(rows)]
+    noise = _factors.Noise(torch.full((1,), 1e-4).double(), "per_feature")
+    found = [_factors.analyse(y, ((_factors.Size(m + 1), 1.0),), noise) for m, y in enumerate(rows)]
     stack = stacked(architectures, states)
     with torch.inference_mode():
         stack.become_factors(found)
