@@ -8,8 +8,8 @@ import functools
 import warnings
 
 import numpy as np
-from sklearn.utils import _safe_indexing, check_array, check_consistent_length, column_or_1d
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils import _safe_indexing, check_array
+from sklearn.utils.validation import _check_sample_weight, _num_samples, validate_data
 
 from skvae import _arrays, _frames, _tables
 
@@ -255,7 +255,7 @@ def count_first(X, sample_weight, groups, *, as_table):
             "above 0."
         )
     if group is not None:
-        group = np.unique(group[rows], return_inverse=True)[1]
+        group = _drop_one_group(np.unique(group[rows], return_inverse=True)[1])
     if len(rows) == len(weight):
         rows = None
     else:
@@ -266,22 +266,90 @@ def count_first(X, sample_weight, groups, *, as_table):
 
 
 def _number_groups(groups, X):
-    """The number of the group of each row, from 0; None without groups."""
+    """The number of the group of each row, from 0; None without groups, or with one group only.
+
+    With one group each row stands for itself, since no group can be held out.
+    """
     if groups is None:
         return None
-    groups = column_or_1d(_frames.to_validate(groups, is_rows=False), dtype=None)
-    check_consistent_length(X, groups)
-    if any(map(_frames.is_missing, groups.tolist())):
-        row = next(i for i, value in enumerate(groups.tolist()) if _frames.is_missing(value))
+    labels = _read_labels(groups)
+    n_rows = _num_samples(X)
+    if len(labels) != n_rows:
         raise ValueError(
-            f"groups has no value in row {row}. Each row belongs to a group: give a row that "
-            "belongs with no other a value of its own."
+            f"groups has {len(labels)} labels, but X has {n_rows} rows. Give one label for each "
+            "row."
         )
+    if labels.dtype.kind in "mM":  # whose list may hold integers
+        missing = np.isnat(labels)
+    else:
+        missing = np.fromiter(map(_frames.is_missing, labels.tolist()), bool, len(labels))
+    if missing.any():
+        raise ValueError(
+            f"groups has no value in row {int(missing.argmax())}. Each row belongs to a group: "
+            "give a row that belongs with no other a value of its own."
+        )
+    return _drop_one_group(_number(labels))
+
+
+def _drop_one_group(group):
+    """The groups; None if there is only one."""
+    return group if group.max(initial=0) > 0 else None
+
+
+def _number(labels):
+    """The place of each label among the different ones, in their order if they have one."""
+    if labels.dtype != object:
+        return np.unique(labels, return_inverse=True)[1]
+    values, different = labels.tolist(), {}
+    for row, value in enumerate(values):
+        try:
+            different[value] = None
+        except TypeError:
+            raise ValueError(
+                f"groups has a label of type {type(value).__name__} in row {row}, which cannot be "
+                "compared with others. Make it a number, a string or a tuple."
+            ) from None
     try:
-        return np.unique(groups, return_inverse=True)[1]
-    except TypeError:  # values of several types have no order but that of the rows
-        numbers: dict = {}
-        return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()])
+        order = sorted(different)
+    except (TypeError, ValueError):  # labels of several types have no order but that of the rows
+        order = list(different)
+    numbers = {value: number for number, value in enumerate(order)}
+    return np.array([numbers[value] for value in values])
+
+
+def _read_labels(groups):
+    """Groups as an array of one label a row, (n_samples,)."""
+    expected = "Expected one label for each row, of shape (n_samples,)"
+    if isinstance(groups, str | bytes):
+        raise ValueError(
+            f"groups is the string {groups!r}. {expected}: pass the column of that name, "
+            f"X[{groups!r}], not the name."
+        )
+    if hasattr(groups, "tocsr"):
+        raise ValueError(
+            f"groups is a sparse matrix. {expected}: pass groups.toarray().ravel() if it is one "
+            "column or one row."
+        )
+    if isinstance(groups, list | tuple):
+        labels = np.empty(len(groups), object)
+        for row, label in enumerate(groups):  # all at once, tuples would become a second axis
+            labels[row] = label
+        return labels
+    labels = np.asarray(_frames.to_plain(groups))
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        raise ValueError(
+            f"groups has {labels.shape[1]} columns. {expected}: make one label of the values of a "
+            "row, as list(map(tuple, groups.tolist())) does of an array, and "
+            "groups.groupby(list(groups)).ngroup() of a pandas DataFrame."
+        )
+    if labels.ndim != 1:
+        raise ValueError(
+            f"groups is of type {type(groups).__name__} and shape {labels.shape}. {expected}, "
+            "such as a list, an array or a column of a DataFrame."
+        )
+    return labels
 
 
 def check_target(X, y):

@@ -170,8 +170,8 @@ class VAETransformer(
         Whether to hold out rows, stop when the training objective (with the final beta) on
         them stops falling, and keep the weights of the best epoch. Where factor analysis is a
         candidate, it is kept instead if the best epoch is not better by more than luck gives: see
-        Notes. "auto" holds out rows from 20 rows on, if `groups` has more than one group. Training
-        never stops before the warm-up has ended.
+        Notes. "auto" holds out rows from 20 rows on. Training never stops before the warm-up
+        has ended.
 
     validation_fraction : float, default=0.1
         Share of the rows held out for early stopping, in (0, 1). With `groups`, whole groups are
@@ -478,11 +478,11 @@ class VAETransformer(
             Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
             as if they weren't in X. None, or the same for all: no weights.
         groups : array-like of shape (n_samples,), default=None
-            Which rows belong together, such as visits of one patient, by any value that they have
-            in common. Rows of a group are held out together: else a row that is judged has others
-            of its group among those trained on, and a model that knows groups by heart looks good.
-            Standard errors are those of groups. With one group only, nothing is held out under
-            "auto". None: each row stands for itself.
+            Which rows belong together, such as visits of one patient, by a label of any kind:
+            a number, a string, a date or a tuple. Rows of a group are held out together: else a row
+            that is judged has others of its group among those trained on, and a model that knows
+            groups by heart looks good. Standard errors are those of groups. None, or the same label
+            in all rows: each row stands for itself.
 
         Returns
         -------
