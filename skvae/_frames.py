@@ -260,6 +260,20 @@ def numbers(X, i):
     return column
 
 
+def long_range(X, i, rows=None):
+    """The least and the highest number of these rows in a column of a frame, if it is of 64 bits.
+
+    None for other columns, and where there is no number.
+    """
+    column = _column(X, i)
+    if str(column.dtype).lower() not in ("int64", "uint64"):
+        return None
+    if rows is not None:
+        column = column.iloc[rows] if hasattr(X, "iloc") else column[rows]
+    low, high = column.min(), column.max()
+    return None if is_missing(low) else (int(low), int(high))
+
+
 def is_missing(value):
     """Whether a value of a column is missing: NaN, None, NA."""
     try:

@@ -60,6 +60,8 @@ def read_first(estimator, X, likelihood, categories, rows):
     if reset:
         categories = _tables.learn_categories(X, likelihood)
     data = read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
+    if reset and hasattr(X, "columns"):
+        _warn_of_long_numbers(X, rows, categories)
     if not reset:  # training takes categories that the first fit has not seen as missing
         for i in categories:
             data[data[:, i] == _tables.UNSEEN, i] = np.nan
@@ -103,6 +105,8 @@ def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=F
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
         _tell_of_empty(n_values, labels, partial)
+        unresolved = dict.fromkeys(places[moments.unresolved].tolist())
+        _warn_of_unresolved(unresolved, labels, data.dtype)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
     return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
 
@@ -154,6 +158,31 @@ def _tell_of_empty(n_values, labels, partial):
         "Drop them, or fit on rows that have values there.",
         stacklevel=7,
     )
+
+
+def _warn_of_long_numbers(X, rows, categories):
+    """Warn of columns of a frame whose different whole numbers are one as float64."""
+    columns = []
+    for i in range(X.shape[1]):
+        ends = None if i in categories else _frames.long_range(X, i, rows)
+        size = 0 if ends is None else max(map(abs, ends))
+        # Where more is left than rounding, the moments of the columns tell.
+        if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * _arrays.rounding_of(np.float64) * size:
+            columns.append(i)
+    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64)
+
+
+def _warn_of_unresolved(columns, labels, dtype):
+    """Warn of columns that vary, but by so little that they are taken as constant."""
+    if columns:
+        share = 2 * _arrays.resolution_of(dtype)
+        warnings.warn(
+            f"X has values in {listed(map(labels.of, columns))} that differ by less than "
+            f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
+            "offset from it, such as its least value, so that the differences count. If they are "
+            "rounding, drop the column.",
+            stacklevel=8,
+        )
 
 
 def _warn_of_sentinels(data, moments, support, places, labels, categories):

@@ -554,7 +554,7 @@ def test_groups_of_rows_are_held_out_whole_with_their_copies(holes, monkeypatch)
     np.testing.assert_array_equal(np.bincount(group), sizes)
     out = np.bincount(group[held_out], minlength=len(sizes))
     assert set((out / sizes).tolist()) == {0.0, 1.0}
-    with pytest.raises(ValueError, match="groups has .* labels, but X has"):
+    with pytest.raises(ValueError, match=r"groups has .* labels, but X has"):
         VAEImputer(vae).fit(holes, groups=groups[:-1])
 
 
