@@ -14,11 +14,12 @@ from sklearn.utils.validation import _check_sample_weight, _num_samples, validat
 from skvae import _arrays, _frames, _tables
 
 
-def read(estimator, X, likelihood, categories, *, reset, accept_far=False, **checks):
+@np.errstate(invalid="ignore")  # scikit-learn adds up all values, of which two may be inf and -inf
+def read(estimator, X, likelihood, categories, *, reset, accept_far=False, rows=None, **checks):
     """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
 
     The code of a category that `fit` has not seen is `_tables.UNSEEN`. Infinity is an error that
-    names the column, unless `accept_far`.
+    names the column, unless `accept_far`, or where it is not in one of these `rows`.
     """
     checks |= {"ensure_all_finite": False if accept_far else "allow-nan", "accept_sparse": "csr"}
     table = (categories and _frames.is_table(X)) or _frames.has_objects(X)
@@ -32,23 +33,26 @@ def read(estimator, X, likelihood, categories, *, reset, accept_far=False, **che
     except ValueError as error:
         if accept_far or "infinity" not in str(error):
             raise
-        where = _find_infinity(numbers, _frames.names(X), {**checks, "ensure_all_finite": False})
-        if where is None:
+        checks |= {"ensure_all_finite": False}
+        data = check_array(numbers, dtype=_frames.float_dtypes(numbers), **checks)
+        refuse_infinity(data, _frames.names(X), rows)
+        if rows is None:
             raise
-        raise ValueError(
-            f"Input X contains infinity in {where}. Make it NaN if it stands for a missing value, "
-            "or a number."
-        ) from None
+        return read(estimator, X, likelihood, categories, reset=reset, accept_far=True, **checks)
 
 
-def _find_infinity(X, names, checks):
-    """Words for the first column of X, and its first row there, that holds infinity."""
-    data = check_array(X, dtype=_frames.float_dtypes(X), **checks)
+def refuse_infinity(data, names, rows=None):
+    """Raise where one of these rows holds infinity, and name its column and its row."""
     for column in range(data.shape[1]):
         infinite = np.isinf(_arrays.dense(data[:, [column]]).ravel())
+        if rows is not None:
+            infinite[np.delete(np.arange(len(infinite)), rows)] = False
         if infinite.any():
-            return f"{_arrays.Labels(names).of(column)}, row {int(infinite.argmax())}"
-    return None
+            where = f"{_arrays.Labels(names).of(column)}, row {int(infinite.argmax())}"
+            raise ValueError(
+                f"Input X contains infinity in {where}. Make it NaN if it stands for a missing "
+                "value, or a number."
+            ) from None
 
 
 def read_first(estimator, X, likelihood, categories, rows):
@@ -59,7 +63,7 @@ def read_first(estimator, X, likelihood, categories, rows):
     reset = categories is None
     if reset:
         categories = _tables.learn_categories(X, likelihood)
-    data = read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
+    data = read(estimator, X, likelihood, categories, reset=reset, rows=rows, ensure_min_samples=2)
     if reset and hasattr(X, "columns"):
         _warn_of_long_numbers(X, rows, categories)
     if not reset:  # training takes categories that the first fit has not seen as missing

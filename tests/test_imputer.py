@@ -561,3 +561,17 @@ def test_groups_of_rows_are_held_out_whole_with_their_copies(holes, monkeypatch)
 def test_a_target_that_looks_like_rows_to_validate_on_is_refused(holes):
     with pytest.raises(ValueError, match="looks like rows to validate on"):
         VAEImputer(VAETransformer(2, max_iter=2)).fit(holes[:100], holes[100:])
+
+
+@pytest.mark.parametrize("missing", [np.nan, -1.0])
+def test_infinity_is_refused_with_its_column_and_row(wine, missing):
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    fitted = VAEImputer(vae, missing_values=missing, n_draws=4).fit(wine)
+    X = wine.copy()
+    X[5, 1], X[9, 3], X[2, 7] = missing, -np.inf, missing
+    for method in (clone(fitted).fit, fitted.transform):
+        with pytest.raises(ValueError, match=r"infinity in column 3, row 9\. Make it NaN if it"):
+            method(X)
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])
+    with pytest.raises(ValueError, match=r"infinity in column 3 \('c3'\), row 9\."):
+        clone(fitted).fit(frame)
