@@ -309,7 +309,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        block = vae._blocks(data)
+        block = vae._blocks(data, row_of=rows)
         vae._map_rows(fill(vae, block), filled, n_draws=self.n_draws)
         block.warn()
         X[rows] = np.where(missing[rows], filled, data)

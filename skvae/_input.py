@@ -14,7 +14,6 @@ from sklearn.utils.validation import _check_sample_weight, _num_samples, validat
 from skvae import _arrays, _frames, _tables
 
 
-@np.errstate(invalid="ignore")  # scikit-learn adds up all values, of which two may be inf and -inf
 def read(estimator, X, likelihood, categories, *, reset, accept_far=False, rows=None, **checks):
     """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
 
@@ -29,7 +28,8 @@ def read(estimator, X, likelihood, categories, *, reset, accept_far=False, rows=
             validate_data(estimator, X, reset=reset, skip_check_array=True)
             numbers = _tables.encode(X, categories, likelihood)
             return check_array(numbers, estimator=estimator, input_name="X", **checks)
-        return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
+        with np.errstate(invalid="ignore"):  # of the sum of all values, of inf and -inf
+            return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
     except ValueError as error:
         if accept_far or "infinity" not in str(error):
             raise

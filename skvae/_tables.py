@@ -217,7 +217,13 @@ def _new(values, strange, where, n_known):
     known = ", where X has no other value" if alone else ""
     if not n_known:
         known = ", where the data of fit had no value"
-    return f"{', '.join(own[:5])}{more} in {where}{known}"
+    rows = rows_in_words(np.flatnonzero(strange))
+    return f"{', '.join(own[:5])}{more} in {where} ({rows}){known}"
+
+
+def rows_in_words(rows):
+    """Words for these rows, in their order: how many there are, and the first."""
+    return f"1 row: {rows[0]}" if len(rows) == 1 else f"{len(rows)} rows, the first is {rows[0]}"
 
 
 def _code(values, categories, where):

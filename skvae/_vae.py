@@ -322,7 +322,9 @@ class VAETransformer(
     value in the column. A value other than the constant of a column costs log(n + 1) nats, by a
     mass of 1 / (n + 1) beside the constant, so that rows with the constant keep their score.
     Infinity, and what is farther than 1e10 scales from the training data, has a score of -inf;
-    what asks the encoder alone, such as `transform`, refuses it. Warnings name columns and rows.
+    what asks the encoder alone, such as `transform`, refuses it. Warnings name the columns, and for
+    each of them how many rows there are, and the first. A level that the dtype of a column declares
+    is known to the model, without a warning, also where no row of `fit` has it.
 
     `fit` warns of a column in which one value is farther from the others than all of these
     together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
@@ -1119,8 +1121,11 @@ class VAETransformer(
             stacklevel=4,
         )
 
-    def _blocks(self, X, *, accept_far=False):
-        """What gives rows of X to a model, in its units, as a block that it is told of."""
+    def _blocks(self, X, *, accept_far=False, row_of=None):
+        """What gives rows of X to a model, in its units, as a block that it is told of.
+
+        `row_of` has the number of each row in what the user gave, where X is a part of that.
+        """
         return _unseen.Blocks(
             X,
             _part(self._architecture["likelihood"]),
@@ -1128,6 +1133,7 @@ class VAETransformer(
             self._seen,
             _arrays.Labels(getattr(self, "feature_names_in_", None)),
             accept_far=accept_far,
+            row_of=row_of,
         )
 
     def _give_back(self, model, y, *, drawn=False):

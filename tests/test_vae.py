@@ -846,7 +846,7 @@ def test_rows_of_fit_that_were_held_out_may_differ_from_a_constant_and_the_words
     row = held_out_of(vae, X)[2]
     X[row, 1] = 7.0
     vae.fit(X)
-    what = r"constant of a column in the rows that fit trained on: 7 in column 1 \(1 row\)"
+    what = f"constant of a column in the rows that fit trained on: 7 in column 1 \\(1 row: {row}\\)"
     with pytest.warns(UserWarning, match=what):
         scores = vae.score_samples(X)
     # log(n + 1) nats, with n = 54 rows trained on.
