@@ -205,6 +205,9 @@ class Moments(NamedTuple):
     suspects: Array | None = None
     # Rows whose value is not the one that more than half of the rows have; None: not known.
     n_various: Array | None = None
+    # Whether the column is taken as constant, although its values differ by more than rounding, or
+    # are whole numbers that are one as float64; None: not known.
+    unresolved: Array | None = None
 
     @property
     def is_empty(self) -> Array:
@@ -308,7 +311,8 @@ def describe_columns(
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
     # Halves, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
-    constant = radius <= resolution_of(X.dtype) * np.maximum(abs(low), abs(high))
+    size = np.maximum(abs(low), abs(high))
+    constant = radius <= resolution_of(X.dtype) * size
     # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = n_there = np.zeros(n_features)
@@ -347,7 +351,20 @@ def describe_columns(
     suspects[~_stand_out(plain_total, plain_square, n_values, n_equal)] = np.nan
     centre = np.where(constant, low, centre + unit * mean)
     std = np.where(constant, 0.0, std)
-    return Moments(centre, std, has_holes, n_values, suspects, n_values - n_common)
+    unresolved = constant & (radius > rounding_of(X.dtype) * size)
+    unresolved |= _is_one_as_float(X, support, constant & (size > 2**53))
+    return Moments(centre, std, has_holes, n_values, suspects, n_values - n_common, unresolved)
+
+
+def _is_one_as_float(X: Array, support: Support, chosen: Array) -> Array:
+    """Whether a `chosen` feature has different whole numbers, which float64 rounds to one, (D,)."""
+    differs = np.zeros(len(chosen), bool)
+    if X.dtype.kind not in "iu" or not chosen.any():
+        return differs
+    first = support(dense(X[:1]))
+    for block in map(support, slices(X, len(chosen))):
+        differs |= (block != first).any(axis=0)
+    return chosen & differs
 
 
 def _find_common(X: Array, support: Support, n_features: int) -> Array:
@@ -450,6 +467,12 @@ def resolution_of(dtype: Any) -> float:
     dtype = np.dtype(dtype)
     epsilon = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
     return float(max(2 * epsilon, 64 * np.finfo(np.float64).eps))
+
+
+def rounding_of(dtype: Any) -> float:
+    """Half of the relative difference of numbers that a sum in this dtype may leave of one."""
+    epsilon = np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float64).eps
+    return float(min(4 * epsilon, resolution_of(dtype) / 2))
 
 
 def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:

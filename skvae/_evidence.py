@@ -6,7 +6,8 @@ groups' sums (Liang & Zeger, Longitudinal data analysis using generalized linear
 
 Single rows that differ by far more than the others would decide alone. They are moved to a limit:
 so many mean distances of the rows from their median, where the distances themselves are cut at the
-rows that 90 % of the weight lie between. Where that much of the rows are equal there is no limit.
+rows that 90 % of the weight lie between, and at the last but one of few rows. There is no limit
+where so many rows are equal.
 """
 
 import math
@@ -53,8 +54,10 @@ def _limits(
     behind = share.cumsum(1)
     # A little less, since sums are rounded.
     wanted = (1 - 1e-6) * behind[:, -1:] * some.new_tensor([TAIL, 0.5, 1 - TAIL])
-    places = torch.searchsorted(behind, wanted).clamp(max=some.shape[1] - 1)
-    low, middle, high = some.gather(1, places).split(1, dim=1)
+    low, middle, high = torch.searchsorted(behind, wanted).split(1, dim=1)
+    # Of few rows, the last one on each side is cut.
+    low, high = low.clamp(min=1).minimum(middle), high.clamp(max=some.shape[1] - 2).maximum(middle)
+    low, middle, high = (some.gather(1, place) for place in (low, middle, high))
     distance = (some.clamp(low, high) - middle).abs()
     limit = n_distances * (share * distance).sum(1, keepdim=True) / behind[:, -1:]
     limit = torch.where(limit > 0, limit, torch.inf)

@@ -122,16 +122,9 @@ def to_validate(X, *, is_rows=True):
     """
     if is_rows:
         check_rows(X)
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu()
-        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if hasattr(X, "tocsr"):
         return X.tocsr()  # not every sparse format gives its rows
-    if isinstance(X, np.ma.MaskedArray):
-        if X.mask.any():  # these are missing, whatever stands there
-            room = {"f": X.dtype, "i": np.float64, "u": np.float64, "b": np.float64}
-            X = X.astype(room.get(X.dtype.kind, object)).filled(np.nan)
-        X = np.asarray(X)
+    X = to_plain(X)
     if isinstance(X, list | tuple):
         rows, X = X, np.asarray(X)
         if X.dtype.kind in "US":  # numbers among them have become strings, too
@@ -145,6 +138,19 @@ def to_validate(X, *, is_rows=True):
             values = items(X, column) if hasattr(X, "columns") else np.ravel(X).tolist()
             if any(issubclass(type_, dates) for type_ in set(map(type, values))):
                 raise _no_number(repr(next(v for v in values if isinstance(v, dates))))
+    return X
+
+
+def to_plain(X):
+    """A tensor or a masked array as a plain array, with NaN for masked values; else X itself."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
+    if isinstance(X, np.ma.MaskedArray):
+        if X.mask.any():  # these are missing, whatever stands there
+            room = {"f": X.dtype, "i": np.float64, "u": np.float64, "b": np.float64}
+            X = X.astype(room.get(X.dtype.kind, object)).filled(np.nan)
+        return np.asarray(X)
     return X
 
 
@@ -252,6 +258,20 @@ def numbers(X, i):
     if hasattr(X, "iloc"):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     return column
+
+
+def long_range(X, i, rows=None):
+    """The least and the highest number of these rows in a column of a frame, if it is of 64 bits.
+
+    None for other columns, and where there is no number.
+    """
+    column = _column(X, i)
+    if str(column.dtype).lower() not in ("int64", "uint64"):
+        return None
+    if rows is not None:
+        column = column.iloc[rows] if hasattr(X, "iloc") else column[rows]
+    low, high = column.min(), column.max()
+    return None if is_missing(low) else (int(low), int(high))
 
 
 def is_missing(value):

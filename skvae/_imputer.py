@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import (
@@ -157,7 +158,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         y : Ignored
             Present for the API's sake. One that looks like rows to validate on is refused.
         sample_weight : float or array-like of shape (n_samples,), default=None
-            How much each row counts, as in `VAETransformer.fit`.
+            How much each row counts, as in `VAETransformer.fit`. Of an array, infinity is refused
+            in rows of weight 0, too.
         groups : array-like of shape (n_samples,), default=None
             Which rows belong together, as in `VAETransformer.fit`: where the model holds out rows,
             a group is held out whole. The copies of a row always are.
@@ -286,14 +288,15 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         _frames.check_rows(X)
         marked = self.missing_values
         is_nan = _frames.is_missing(marked)
-        X = validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan" if is_nan else True,
-            copy=True,
-        )
+        how = {"dtype": [np.float64, np.float32], "copy": True}
+        try:
+            finite = "allow-nan" if is_nan else True
+            X = validate_data(self, X, reset=reset, ensure_all_finite=finite, **how)
+        except ValueError as error:
+            if "infinity" in str(error):
+                numbers = check_array(X, ensure_all_finite=False, **how)
+                _input.refuse_infinity(numbers, _frames.names(X))
+            raise
         if not is_nan:
             X[marked == X] = np.nan
         return X
@@ -306,7 +309,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        block = vae._blocks(data)
+        block = vae._blocks(data, row_of=rows)
         vae._map_rows(fill(vae, block), filled, n_draws=self.n_draws)
         block.warn()
         X[rows] = np.where(missing[rows], filled, data)

@@ -8,17 +8,17 @@ import functools
 import warnings
 
 import numpy as np
-from sklearn.utils import _safe_indexing, check_array, check_consistent_length, column_or_1d
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils import _safe_indexing, check_array
+from sklearn.utils.validation import _check_sample_weight, _num_samples, validate_data
 
 from skvae import _arrays, _frames, _tables
 
 
-def read(estimator, X, likelihood, categories, *, reset, accept_far=False, **checks):
+def read(estimator, X, likelihood, categories, *, reset, accept_far=False, rows=None, **checks):
     """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
 
     The code of a category that `fit` has not seen is `_tables.UNSEEN`. Infinity is an error that
-    names the column, unless `accept_far`.
+    names the column, unless `accept_far`, or where it is not in one of these `rows`.
     """
     checks |= {"ensure_all_finite": False if accept_far else "allow-nan", "accept_sparse": "csr"}
     table = (categories and _frames.is_table(X)) or _frames.has_objects(X)
@@ -28,27 +28,31 @@ def read(estimator, X, likelihood, categories, *, reset, accept_far=False, **che
             validate_data(estimator, X, reset=reset, skip_check_array=True)
             numbers = _tables.encode(X, categories, likelihood)
             return check_array(numbers, estimator=estimator, input_name="X", **checks)
-        return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
+        with np.errstate(invalid="ignore"):  # of the sum of all values, of inf and -inf
+            return validate_data(estimator, X, dtype=_frames.float_dtypes(X), reset=reset, **checks)
     except ValueError as error:
         if accept_far or "infinity" not in str(error):
             raise
-        where = _find_infinity(numbers, _frames.names(X), {**checks, "ensure_all_finite": False})
-        if where is None:
+        checks |= {"ensure_all_finite": False}
+        data = check_array(numbers, dtype=_frames.float_dtypes(numbers), **checks)
+        refuse_infinity(data, _frames.names(X), rows)
+        if rows is None:
             raise
-        raise ValueError(
-            f"Input X contains infinity in {where}. Make it NaN if it stands for a missing value, "
-            "or a number."
-        ) from None
+        return read(estimator, X, likelihood, categories, reset=reset, accept_far=True, **checks)
 
 
-def _find_infinity(X, names, checks):
-    """Words for the first column of X, and its first row there, that holds infinity."""
-    data = check_array(X, dtype=_frames.float_dtypes(X), **checks)
+def refuse_infinity(data, names, rows=None):
+    """Raise where one of these rows holds infinity, and name its column and its row."""
     for column in range(data.shape[1]):
         infinite = np.isinf(_arrays.dense(data[:, [column]]).ravel())
+        if rows is not None:
+            infinite[np.delete(np.arange(len(infinite)), rows)] = False
         if infinite.any():
-            return f"{_arrays.Labels(names).of(column)}, row {int(infinite.argmax())}"
-    return None
+            where = f"{_arrays.Labels(names).of(column)}, row {int(infinite.argmax())}"
+            raise ValueError(
+                f"Input X contains infinity in {where}. Make it NaN if it stands for a missing "
+                "value, or a number."
+            ) from None
 
 
 def read_first(estimator, X, likelihood, categories, rows):
@@ -59,7 +63,9 @@ def read_first(estimator, X, likelihood, categories, rows):
     reset = categories is None
     if reset:
         categories = _tables.learn_categories(X, likelihood)
-    data = read(estimator, X, likelihood, categories, reset=reset, ensure_min_samples=2)
+    data = read(estimator, X, likelihood, categories, reset=reset, rows=rows, ensure_min_samples=2)
+    if reset and hasattr(X, "columns"):
+        _warn_of_long_numbers(X, rows, categories)
     if not reset:  # training takes categories that the first fit has not seen as missing
         for i in categories:
             data[data[:, i] == _tables.UNSEEN, i] = np.nan
@@ -103,6 +109,8 @@ def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=F
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
         _tell_of_empty(n_values, labels, partial)
+        unresolved = dict.fromkeys(places[moments.unresolved].tolist())
+        _warn_of_unresolved(unresolved, labels, data.dtype)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
     return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
 
@@ -154,6 +162,31 @@ def _tell_of_empty(n_values, labels, partial):
         "Drop them, or fit on rows that have values there.",
         stacklevel=7,
     )
+
+
+def _warn_of_long_numbers(X, rows, categories):
+    """Warn of columns of a frame whose different whole numbers are one as float64."""
+    columns = []
+    for i in range(X.shape[1]):
+        ends = None if i in categories else _frames.long_range(X, i, rows)
+        size = 0 if ends is None else max(map(abs, ends))
+        # Where more is left than rounding, the moments of the columns tell.
+        if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * _arrays.rounding_of(np.float64) * size:
+            columns.append(i)
+    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64)
+
+
+def _warn_of_unresolved(columns, labels, dtype):
+    """Warn of columns that vary, but by so little that they are taken as constant."""
+    if columns:
+        share = 2 * _arrays.resolution_of(dtype)
+        warnings.warn(
+            f"X has values in {listed(map(labels.of, columns))} that differ by less than "
+            f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
+            "offset from it, such as its least value, so that the differences count. If they are "
+            "rounding, drop the column.",
+            stacklevel=8,
+        )
 
 
 def _warn_of_sentinels(data, moments, support, places, labels, categories):
@@ -255,7 +288,7 @@ def count_first(X, sample_weight, groups, *, as_table):
             "above 0."
         )
     if group is not None:
-        group = np.unique(group[rows], return_inverse=True)[1]
+        group = _drop_one_group(np.unique(group[rows], return_inverse=True)[1])
     if len(rows) == len(weight):
         rows = None
     else:
@@ -266,22 +299,90 @@ def count_first(X, sample_weight, groups, *, as_table):
 
 
 def _number_groups(groups, X):
-    """The number of the group of each row, from 0; None without groups, or with one."""
+    """The number of the group of each row, from 0; None without groups, or with one group only.
+
+    With one group each row stands for itself, since no group can be held out.
+    """
     if groups is None:
         return None
-    groups = column_or_1d(_frames.to_validate(groups, is_rows=False), dtype=None)
-    check_consistent_length(X, groups)
-    if any(map(_frames.is_missing, groups.tolist())):
-        row = next(i for i, value in enumerate(groups.tolist()) if _frames.is_missing(value))
+    labels = _read_labels(groups)
+    n_rows = _num_samples(X)
+    if len(labels) != n_rows:
         raise ValueError(
-            f"groups has no value in row {row}. Each row belongs to a group: give a row that "
-            "belongs with no other a value of its own."
+            f"groups has {len(labels)} labels, but X has {n_rows} rows. Give one label for each "
+            "row."
         )
+    if labels.dtype.kind in "mM":  # whose list may hold integers
+        missing = np.isnat(labels)
+    else:
+        missing = np.fromiter(map(_frames.is_missing, labels.tolist()), bool, len(labels))
+    if missing.any():
+        raise ValueError(
+            f"groups has no value in row {int(missing.argmax())}. Each row belongs to a group: "
+            "give a row that belongs with no other a value of its own."
+        )
+    return _drop_one_group(_number(labels))
+
+
+def _drop_one_group(group):
+    """The groups; None if there is only one."""
+    return group if group.max(initial=0) > 0 else None
+
+
+def _number(labels):
+    """The place of each label among the different ones, in their order if they have one."""
+    if labels.dtype != object:
+        return np.unique(labels, return_inverse=True)[1]
+    values, different = labels.tolist(), {}
+    for row, value in enumerate(values):
+        try:
+            different[value] = None
+        except TypeError:
+            raise ValueError(
+                f"groups has a label of type {type(value).__name__} in row {row}, which cannot be "
+                "compared with others. Make it a number, a string or a tuple."
+            ) from None
     try:
-        return np.unique(groups, return_inverse=True)[1]
-    except TypeError:  # values of several types have no order but that of the rows
-        numbers: dict = {}
-        return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()])
+        order = sorted(different)
+    except (TypeError, ValueError):  # labels of several types have no order but that of the rows
+        order = list(different)
+    numbers = {value: number for number, value in enumerate(order)}
+    return np.array([numbers[value] for value in values])
+
+
+def _read_labels(groups):
+    """Groups as an array of one label a row, (n_samples,)."""
+    expected = "Expected one label for each row, of shape (n_samples,)"
+    if isinstance(groups, str | bytes):
+        raise ValueError(
+            f"groups is the string {groups!r}. {expected}: pass the column of that name, "
+            f"X[{groups!r}], not the name."
+        )
+    if hasattr(groups, "tocsr"):
+        raise ValueError(
+            f"groups is a sparse matrix. {expected}: pass groups.toarray().ravel() if it is one "
+            "column or one row."
+        )
+    if isinstance(groups, list | tuple):
+        labels = np.empty(len(groups), object)
+        for row, label in enumerate(groups):  # all at once, tuples would become a second axis
+            labels[row] = label
+        return labels
+    labels = np.asarray(_frames.to_plain(groups))
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2:
+        raise ValueError(
+            f"groups has {labels.shape[1]} columns. {expected}: make one label of the values of a "
+            "row, as list(map(tuple, groups.tolist())) does of an array, and "
+            "groups.groupby(list(groups)).ngroup() of a pandas DataFrame."
+        )
+    if labels.ndim != 1:
+        raise ValueError(
+            f"groups is of type {type(groups).__name__} and shape {labels.shape}. {expected}, "
+            "such as a list, an array or a column of a DataFrame."
+        )
+    return labels
 
 
 def check_target(X, y):

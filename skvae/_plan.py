@@ -25,7 +25,7 @@ def plan_training(vae, job, continues, partial):
     if partial:
         goes_on = earlier is not None and earlier["run"] == describe_run(job, partial)
         plan = _plan(vae, job, continues)
-        plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0, n_errors=0.0)
+        plan = replace(plan, max_iter=1, schedule="constant", n_warmup=0, n_errors=None)
         return job._replace(plan=plan, progress=earlier if goes_on else None)
     if earlier is not None and not earlier["run"]["partial"]:
         run = earlier["run"]
@@ -139,10 +139,10 @@ def _plan(vae, job, continues):
 def _needed_errors(vae, job, n_held_out):
     """Standard errors by which an epoch must beat factor analysis on the held-out rows.
 
-    Of too few rows to hold some out, none is enough; 0 where that is not asked for.
+    No number is enough of too few rows to hold some out; None where that is not asked for.
     """
     if not vae.early_stopping:
-        return 0.0
+        return None
     judged = job.held_out[:n_held_out]
     weight = np.ones(len(judged)) if job.sample_weight is None else job.sample_weight[judged]
     group = None if job.group is None else job.group[judged]

@@ -31,10 +31,13 @@ def join(before, n_before, now, n_now):
     }
 
 
-def check_outcome(trained, plan, *, keep=True):
-    """Warn of what a training run left; raise if that is nothing that is to be kept."""
+def check_outcome(trained, plan, n_varying, *, keep=True):
+    """Warn of what a training run left; raise if that is nothing that is to be kept.
+
+    `n_varying` columns are not constant in the rows that were trained on.
+    """
     _check_end(trained.record, plan, keep)
-    _check_model(trained, plan)
+    _check_model(trained, plan, n_varying)
 
 
 def _check_end(record, plan, keep):
@@ -47,20 +50,20 @@ def _check_end(record, plan, keep):
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
         if not keep or (record.kept == 0 and not record.is_simple):
             raise ValueError(f"{where}. {remedy}")
-        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=5)
+        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=6)
     elif record.interrupted:
-        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=5)
+        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=6)
     elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
         # A rate that falls to 0 ends training by itself.
         warnings.warn(
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
-def _check_model(trained, plan):
+def _check_model(trained, plan, n_varying):
     """Warn of a model that is not what it could be, or that ignores z."""
     record = trained.record
     if trained.shortfall > SHORTFALL:
@@ -69,7 +72,7 @@ def _check_model(trained, plan):
             "the best that a model without hidden layers can be on its training rows. Increase "
             "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
         warnings.warn(
@@ -79,20 +82,28 @@ def _check_model(trained, plan):
             "learning_rate, fewer or smaller hidden layers or more rows; rows that belong together "
             "need groups; or set early_stopping=False.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-    if trained.n_active == 0 and record.is_simple:
+    if n_varying == 0:
+        warnings.warn(
+            "All columns of X are constant in the rows that fit trained on, so that there is "
+            "nothing to model: latent features say nothing of a row. Fit on rows that differ.",
+            stacklevel=6,
+        )
+    elif trained.n_active > 0 or n_varying == 1:  # one column has nothing to share with another
+        return
+    elif record.is_simple:
         warnings.warn(
             f"All {plan.n_components} components are inactive: columns that are independent of "
             "each other make rows left out as likely as any linear model, and no epoch was better. "
             "The columns have nothing in common, or the rows are too few to show it.",
-            stacklevel=5,
+            stacklevel=6,
         )
-    elif trained.n_active == 0:
+    else:
         warnings.warn(
             f"All {plan.n_components} components are inactive: no posterior mean has a variance "
             f"above {_model.ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
             "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
             "have nothing in common.",
-            stacklevel=5,
+            stacklevel=6,
         )

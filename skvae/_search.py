@@ -29,7 +29,7 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
 from skvae import _report, _stack, _training
-from skvae._vae import DOC_LINK, VAETransformer
+from skvae._vae import DOC_LINK, VAETransformer, n_varying
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -325,6 +325,7 @@ class _Prepared(NamedTuple):
     key: tuple[tuple[str, str], str]
     steps: list[tuple[str, Any]]  # the steps before the last, fitted
     plan: _training.Plan
+    n_varying: int  # columns that are not constant in the rows trained on
     fitted: Callable[[_training.Record, dict], dict]  # outcome to attributes
 
 
@@ -334,7 +335,7 @@ class _Fit:
     def __init__(self, estimator, names, prepared, trained):
         self.estimator, self.names = estimator, names
         self.key, self.steps = prepared.key, prepared.steps
-        self.trained, self.plan = trained, prepared.plan
+        self.trained, self.plan, self.n_varying = trained, prepared.plan, prepared.n_varying
         self.attributes = prepared.fitted(trained.record, trained.state)
 
     def __call__(self, X, y=None, **params):
@@ -342,7 +343,7 @@ class _Fit:
         del estimator.fit  # from here on its class's
         if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
             return estimator.fit(X, y, **params)
-        _report.check_outcome(self.trained, self.plan)
+        _report.check_outcome(self.trained, self.plan, self.n_varying)
         _last_step(estimator)._become(self.attributes)
         if isinstance(estimator, Pipeline):
             estimator.steps = [*self.steps, estimator.steps[-1]]
@@ -443,7 +444,8 @@ class _Handout:
             of_rows.get(_name_of(estimator, argument)) for argument in ("sample_weight", "groups")
         )
         job, fitted = vae._prepare(X, known, weight, groups)
-        return _Prepared(key, steps, job.plan, fitted), job._replace(keeps_progress=False)
+        prepared = _Prepared(key, steps, job.plan, n_varying(job), fitted)
+        return prepared, job._replace(keeps_progress=False)
 
     def train(self, stacks, watch):
         """Train the stacks."""

@@ -199,7 +199,7 @@ def encode(X, categories, likelihood):
                     f"X has the category {what}, which was not in the data of fit. Fit on such "
                     "data, or use Categorical(handle_unknown='warn') to take it as missing."
                 )
-            unknown.append(_new(values, strange, labels.of(i)))
+            unknown.append(_new(values, strange, labels.of(i), len(categories[i])))
     if unknown:
         warnings.warn(
             f"X has categories that were not in the data of fit, taken as missing: "
@@ -209,13 +209,21 @@ def encode(X, categories, likelihood):
     return numbers
 
 
-def _new(values, strange, where):
-    """Words for the values of a column that are no category of `fit`."""
+def _new(values, strange, where, n_known):
+    """Words for the values of a column that are none of the `n_known` categories of `fit`."""
     own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
     more = f" and {len(own) - 5} more" if len(own) > 5 else ""
     alone = all(s or _frames.is_missing(v) for s, v in zip(strange, values, strict=True))
-    known = ", where no value is known" if alone else ""
-    return f"{', '.join(own[:5])}{more} in {where}{known}"
+    known = ", where X has no other value" if alone else ""
+    if not n_known:
+        known = ", where the data of fit had no value"
+    rows = rows_in_words(np.flatnonzero(strange))
+    return f"{', '.join(own[:5])}{more} in {where} ({rows}){known}"
+
+
+def rows_in_words(rows):
+    """Words for these rows, in their order: how many there are, and the first."""
+    return f"1 row: {rows[0]}" if len(rows) == 1 else f"{len(rows)} rows, the first is {rows[0]}"
 
 
 def _code(values, categories, where):

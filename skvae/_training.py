@@ -105,8 +105,8 @@ class Plan:
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
     n_held_back: int = 0  # epochs before all that is to be learned is being learned
     # Standard errors by which the best epoch must beat a simple model on the rows that are judged;
-    # 0 where it has none to beat.
-    n_errors: float = 0.0
+    # None where it has none to beat.
+    n_errors: float | None = None
     constant: float = 0.0  # nats, added to every reconstruction that is reported
     continues: bool = False  # the first weights are those of an earlier run: they may be best
 
@@ -726,7 +726,7 @@ class Run:
 
     def _beats(self, simple: Simple) -> bool:
         """Whether the best epoch is better on the held-out rows by more than luck gives."""
-        if self.best.rows is None:
+        if self.best.rows is None or self.plan.n_errors is None:
             return False
         of_rows = simple.weight, simple.group
         return is_better(simple.rows, self.best.rows, self.plan.n_errors, *of_rows)
@@ -766,7 +766,7 @@ def train(
     become_simple : callable or None, default=None
         ``become_simple(False)`` makes the models simple ones of the training rows, in place, and
         ``become_simple(True)`` of all rows. The latter is kept unless the best epoch beats the
-        former on the judged rows by ``plan.n_errors`` standard errors, if these are not 0.
+        former on the judged rows by ``plan.n_errors`` standard errors, if the plan has these.
     progress : sequence of Progress, default=()
         Where earlier runs of the same plans on the same rows had come to: these go on, unless they
         had ended there. Or only what their steps had left: these runs begin with that.
@@ -797,7 +797,7 @@ def train(
         first = (judgement[0] - judgement[3]).tolist()
         for run, value, rows_of in zip(runs, first, judged_rows, strict=True):
             run.begin(value, rows_of)
-    elif become_simple is not None and any(plan.n_errors > 0 for plan in plans):
+    elif become_simple is not None and any(plan.n_errors is not None for plan in plans):
         start = members.adam.weights.clone()
         become_simple(False)
         judged_rows = members.judge()[1]
@@ -805,7 +805,7 @@ def train(
         beaten = zip(runs, judged_rows, members.adam.weights.clone(), strict=True)
         for m, (run, rows_of, weights) in enumerate(beaten):
             of_rows = (None if v is None else v[m] for v in (judged.weight, judged.group))
-            if run.plan.n_errors > 0:
+            if run.plan.n_errors is not None:
                 run.simple = Simple(rows_of, weights, *of_rows)
         members.adam.weights.copy_(start)
     held = runs  # in the stack

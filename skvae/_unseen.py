@@ -18,8 +18,8 @@ import warnings
 import numpy as np
 
 from skvae import _arrays, _model
-from skvae._input import listed, n_rows_in_words
-from skvae._tables import UNSEEN
+from skvae._input import listed
+from skvae._tables import UNSEEN, rows_in_words
 
 
 class Blocks:
@@ -43,11 +43,13 @@ class Blocks:
         What to call the columns.
     accept_far : bool
         Whether infinity and what is too far make a row cost infinity, or are an error.
+    row_of : ndarray of shape (n_rows,) or None
+        The number of each row for the user, where these are some rows only.
     """
 
-    def __init__(self, X, likelihood, state, seen, labels, *, accept_far):
+    def __init__(self, X, likelihood, state, seen, labels, *, accept_far, row_of=None):
         self.X, self.likelihood, self.labels = X, likelihood, labels
-        self.accept_far = accept_far
+        self.accept_far, self.row_of = accept_far, row_of
         n_columns = X.shape[1]
         self.places = likelihood.columns_of(n_columns)
         self.units = _model.units(state)
@@ -176,7 +178,7 @@ class Blocks:
         return rows, columns, nats
 
     def warn(self):
-        """Warn of what was met, with columns and numbers of rows."""
+        """Warn of what was met, with columns, numbers of rows and the first of them."""
         rows, columns, values = _joined(self.beside)
         empty = np.isnan(_constants(self.units, self.places))[columns]
         what = "that differ from the constant of a column in the rows that fit trained on"
@@ -209,12 +211,13 @@ class Blocks:
             )
 
     def _words(self, rows, columns, values, chosen):
-        """Words for each column: its first value that is chosen, and in how many rows there are."""
+        """Words for each column: its first value that is chosen, and in which rows there are."""
         words = []
         for column in np.unique(columns[chosen]):
             own = np.flatnonzero(chosen & (columns == column))
             first = own[np.argmin(rows[own])]
-            in_rows = n_rows_in_words(len(np.unique(rows[own])))
+            in_rows = np.unique(rows[own])
+            in_rows = rows_in_words(in_rows if self.row_of is None else self.row_of[in_rows])
             words.append(f"{values[first]:.10g} in {self.labels.of(column)} ({in_rows})")
         return listed(words)
 

@@ -323,7 +323,9 @@ class VAETransformer(
     value in the column. A value other than the constant of a column costs log(n + 1) nats, by a
     mass of 1 / (n + 1) beside the constant, so that rows with the constant keep their score.
     Infinity, and what is farther than 1e10 scales from the training data, has a score of -inf;
-    what asks the encoder alone, such as `transform`, refuses it. Warnings name columns and rows.
+    what asks the encoder alone, such as `transform`, refuses it. Warnings name the columns, and for
+    each of them how many rows there are, and the first. A level that the dtype of a column declares
+    is known to the model, without a warning, also where no row of `fit` has it.
 
     `fit` warns of a column in which one value is farther from the others than all of these
     together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
@@ -479,11 +481,11 @@ class VAETransformer(
             Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
             as if they weren't in X. None, or the same for all: no weights.
         groups : array-like of shape (n_samples,), default=None
-            Which rows belong together, such as visits of one patient, by any value that they have
-            in common. Rows of a group are held out together: else a row that is judged has others
-            of its group among those trained on, and a model that knows groups by heart looks good.
-            Standard errors are those of groups. With one group only, nothing is held out under
-            "auto". None: each row stands for itself.
+            Which rows belong together, such as visits of one patient, by a label of any kind:
+            a number, a string, a date or a tuple. Rows of a group are held out together: else a row
+            that is judged has others of its group among those trained on, and a model that knows
+            groups by heart looks good. Standard errors are those of groups. None, or the same label
+            in all rows: each row stands for itself.
 
         Returns
         -------
@@ -546,7 +548,7 @@ class VAETransformer(
         (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
         if trained.record.interrupted:
             raise KeyboardInterrupt
-        _report.check_outcome(trained, job.plan, keep=False)
+        _report.check_outcome(trained, job.plan, n_varying(job), keep=False)
         return self._become(fitted(trained.record, trained.state))
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -574,7 +576,7 @@ class VAETransformer(
         trained = None
         try:
             (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-            _report.check_outcome(trained, job.plan)
+            _report.check_outcome(trained, job.plan, n_varying(job))
             attributes = fitted(trained.record, trained.state)
             callbacks.end(attributes)
             return self._become(attributes)
@@ -582,7 +584,7 @@ class VAETransformer(
             if trained is None:
                 raise
             trained.record.interrupted = True
-            _report.check_outcome(trained, job.plan)
+            _report.check_outcome(trained, job.plan, n_varying(job))
             return self._become(fitted(trained.record, trained.state))
 
     def _prepare(
@@ -1120,8 +1122,11 @@ class VAETransformer(
             stacklevel=4,
         )
 
-    def _blocks(self, X, *, accept_far=False):
-        """What gives rows of X to a model, in its units, as a block that it is told of."""
+    def _blocks(self, X, *, accept_far=False, row_of=None):
+        """What gives rows of X to a model, in its units, as a block that it is told of.
+
+        `row_of` has the number of each row in what the user gave, where X is a part of that.
+        """
         return _unseen.Blocks(
             X,
             _part(self._architecture["likelihood"]),
@@ -1129,6 +1134,7 @@ class VAETransformer(
             self._seen,
             _arrays.Labels(getattr(self, "feature_names_in_", None)),
             accept_far=accept_far,
+            row_of=row_of,
         )
 
     def _give_back(self, model, y, *, drawn=False):
@@ -1250,6 +1256,12 @@ class VAETransformer(
 def _part(value):
     """A part by its value, where it may have been given by its name."""
     return {**LIKELIHOODS, **NETWORKS, **PRIORS, **POSTERIORS}.get(value, value)
+
+
+def n_varying(job):
+    """How many columns of a job's rows are not constant to its model."""
+    places = _part(job.architecture["likelihood"]).columns_of(job.data.shape[1])
+    return len(np.unique(places[job.state["scale"] > 0]))
 
 
 def _by_name(likelihood):

@@ -248,6 +248,17 @@ def test_a_column_of_new_categories_alone_is_said_to_be_so(values, quick):
     shown = ", ".join(repr(value) for value in dict.fromkeys(values) if value)
     if len(set(values)) > 5:
         shown = "'q', 'r', 's', 't', 'u' and 2 more"
-    message = f"taken as missing: {shown} in column 0 ('s'), where no value is known."
+    n = sum(value is not None for value in values)
+    message = f"taken as missing: {shown} in column 0 ('s') ({n} rows, the first is 0), where X"
     with pytest.warns(UserWarning, match=re.escape(message)):
         vae.score_samples(X.assign(s=values))
+
+
+@pytest.mark.filterwarnings("ignore:X has values in columns that had no value")
+def test_a_column_that_had_no_value_in_fit_is_said_to_be_so(quick):
+    X = pd.DataFrame({"s": [None] * 30, "n": ROWS[:, 0], "m": ROWS[:, 1]})
+    with pytest.warns(UserWarning, match=r"X has no value in column 0 \('s'\)"):
+        vae = quick(likelihood="auto").fit(X)
+    message = "'d' in column 0 ('s') (10 rows, the first is 0), where the data of fit had no value."
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        vae.score_samples(X.assign(s=["d", None, None] * 10))

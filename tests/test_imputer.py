@@ -347,7 +347,8 @@ def test_values_that_are_there_stay_to_the_last_digit_and_unknown_ones_too():
         }
     )
     vae = VAETransformer(2, likelihood="auto", max_iter=3, random_state=0)
-    imputer = VAEImputer(vae).fit(frame)
+    with pytest.warns(UserWarning, match=r"column 0 \('large'\) that differ by less"):
+        imputer = VAEImputer(vae).fit(frame)
     strange = frame.copy()
     strange.loc[0, "kind"] = "new"
     with pytest.warns(UserWarning, match="taken as missing: 'new'"):
@@ -554,10 +555,34 @@ def test_groups_of_rows_are_held_out_whole_with_their_copies(holes, monkeypatch)
     np.testing.assert_array_equal(np.bincount(group), sizes)
     out = np.bincount(group[held_out], minlength=len(sizes))
     assert set((out / sizes).tolist()) == {0.0, 1.0}
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+    with pytest.raises(ValueError, match=r"groups has .* labels, but X has"):
         VAEImputer(vae).fit(holes, groups=groups[:-1])
 
 
 def test_a_target_that_looks_like_rows_to_validate_on_is_refused(holes):
     with pytest.raises(ValueError, match="looks like rows to validate on"):
         VAEImputer(VAETransformer(2, max_iter=2)).fit(holes[:100], holes[100:])
+
+
+@pytest.mark.parametrize("missing", [np.nan, -1.0])
+def test_infinity_is_refused_with_its_column_and_row(wine, missing):
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    fitted = VAEImputer(vae, missing_values=missing, n_draws=4).fit(wine)
+    X = wine.copy()
+    X[5, 1], X[9, 3], X[2, 7] = missing, -np.inf, missing
+    for method in (clone(fitted).fit, fitted.transform):
+        with pytest.raises(ValueError, match=r"infinity in column 3, row 9\. Make it NaN if it"):
+            method(X)
+    frame = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])
+    with pytest.raises(ValueError, match=r"infinity in column 3 \('c3'\), row 9\."):
+        clone(fitted).fit(frame)
+
+
+def test_a_value_beside_a_constant_is_named_with_its_row_in_what_is_filled(wine):
+    X = wine.copy()
+    X[:, 3] = 2.0
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    imputer = VAEImputer(vae, n_draws=4).fit(X)
+    X[10, 1], X[20, 1], X[20, 3] = np.nan, np.nan, 5.0
+    with pytest.warns(UserWarning, match=r"5 in column 3 \(1 row: 20\)"):
+        imputer.transform(X)

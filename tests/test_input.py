@@ -1,10 +1,14 @@
 """What `fit` learns of the columns, before a model is made."""
 
+import warnings
+
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from scipy.sparse import csr_array
 
-from skvae import _arrays, _input
+from skvae import VAETransformer, _arrays, _input
 from skvae.likelihoods import Gaussian
 
 
@@ -62,3 +66,64 @@ def test_a_held_out_value_out_of_reach_is_counted_in_the_units_of_its_column(wei
     others = describe(X[:, [0, 2]], np.array([5, 80]), weight)
     np.testing.assert_array_equal(training.std[[0, 2]], others.std)
     assert training.n_values.tolist() == [98, 100, 98]
+
+
+# --- columns that vary by less than float64 resolves --------------------------------------------
+
+
+def narrow(kind):
+    """300 rows whose column 1 varies by little, if for its size."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(300)
+    column = {
+        "1e15": 1e15 + np.round(noise * 4),
+        "seconds": 1.6e9 + 1e-6 * noise,
+        "float32": (1.6e9 + 100 * noise).astype(np.float32),
+        "int64": 2**62 + rng.integers(200, size=300),
+        "uint64": np.uint64(2**63) + rng.integers(200, size=300).astype(np.uint64),
+        "longer": 2**62 + rng.integers(100_000, size=300),
+    }[kind]
+    others = rng.standard_normal((2, 300)) * 1000
+    return np.column_stack([others[0].astype(column.dtype), column, others[1].astype(column.dtype)])
+
+
+def fit(X, **params):
+    how = {"hidden_layer_sizes": (4,), "max_iter": 2, "early_stopping": False, "random_state": 0}
+    return VAETransformer(2, **how | params).fit(X)
+
+
+@pytest.mark.parametrize("kind", ["1e15", "seconds", "float32", "int64", "uint64", "longer"])
+def test_a_column_that_varies_too_little_to_be_more_than_constant_is_named(kind):
+    X, share = narrow(kind), "5e-07" if kind == "float32" else "3e-14"
+    assert len(np.unique(X[:, 1])) > 3
+    message = f"X has values in column 1 that differ by less than {share} of their size: the model"
+    with pytest.warns(UserWarning, match=message) as caught:
+        vae = fit(X)
+    assert vae.state_["scale"][1] == 0
+    assert [warning.filename for warning in caught] == [__file__]
+    frame = pd.DataFrame(X, columns=list("abc"))
+    for container in (frame, pl.DataFrame(X, schema=list("abc"))):
+        with pytest.warns(UserWarning, match=r"in column 1 \('b'\) that differ") as caught:
+            fit(container)
+        assert len(caught) == 1
+    # The remedy.
+    assert (fit(X - X.min(axis=0)).state_["scale"] > 0).all()
+
+
+@pytest.mark.parametrize("value", [0.1, -1e15, 1e300, 2**62, 2**53 + 1])
+def test_nothing_is_said_of_a_column_that_is_constant(value):
+    X = np.column_stack([np.arange(40) % 7, np.full(40, value)])
+    for rows in (X, pd.DataFrame(X), X.astype(np.float64)):
+        assert fit(rows).state_["scale"][1] == 0
+    assert fit(X.astype(np.float64), precision="float64").state_["scale"][1] == 0
+
+
+def test_long_numbers_of_rows_without_weight_are_left_out():
+    X = np.column_stack([np.arange(40), 2**62 + np.arange(40) % 20 * 2])
+    weight = np.where(X[:, 1] == 2**62, 1.0, 0.0)
+    weight[0] = 2.0
+    for rows in (X, pd.DataFrame(X)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "All|The loss")
+            VAETransformer(1, max_iter=1).fit(rows, sample_weight=weight)

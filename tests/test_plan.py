@@ -79,13 +79,6 @@ def test_one_group_at_least_is_trained_on():
         assert len(set(group[held_out])) == 1
 
 
-def test_of_one_group_nothing_is_held_out_unless_that_is_asked_for():
-    group = np.zeros(100, int)
-    assert len(hold_out(100, group=group)) == 0
-    with pytest.raises(ValueError, match="groups has the same value in all rows"):
-        hold_out(100, group=group, early_stopping=True)
-
-
 def test_too_few_rows_to_hold_one_out_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"too small: 0\.1 of 9 rows\. Increase 'validation"):
         hold_out(9, early_stopping=True)

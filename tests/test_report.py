@@ -3,14 +3,16 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import VAETransformer, _report, _stack
 from skvae._training import Record
 
 
-def outcome(record=None, *, shortfall=0.0, n_active=2, **params):
+def outcome(record=None, *, shortfall=0.0, n_active=2, n_varying=3, **params):
     """What is said of a run with this record: the messages."""
     params = {"max_iter": 30, "random_state": 0} | params
     X = np.random.default_rng(0).normal(size=(100, 3))
@@ -18,7 +20,7 @@ def outcome(record=None, *, shortfall=0.0, n_active=2, **params):
     trained = _stack.Trained(record or Record(n_iter=30, kept=30), {}, n_active, shortfall)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _report.check_outcome(trained, plan)
+        _report.check_outcome(trained, plan, n_varying)
     for warning in caught[:1]:
         assert warning.category is (UserWarning if n_active == 0 else ConvergenceWarning)
     return [str(warning.message) for warning in caught]
@@ -58,6 +60,40 @@ def test_a_linear_model_that_misses_its_optimum_by_half_a_nat_is_told_by_how_muc
 def test_a_model_without_active_components_is_told_what_to_try():
     (message,) = outcome(n_active=0)
     assert message.startswith("All 2 components are inactive")
+    (message,) = outcome(Record(n_iter=30, kept=0, is_simple=True), n_active=0)
+    assert "The columns have nothing in common" in message
+
+
+@pytest.mark.parametrize("record", [None, Record(n_iter=30, kept=0, is_simple=True)])
+def test_one_column_has_nothing_to_share_and_a_table_of_constants_nothing_to_model(record):
+    assert outcome(record, n_active=0, n_varying=1) == []
+    (message,) = outcome(record, n_active=0, n_varying=0)
+    assert message.startswith("All columns of X are constant in the rows that fit trained on")
+
+
+@pytest.mark.filterwarnings("error:All")
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_a_fit_to_one_column_says_nothing_of_components(early_stopping):
+    how = {"hidden_layer_sizes": (4,), "max_iter": 3, "random_state": 0}
+    column = np.random.default_rng(0).normal(size=(60, 1))
+    frame = pd.DataFrame({"colour": np.array(["red", "green", "blue"])[np.arange(60) % 3]})
+    vae = VAETransformer(2, early_stopping=early_stopping, **how)
+    for X in (column, np.hstack([column, np.ones((60, 2))]), frame):
+        clone(vae).set_params(likelihood="auto", beta=9.0).fit(X)
+
+
+@pytest.mark.filterwarnings("error:All")
+@pytest.mark.parametrize("likelihood", ["gaussian", "auto"])
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_a_table_of_equal_rows_is_said_to_be_constant(likelihood, early_stopping):
+    X = pd.DataFrame({"a": np.full(60, 3.0), "b": 1.0})
+    if likelihood == "auto":
+        X["c"] = "red"
+    vae = VAETransformer(likelihood=likelihood, early_stopping=early_stopping, max_iter=3)
+    with pytest.warns(UserWarning, match="All columns of X are constant") as caught:
+        vae.fit(X)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(("kept", "words"), [(3, "the weights of epoch 3"), (0, "factor analysis")])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn import config_context
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import GridSearchCV, KFold
@@ -507,6 +508,20 @@ def test_what_is_no_weight_is_refused(method, change, message):
     with pytest.raises(ValueError, match=message):
         getattr(vae, method)(X, sample_weight=w)
     assert vars(vae) == before
+
+
+@pytest.mark.parametrize("container", [np.asarray, pd.DataFrame, csr_array])
+def test_infinity_in_a_row_of_weight_0_is_left_out_with_it(container):
+    X, n = table(), counts_of(120)
+    n[[4, 9]] = 0
+    expected = small().fit(container(X), sample_weight=n)
+    X[4, 2], X[9, 0] = np.inf, -np.inf
+    fitted = small().fit(container(X), sample_weight=n)
+    assert fitted.n_features_in_ == 5
+    np.testing.assert_array_equal(fitted.transform(table()), expected.transform(table()))
+    n[9] = 1
+    with pytest.raises(ValueError, match="contains infinity in column 0, row 9"):
+        small().fit(container(X), sample_weight=n)
 
 
 # --- where scikit-learn hands them on ---------------------------------------------------------

@@ -441,7 +441,10 @@ def test_an_unknown_category_is_a_missing_value_with_one_warning():
     strange.loc[101, "sex"] = "x"
     gone.loc[[101, 107], "city"] = None
     gone.loc[101, "sex"] = None
-    message = "taken as missing: 'x' in column 1 ('sex'), 'Atlantis' in column 2 ('city')."
+    message = (
+        "taken as missing: 'x' in column 1 ('sex') (1 row: 1), "
+        "'Atlantis' in column 2 ('city') (2 rows, the first is 1)."
+    )
     with pytest.warns(UserWarning, match=re.escape(message)) as caught:
         scores = vae.score_samples(strange)
     assert len(caught) == 1

@@ -1536,7 +1536,7 @@ def simple_record(loss_of_simple, spoiled=None, interrupt=None, of_rows=None, **
 
     problem = Problem(judge=judge, spoil=spoil, interrupt=interrupt)
     named = {name: numbers.pop(name) for name in ("group", "sample_weight") if name in numbers}
-    numbers = {"n_held_out": 4, "max_iter": 3} | numbers
+    numbers = {"n_held_out": 4, "max_iter": 3, "n_errors": 0.0} | numbers
     record = problem.train(rows_of(12), plan(**numbers), become_simple=become_simple, **named)
     return record, problem
 
@@ -1553,8 +1553,8 @@ def test_a_simple_model_is_kept_where_held_out_rows_judge_no_epoch_better(loss, 
 
 @pytest.mark.parametrize("kind", ["rows", "weights", "groups"])
 def test_a_simple_model_is_kept_unless_an_epoch_beats_it_by_its_standard_errors(kind):
-    # Of four rows, epoch 2 is better by 1.1, 0.1, 0.6 and 0.2.
-    gains, places = np.array([1.1, 0.1, 0.6, 0.2]), held_out(12, 4, 0)
+    # Of four rows, epoch 2 is better by 0.7, 0.1, 0.6 and 0.2.
+    gains, places = np.array([0.7, 0.1, 0.6, 0.2]), held_out(12, 4, 0)
     weight, group, of_rows = np.ones(4), np.arange(4), {}
     if kind == "weights":
         weight = np.array([1.0, 2.0, 0.5, 4.0])
@@ -1625,11 +1625,17 @@ def test_ctrl_c_keeps_the_last_epoch_and_not_the_simple_model():
     assert (record.outcome, record.kept, record.is_simple) == ("interrupted", 2, False)
 
 
-@pytest.mark.parametrize("numbers", [{"n_held_out": 0}, {"continues": True}], ids=str)
-def test_no_simple_model_is_judged_where_nothing_is_held_out_or_training_goes_on(numbers):
+@pytest.mark.parametrize("numbers", [{"n_errors": None}, {"continues": True}], ids=str)
+def test_no_simple_model_is_judged_where_none_is_to_be_beaten_or_training_goes_on(numbers):
     record, _ = simple_record(-9.0, **numbers)
     assert not record.is_simple
     assert not (record.weights == 7).any()
+
+
+def test_the_simple_model_is_kept_where_no_rows_judge_and_no_number_of_errors_is_enough():
+    record, _ = simple_record(99.0, n_held_out=0, n_errors=math.inf)
+    assert (record.outcome, record.kept, record.is_simple) == ("finished", 0, True)
+    assert (record.weights == 7).all()
 
 
 def test_patience_begins_when_nothing_is_held_back_any_more():

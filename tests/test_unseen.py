@@ -238,13 +238,13 @@ def test_a_value_beside_the_constant_costs_log_n_plus_1_and_the_encoder_does_not
         np.testing.assert_allclose(sign * difference[::2], np.log(61), rtol=1e-9)
 
 
-def test_values_beside_constants_are_named_with_the_number_of_rows():
+def test_values_beside_constants_are_named_with_their_rows():
     X = pd.DataFrame(rows(None), columns=list("abc")).assign(b=7.0, c=0.0)
     vae = quick().fit(X)
     new = X.head(10).copy()
     new.loc[[2, 5, 8], "b"] = [9.0, 8.0, 9.0]
     new.loc[4, "c"] = -1.0
-    message = "9 in column 1 ('b') (3 rows), -1 in column 2 ('c') (1 row)"
+    message = "9 in column 1 ('b') (3 rows, the first is 2), -1 in column 2 ('c') (1 row: 4)"
     for method in (vae.score_samples, vae.transform, vae.encode, vae.sample_posterior):
         with pytest.warns(UserWarning, match=re.escape(message)) as caught:
             method(new)
@@ -398,16 +398,15 @@ def test_infinity_and_beyond_cost_their_row_everything_and_the_others_nothing(li
                 method(odd)
 
 
-def test_what_is_out_of_reach_is_named_with_the_number_of_rows():
+def test_what_is_out_of_reach_is_named_with_its_rows():
     X = pd.DataFrame(rows(None), columns=list("abc"))
     vae, odd = quick().fit(X), X.head(9).copy()
     odd.loc[[2, 7], "b"] = [np.inf, 1e30]
     odd.loc[5, "c"] = -1e30
     with pytest.warns(UserWarning, match="infinite") as caught:
         scores = vae.score_samples(odd)
-    assert "inf in column 1 ('b') (2 rows), -1e+30 in column 2 ('c') (1 row)" in str(
-        caught[0].message
-    )
+    words = "inf in column 1 ('b') (2 rows, the first is 2), -1e+30 in column 2 ('c') (1 row: 5)"
+    assert words in str(caught[0].message)
     assert caught[0].filename == __file__
     assert len(caught) == 1
     assert np.flatnonzero(np.isinf(scores)).tolist() == [2, 5, 7]
@@ -467,10 +466,10 @@ def test_an_empty_column_is_no_part_of_the_density_and_comes_back_as_missing():
     assert vae.score(wide) == pytest.approx(expected.score(X), abs=1.0)
     other = wide.copy()
     other[:, 1] = 4.0
-    with pytest.warns(UserWarning, match=re.escape("4 in column 1 (60 rows)")):
+    with pytest.warns(UserWarning, match=re.escape("4 in column 1 (60 rows, the first is 0)")):
         scores = vae.score_samples(other)
     np.testing.assert_array_equal(scores, vae.score_samples(wide))
-    with pytest.warns(UserWarning, match=re.escape("4 in column 1 (60 rows)")):
+    with pytest.warns(UserWarning, match=re.escape("4 in column 1 (60 rows, the first is 0)")):
         np.testing.assert_array_equal(vae.transform(other), vae.transform(wide))
 
 

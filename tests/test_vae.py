@@ -32,7 +32,16 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, RobustScaler,
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import VAETransformer, _arrays, _training, likelihoods, metrics, posteriors, priors
+from skvae import (
+    VAETransformer,
+    _arrays,
+    _input,
+    _training,
+    likelihoods,
+    metrics,
+    posteriors,
+    priors,
+)
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -231,7 +240,8 @@ def test_a_constant_column_counts_0_nats(X, quick, numpy_elbo):
 @any_likelihood
 def test_constant_rows_are_fitted_and_given_back(quick, likelihood):
     X = np.full((20, 3), 0.3)
-    vae = quick(likelihood=likelihood).fit(X)
+    with pytest.warns(UserWarning, match="All columns of X are constant"):
+        vae = quick(likelihood=likelihood).fit(X)
     np.testing.assert_array_equal(vae.inverse_transform(vae.transform(X)), X)
     np.testing.assert_array_equal(vae.sample(4), X[:4])
     assert -10 < vae.score(X) <= 0  # no density is left: minus a KL divergence
@@ -836,7 +846,7 @@ def test_rows_of_fit_that_were_held_out_may_differ_from_a_constant_and_the_words
     row = held_out_of(vae, X)[2]
     X[row, 1] = 7.0
     vae.fit(X)
-    what = r"constant of a column in the rows that fit trained on: 7 in column 1 \(1 row\)"
+    what = f"constant of a column in the rows that fit trained on: 7 in column 1 \\(1 row: {row}\\)"
     with pytest.warns(UserWarning, match=what):
         scores = vae.score_samples(X)
     # log(n + 1) nats, with n = 54 rows trained on.
@@ -955,23 +965,89 @@ def test_groups_do_nothing_where_no_row_is_held_out(X, quick):
     assert_same_state(quick().fit(X), quick().fit(X, groups=np.arange(60) // 5))
 
 
-def test_one_group_holds_nothing_out_under_auto_and_is_refused_where_that_is_asked_for(X, quick):
-    fitted = quick(early_stopping="auto").fit(X, groups=np.ones(60))
-    assert_same_state(fitted, quick().fit(X))
-    with pytest.raises(ValueError, match="groups has the same value in all rows"):
-        quick(early_stopping=True).fit(X, groups=["a"] * 60)
+@pytest.mark.parametrize("early_stopping", ["auto", True])
+def test_with_one_group_each_row_stands_for_itself(X, quick, early_stopping):
+    vae = quick(early_stopping=early_stopping, max_iter=3)
+    expected = clone(vae).fit(X)
+    assert_same_state(expected, clone(vae).fit(X, groups=["a"] * 60))
+    weight, group = np.repeat([0.0, 1.0], [20, 40]), np.repeat([5, 7], [20, 40])
+    one = clone(vae).fit(X, sample_weight=weight, groups=group)
+    assert_same_state(one, clone(vae).fit(X, sample_weight=weight))
 
 
-def test_groups_that_are_none_are_refused(X, quick):
-    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-        quick().fit(X, groups=np.arange(59))
-    for hole in (None, np.nan, pd.NA):
-        groups = np.array([f"p{i}" for i in range(60)], dtype=object)
-        groups[17] = hole
-        with pytest.raises(ValueError, match=r"groups has no value in row 17.*value of its own"):
-            quick().fit(X, groups=groups)
-    with pytest.raises(ValueError, match="should be a 1d array"):
-        quick().fit(X, groups=np.ones((60, 2)))
+DAYS = pd.date_range("2024-01-01", periods=12)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        DAYS,
+        DAYS.tz_localize("Europe/Berlin"),
+        pd.Series(DAYS),
+        pl.Series(DAYS.date.tolist()),
+        DAYS.to_numpy(),
+        DAYS.to_period("D"),
+        (DAYS - DAYS[0]).to_numpy(),
+        list(DAYS.date),
+        [(i // 5, str(i)) for i in range(12)],
+        pd.MultiIndex.from_product([[1, 2, 3], list("abcd")]),
+        pd.Categorical([f"p{i}" for i in range(12)]),
+        torch.arange(12),
+        np.arange(12).reshape(-1, 1),
+        np.ma.array(np.arange(12), mask=False),
+        [f"p{i}" if i % 2 else i for i in range(12)],
+    ],
+    ids=lambda labels: type(labels).__name__,
+)
+def test_groups_are_labels_of_any_kind(X, labels):
+    group = np.arange(60) % 12
+    if isinstance(labels, list):
+        given = [labels[i] for i in group]
+    elif isinstance(labels, pd.Series):
+        given = labels.iloc[group]
+    else:
+        given = labels[group]
+    numbered = _input._number_groups(given, X)
+    same = numbered[:, None] == numbered
+    np.testing.assert_array_equal(same, group[:, None] == group)
+    assert numbered.max() == 11
+
+
+def test_a_column_of_tuples_has_groups(X, quick):
+    frame = pd.DataFrame({"group": [(i // 10, "a") for i in range(60)]})
+    fitted = quick(early_stopping=True).fit(X, groups=frame["group"])
+    assert_same_state(fitted, quick(early_stopping=True).fit(X, groups=np.arange(60) // 10))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (np.arange(59), r"groups has 59 labels, but X has 60 rows\. Give one label for each row"),
+        ("patient", r"groups is the string 'patient'.*pass the column of that name, X\['patient'"),
+        (scipy.sparse.csr_array(np.ones((60, 1))), r"groups is a sparse matrix.*toarray\(\)"),
+        (np.ones((60, 2)), r"groups has 2 columns.*list\(map\(tuple, groups"),
+        (pd.DataFrame({"a": range(60), "b": range(60)}), r"groups has 2 columns.*groupby"),
+        ({"a": 1}, r"groups is of type dict and shape \(\)\. Expected one label for each row"),
+        (5, "groups is of type int and shape"),
+        ([{1}] * 60, "groups has a label of type set in row 0.*Make it a number, a string"),
+        ([np.ones(2)] * 60, "groups has a label of type ndarray in row 0"),
+    ],
+)
+def test_groups_that_are_none_are_refused_with_words_about_groups(X, quick, groups, message):
+    with pytest.raises(ValueError, match=message):
+        quick().fit(X, groups=groups)
+
+
+@pytest.mark.parametrize(
+    "hole", [None, np.nan, pd.NA, pd.NaT, np.datetime64("NaT")], ids=lambda hole: repr(hole)
+)
+def test_a_row_without_a_group_is_named(X, quick, hole):
+    groups = np.array([f"p{i}" for i in range(60)], dtype=object)
+    if isinstance(hole, np.datetime64):
+        groups = np.arange(60).astype("datetime64[ns]")
+    groups[17] = hole
+    with pytest.raises(ValueError, match=r"groups has no value in row 17.*value of its own"):
+        quick().fit(X, groups=groups)
 
 
 def test_groups_of_rows_without_weight_are_left_out(X, quick):

@@ -850,3 +850,14 @@ def test_the_refit_of_a_search_holds_out_whole_groups(wine):
     alone = clone(vae).set_params(beta=2.0).fit(wine, groups=groups)
     for name, array in alone.state_.items():
         np.testing.assert_allclose(search.best_estimator_.state_[name], array, **SAME)
+
+
+def test_a_search_whose_folds_have_one_group_each_trains(wine):
+    X, group = wine[:80], np.repeat([0, 1], 40)
+    vae = small(early_stopping=True, max_iter=3)
+    search = VAEGridSearchCV(vae, {"beta": [1, 2]}, cv=GroupKFold(2)).fit(X, groups=group)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    for fold, (train, test) in enumerate(GroupKFold(2).split(X, groups=group)):
+        alone = clone(vae).set_params(beta=1).fit(X[train])
+        score = search.cv_results_[f"split{fold}_test_score"][0]
+        assert score == pytest.approx(alone.score(X[test]), abs=1e-3)
