@@ -21,9 +21,9 @@ FAR_ROW = 20.0
 # The difference of a row counts as at most this many mean distances from the median where two
 # models are compared.
 FAR_DIFFERENCE = 8.0
-# A row against a model counts as more, since a model that fails on single rows is worse: one row of
-# a hundred can decide.
-FAR_AGAINST = 100.0
+# A row against a model counts as up to so many where the mean is asked once more: a model that
+# fails on single rows is worse than one that doesn't, and one row in fifty can decide.
+FAR_AGAINST = 50.0
 TAIL = 0.05  # of the weight, on each side, that mean distances are without
 SAMPLE_ROWS = 2**14  # that the limits are taken of
 # Standard errors by which an epoch must beat factor analysis where rows held out are many, and what
@@ -76,12 +76,25 @@ def gain(
     error of all. `weight` (B,) is how much each row counts, `group` (B,) its group. The error is
     infinite where there is one group.
     """
+    difference, share = _of_rows(worse, better, weight)
+    return _mean(difference.clamp(*_limits(difference, share, FAR_DIFFERENCE)), share, group)
+
+
+def _of_rows(
+    worse: torch.Tensor, better: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences and weights of rows, (1, B)."""
     weight = torch.ones_like(worse) if weight is None else weight
     # On the CPU first, since not every device has float64.
-    worse, better, share = (values.cpu().double() for values in (worse, better, weight))
-    difference = (worse - better).unsqueeze(0)
-    low, high = _limits(difference, share.unsqueeze(0), FAR_DIFFERENCE)
-    share, difference = share / share.sum(), difference.clamp(low, high)[0]
+    worse, better, weight = (values.cpu().double() for values in (worse, better, weight))
+    return (worse - better).unsqueeze(0), weight.unsqueeze(0)
+
+
+def _mean(
+    difference: torch.Tensor, weight: torch.Tensor, group: torch.Tensor | None
+) -> tuple[float, float]:
+    """Mean of differences (1, B), and its standard error."""
+    share, difference = weight[0] / weight.sum(), difference[0]
     mean = float(share @ difference)
     deviation = share * (difference - mean)
     if group is not None:
@@ -119,16 +132,17 @@ def is_better(
 ) -> bool:
     """Whether the second losses (B,) are lower by more than so many standard errors.
 
-    Their mean has to be lower, too, where rows that speak against them count as much as
-    ``FAR_AGAINST`` lets them: far rows are no reason to be preferred, but one against. Losses that
-    are finite are better than others.
+    They have to be lower by one standard error, too, where rows that speak against them count as
+    much as ``FAR_AGAINST`` lets them. Losses that are finite are better than others.
     """
     if not worse.isfinite().all():
         return bool(better.isfinite().all())
     if not better.isfinite().all():
         return False
     mean, error = gain(worse, better, weight, group)
-    weight = torch.ones_like(worse) if weight is None else weight
-    difference, share = (values.cpu().double().unsqueeze(0) for values in (worse - better, weight))
+    if not mean > n_errors * error:
+        return False
+    difference, share = _of_rows(worse, better, weight)
     low, _ = _limits(difference, share, FAR_AGAINST)
-    return float((share * difference.maximum(low)).sum()) > 0 and mean > n_errors * error
+    mean, error = _mean(difference.maximum(low), share, group)
+    return mean > min(ERRORS, n_errors) * error
