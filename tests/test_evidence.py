@@ -244,11 +244,11 @@ def test_rows_of_a_group_are_one_and_weights_make_fewer_of_them():
 
 
 def test_a_model_that_fails_on_single_rows_is_no_better():
-    # Better by 1 on 94 of 100 rows, and worse by far more on the others.
+    # Better by 1 on 96 of 100 rows, and worse by far more on the others.
     rng = np.random.default_rng(0)
     worse = torch.from_numpy(1 + 0.5 * rng.normal(size=100))
     better = torch.zeros(100).double()
-    for n_failed, expected in ((0, True), (1, True), (6, False)):
+    for n_failed, expected in ((0, True), (1, True), (4, False)):
         failing = better.clone()
         failing[:n_failed] = 1e4
         mean, error = gain(worse, failing)
