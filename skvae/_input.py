@@ -116,7 +116,7 @@ def describe(
     if reset:
         _tell_of_empty(n_values, labels, partial)
         unresolved = dict.fromkeys(places[moments.unresolved].tolist())
-        _warn_of_unresolved(unresolved, labels, data.dtype)
+        _warn_of_unresolved(unresolved, labels, data.dtype, 7)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
         if not grouped:
             _warn_of_copies(data, held_out)
@@ -181,10 +181,10 @@ def _warn_of_long_numbers(X, rows, categories):
         # Where more is left than rounding, the moments of the columns tell.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * _arrays.rounding_of(np.float64) * size:
             columns.append(i)
-    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64)
+    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64, 9)
 
 
-def _warn_of_unresolved(columns, labels, dtype):
+def _warn_of_unresolved(columns, labels, dtype, stacklevel):
     """Warn of columns that vary, but by so little that they are taken as constant."""
     if columns:
         share = 2 * _arrays.resolution_of(dtype)
@@ -193,7 +193,7 @@ def _warn_of_unresolved(columns, labels, dtype):
             f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
             "offset from it, such as its least value, so that the differences count. If they are "
             "rounding, drop the column.",
-            stacklevel=8,
+            stacklevel=stacklevel,
         )
 
 
@@ -237,7 +237,7 @@ def _warn_of_copies(data, held_out):
             "were drawn from: np.unique(X, axis=0, return_inverse=True)[1] finds it in an array "
             "without missing values. Or give each row once, with sample_weight for how often it "
             "comes.",
-            stacklevel=8,
+            stacklevel=7,
         )
 
 
