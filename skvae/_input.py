@@ -13,6 +13,10 @@ from sklearn.utils.validation import _check_sample_weight, _num_samples, validat
 
 from skvae import _arrays, _frames, _tables
 
+# Rows of which it is looked up whether some are copies of others, and the least number of different
+# rows by which a column may be said to be of real values.
+MOST_COMPARED, LEAST_DIFFERENT = 100_000, 20
+
 
 def read(estimator, X, likelihood, categories, *, reset, accept_far=False, rows=None, **checks):
     """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
@@ -76,14 +80,16 @@ def read_first(estimator, X, likelihood, categories, rows):
     return likelihood, data, {**_names_seen(estimator), "_categories": categories}
 
 
-def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=False):
+def describe(
+    data, likelihood, attributes, weight, held_out, *, reset, partial=False, grouped=False
+):
     """Moments of the features of the rows that are trained on, and what to know of the columns.
 
     `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
     Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
     feature the moments of all rows: the value then does what it would do in a row trained on.
     `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
-    in each column.
+    in each column. `grouped`: rows that belong together are held out together.
     """
     labels = _arrays.Labels(attributes.get("feature_names_in_"))
     places = likelihood.columns_of(data.shape[1])
@@ -110,8 +116,10 @@ def describe(data, likelihood, attributes, weight, held_out, *, reset, partial=F
     if reset:
         _tell_of_empty(n_values, labels, partial)
         unresolved = dict.fromkeys(places[moments.unresolved].tolist())
-        _warn_of_unresolved(unresolved, labels, data.dtype)
+        _warn_of_unresolved(unresolved, labels, data.dtype, 7)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
+        if not grouped:
+            _warn_of_copies(data, held_out)
     return moments, {"n_values": n_values, "resolution": _arrays.resolution_of(data.dtype)}
 
 
@@ -173,10 +181,10 @@ def _warn_of_long_numbers(X, rows, categories):
         # Where more is left than rounding, the moments of the columns tell.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * _arrays.rounding_of(np.float64) * size:
             columns.append(i)
-    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64)
+    _warn_of_unresolved(columns, _arrays.Labels(_frames.names(X)), np.float64, 9)
 
 
-def _warn_of_unresolved(columns, labels, dtype):
+def _warn_of_unresolved(columns, labels, dtype, stacklevel):
     """Warn of columns that vary, but by so little that they are taken as constant."""
     if columns:
         share = 2 * _arrays.resolution_of(dtype)
@@ -185,7 +193,7 @@ def _warn_of_unresolved(columns, labels, dtype):
             f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
             "offset from it, such as its least value, so that the differences count. If they are "
             "rounding, drop the column.",
-            stacklevel=8,
+            stacklevel=stacklevel,
         )
 
 
@@ -210,6 +218,40 @@ def _warn_of_sentinels(data, moments, support, places, labels, categories):
 def n_rows_in_words(n):
     """Words for a number of rows."""
     return "1 row" if n == 1 else f"{n} rows"
+
+
+def _warn_of_copies(data, held_out):
+    """Warn where most rows held out are copies of rows trained on, and not by chance."""
+    sparse = hasattr(getattr(data, "X", data), "tocsr")
+    if not len(held_out) or data.shape[0] > MOST_COMPARED or data.dtype.kind != "f" or sparse:
+        return
+    blocks = map(np.ascontiguousarray, _arrays.slices(data, data.shape[1]))
+    # Keys of 8 bytes take little memory, however long the rows are.
+    keys = np.array([hash(row.tobytes()) for block in blocks for row in block])
+    n_copies = int(np.isin(keys[held_out], np.delete(keys, held_out)).sum())
+    if n_copies > len(held_out) / 2 and _is_real(data[np.unique(keys, return_index=True)[1]]):
+        warnings.warn(
+            f"{n_copies} of the {len(held_out)} rows held out are copies of rows that are trained "
+            "on. A model that learns rows by heart looks good by them, and is bad for new rows. "
+            "Give copies of a row the same label in groups, such as the number of the row they "
+            "were drawn from: np.unique(X, axis=0, return_inverse=True)[1] finds it in an array "
+            "without missing values. Or give each row once, with sample_weight for how often it "
+            "comes.",
+            stacklevel=7,
+        )
+
+
+def _is_real(rows):
+    """Whether a column has a value of its own for each of these different rows.
+
+    Whole numbers, categories and few levels in any units have not, and rows of such are equal by
+    chance. Nor does a column that varies alone tell chance from copies.
+    """
+    ordered = np.sort(rows, axis=0)
+    n_values = 1 + (np.diff(ordered, axis=0) > 0).sum(axis=0)
+    fractional = (np.isfinite(rows) & (rows != np.rint(rows))).mean(axis=0) > 0.5
+    own = n_values >= max(LEAST_DIFFERENT, 0.9 * len(rows))
+    return bool((own & fractional).any() and (n_values > 1).sum() > 1)
 
 
 def listed(words, most=5):

@@ -23,6 +23,7 @@ from sklearn import get_config
 from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.pipeline import Pipeline
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import _routing_enabled
 from sklearn.utils.metaestimators import _safe_split
@@ -180,6 +181,12 @@ class VAEGridSearchCV(GridSearchCV):
         -------
         self : VAEGridSearchCV
             The fitted search.
+
+        Raises
+        ------
+        ValueError
+            If `sample_weight` is zero in all rows that a fold trains on or is scored on, beside
+            what `GridSearchCV` raises.
         """
         self._validate_params()
         if not _can_stack(self.estimator):
@@ -195,6 +202,8 @@ class VAEGridSearchCV(GridSearchCV):
         # The folds once, so that what is trained is what is scored.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         splits = list(cv.split(X, y, **routed.splitter.split))
+        name = _name_of(self.estimator, "sample_weight")
+        _check_weights(name, splits, of_fit.get(name), routed.scorer.score.get("sample_weight"))
         # A search like this one, whose estimator is handed out trained.
         search = copy.copy(self)
         search._handout = handout = _Handout(self.estimator, X, y, splits, of_fit)
@@ -306,6 +315,21 @@ def _can_stack(estimator):
     known = estimator is vae or type(estimator) is Pipeline
     watched = any(hasattr(part, "_skl_callbacks") for part in (estimator, vae))
     return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
+
+
+def _check_weights(name, splits, of_fit, of_score):
+    """Refuse weights that are zero in all rows that a fold trains on, or is scored on.
+
+    The score of such a fold is NaN, and so is the mean of each candidate: none would be the best.
+    """
+    for fold, rows in enumerate(splits):
+        for kind, weight, own in zip(("training", "test"), (of_fit, of_score), rows, strict=True):
+            if np.ndim(weight) == 1 and not np.any(_safe_indexing(weight, own)):
+                raise ValueError(
+                    f"{name} is zero in all {kind} rows of fold {fold} of cv, so that no candidate "
+                    "has a score there. Leave out the rows of weight 0, or mix the rows of the "
+                    "folds, such as by cv=KFold(shuffle=True)."
+                )
 
 
 def _fingerprint(X, params):

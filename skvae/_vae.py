@@ -484,7 +484,8 @@ class VAETransformer(
             Which rows belong together, such as visits of one patient, by a label of any kind:
             a number, a string, a date or a tuple. Rows of a group are held out together: else a row
             that is judged has others of its group among those trained on, and a model that knows
-            groups by heart looks good. Standard errors are those of groups. None, or the same label
+            groups by heart looks good. Copies of a row are a group, too: a warning says where most
+            rows held out are copies. Standard errors are those of groups. None, or the same label
             in all rows: each row stands for itself.
 
         Returns
@@ -617,9 +618,8 @@ class VAETransformer(
         # Units are those of the rows that are trained on.
         key = likelihood, held_out.tobytes()
         if key not in known:
-            known[key] = _input.describe(
-                data, likelihood, attributes, weight, held_out, reset=not warm, partial=partial
-            )
+            how = {"reset": not warm, "partial": partial, "grouped": group is not None}
+            known[key] = _input.describe(data, likelihood, attributes, weight, held_out, **how)
         moments, seen = known[key]
         has_holes = bool(moments.has_holes or change is not None)
         self._check_network(data.shape[1], shape[1])

@@ -1,5 +1,6 @@
 """What `fit` learns of the columns, before a model is made."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_array
 
-from skvae import VAETransformer, _arrays, _input
+from skvae import VAEImputer, VAETransformer, _arrays, _input
 from skvae.likelihoods import Gaussian
 
 
@@ -97,10 +98,9 @@ def test_a_column_that_varies_too_little_to_be_more_than_constant_is_named(kind)
     X, share = narrow(kind), "5e-07" if kind == "float32" else "3e-14"
     assert len(np.unique(X[:, 1])) > 3
     message = f"X has values in column 1 that differ by less than {share} of their size: the model"
-    with pytest.warns(UserWarning, match=message) as caught:
+    with pytest.warns(UserWarning, match=message):
         vae = fit(X)
     assert vae.state_["scale"][1] == 0
-    assert [warning.filename for warning in caught] == [__file__]
     frame = pd.DataFrame(X, columns=list("abc"))
     for container in (frame, pl.DataFrame(X, schema=list("abc"))):
         with pytest.warns(UserWarning, match=r"in column 1 \('b'\) that differ") as caught:
@@ -108,6 +108,23 @@ def test_a_column_that_varies_too_little_to_be_more_than_constant_is_named(kind)
         assert len(caught) == 1
     # The remedy.
     assert (fit(X - X.min(axis=0)).state_["scale"] > 0).all()
+
+
+@pytest.mark.parametrize("container", [np.asarray, pd.DataFrame])
+def test_a_warning_of_a_column_points_at_the_line_that_called_fit(container):
+    vae = VAETransformer(1, max_iter=1, random_state=0)
+    with pytest.warns(UserWarning, match="that differ by less") as caught:
+        vae.fit(container(narrow("int64")))
+    line = inspect.currentframe().f_lineno - 1
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
+
+
+def test_a_warning_of_copies_points_at_the_line_that_called_fit():
+    vae, (X, _) = VAETransformer(1, max_iter=1, random_state=0), drawn_again()
+    with pytest.warns(UserWarning, match="are copies") as caught:
+        vae.fit(X)
+    line = inspect.currentframe().f_lineno - 1
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
 
 
 @pytest.mark.parametrize("value", [0.1, -1e15, 1e300, 2**62, 2**53 + 1])
@@ -127,3 +144,75 @@ def test_long_numbers_of_rows_without_weight_are_left_out():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "All|The loss")
             VAETransformer(1, max_iter=1).fit(rows, sample_weight=weight)
+
+
+# --- rows that are copies of each other ---------------------------------------------------------
+
+
+def drawn_again(n=100, n_drawn=400):
+    """Rows of real values and a category's code, drawn with replacement; and their places."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n, 3)) @ rng.normal(size=(3, 4))
+    X[:, 3] = X[:, 3] > 0
+    row = rng.integers(n, size=n_drawn)
+    return X[row], row
+
+
+@pytest.mark.parametrize("container", [np.asarray, np.float32, pd.DataFrame])
+def test_rows_drawn_with_replacement_are_said_to_be_copies_with_two_remedies(container):
+    X, row = drawn_again()
+    X[row % 7 == 0, 1] = np.nan
+    message = r"of the 40 rows held out are copies of rows that are .*in groups.*sample_weight"
+    with pytest.warns(UserWarning, match=message):
+        fit(container(X), early_stopping=True)
+    fit(container(X), early_stopping=False)
+    weight = np.r_[0.0, np.ones(399)]
+    with pytest.warns(UserWarning, match="of the 39 rows held out are copies"):
+        fit_with(container(X), sample_weight=weight)
+    fit_with(container(X), groups=row)
+    first, n = np.unique(row, return_index=True, return_counts=True)[1:]
+    fit_with(container(X[first]), sample_weight=n)
+
+
+def fit_with(X, **of_rows):
+    how = {"hidden_layer_sizes": (4,), "max_iter": 2, "random_state": 0}
+    return VAETransformer(2, **how).fit(X, **of_rows)
+
+
+def discrete(kind, n=2000):
+    """Rows that are equal by chance."""
+    rng = np.random.default_rng(0)
+    answers = rng.integers(1, 6, size=(n, 3)).astype(float)
+    age, sex = rng.integers(18, 90, size=n), rng.integers(2, size=n)
+    if kind == "answers":
+        return answers
+    if kind == "counts":
+        return rng.poisson([1.0, 40.0], size=(n, 2)).astype(float)
+    if kind == "one column":
+        return np.round(rng.normal(37, 0.5, size=(n, 1)), 1)
+    if kind == "one column varies":
+        return np.hstack([np.round(rng.normal(37, 0.5, size=(n, 1)), 1), np.ones((n, 1))])
+    if kind == "digits":
+        return rng.integers(17, size=(n, 2)) / 16
+    if kind == "one real column":
+        return np.column_stack([rng.normal(size=n), age, sex])
+    return np.column_stack([age, sex]).astype(float)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["answers", "counts", "one column", "one column varies", "digits", "one real column", "people"],
+)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_that_are_equal_by_chance_raise_no_alarm(kind, scaled):
+    X = discrete(kind)
+    if scaled:
+        X = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-9)
+    vae = fit(X, early_stopping=True)
+    assert "validation_loss" in vae.history_
+
+
+def test_the_copies_that_an_imputer_makes_raise_no_alarm():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    how = {"hidden_layer_sizes": (4,), "max_iter": 2, "early_stopping": True}
+    VAEImputer(VAETransformer(1, **how, random_state=0), n_draws=4).fit(X)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from sklearn import config_context
+from sklearn.base import clone
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
@@ -601,6 +602,27 @@ def test_folds_of_other_numbers_of_rows_that_count_make_other_stacks(sizes):
     n[:13] = 0
     search_both(small(precision="float64"), table(), sample_weight=n)
     assert sizes == [4, 8, *ALONE] or sizes == [8, 4, *ALONE]
+
+
+@pytest.mark.parametrize(("first", "kind"), [(0, "test"), (1, "training")])
+def test_a_search_refuses_weights_that_leave_a_fold_without_rows(first, kind, sizes):
+    n = np.where(np.arange(120) < 40, first, 1 - first)
+    search = VAEGridSearchCV(small(), {"beta": [1, 2]}, cv=KFold(3))
+    message = rf"sample_weight is zero in all {kind} rows of fold 0 of cv.*shuffle=True"
+    with config_context(enable_metadata_routing=True):
+        vae = small().set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        with pytest.raises(ValueError, match=message):
+            clone(search).set_params(estimator=vae).fit(table(), sample_weight=n.tolist())
+    pipe = make_pipeline(StandardScaler(), small())
+    named = clone(search).set_params(estimator=pipe, param_grid={"vaetransformer__beta": [1, 2]})
+    if kind == "training":
+        with pytest.raises(ValueError, match="vaetransformer__" + message):
+            named.fit(table(), vaetransformer__sample_weight=n)
+    assert sizes == []
+    search.set_params(cv=KFold(3, shuffle=True, random_state=0))
+    with config_context(enable_metadata_routing=True):
+        search.set_params(estimator=vae).fit(table(), sample_weight=n)
+    assert np.isfinite(search.best_score_)
 
 
 def test_a_search_over_a_pipeline_trains_stacks_with_weights(sizes):
