@@ -699,7 +699,7 @@ def test_sparse_rows_are_never_dense_as_a_whole():
     rng = np.random.default_rng(0)
     places = rng.integers(n_rows, size=20_000), rng.integers(n_columns, size=20_000)
     S = scipy.sparse.csr_array((rng.integers(1, 6, 20_000) / 1, places), (n_rows, n_columns))
-    vae = model("poisson", 1, early_stopping=False)
+    vae = model("poisson", 1, early_stopping=False, n_score_draws=8)
     with sklearn.config_context(working_memory=4):  # MiB
         tracemalloc.start()
         seen = []
