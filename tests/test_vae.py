@@ -1612,7 +1612,7 @@ def test_a_value_too_far_from_the_data_is_named(X, quick, method, row):
     far = np.tile(X, (40, 1))
     far[row, 2] = 1e30
     if method.startswith("score"):
-        with pytest.warns(UserWarning, match=r"1e\+30 in column 2 \(1 row\)"):
+        with pytest.warns(UserWarning, match=rf"1e\+30 in column 2 \(1 row: {row}\)"):
             scores = np.atleast_1d(getattr(quick().fit(X), method)(far))
         assert np.flatnonzero(scores == -np.inf).tolist() == [row * (len(scores) > 1)]
         return
