@@ -108,13 +108,15 @@ def describe(
         far = _is_out_of_reach(likelihood, moments, extremes)
         if reset and far.any():
             moments = _replace_where(far, moments, describe_rows(data, weight=weight))
-    n_values = np.zeros(data.shape[1], np.int64)
+    n_values, n_others = np.zeros((2, data.shape[1]), np.int64)
     n_values[places] = moments.n_values
+    if len(held_out):
+        n_others[places] = ~np.isnan(extremes[0])
     if len(held_out) and not moments.has_holes:
         n_incomplete = count_incomplete(_arrays.Subset(data, others), n_values == 0)
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
-        _tell_of_empty(n_values, labels, partial)
+        _tell_of_empty(n_values, n_others, labels, partial)
         unresolved = dict.fromkeys(places[moments.unresolved].tolist())
         _warn_of_unresolved(unresolved, labels, data.dtype, 7)
         _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
@@ -153,12 +155,16 @@ def _add_suspects(moments, extremes):
     return suspects
 
 
-def _tell_of_empty(n_values, labels, partial):
-    """Warn of columns that have no value; refuse them where later blocks may have values there."""
+def _tell_of_empty(n_values, n_others, labels, partial):
+    """Warn of columns that have no value; refuse them where later blocks may have values there.
+
+    `n_others` is above 0 where the rows that are held out have values.
+    """
     empty = np.flatnonzero(n_values == 0)
     if not len(empty):
         return
-    what = f"X has no value in {listed(map(labels.of, empty))}: all are missing."
+    where = " in the rows that are trained on" if n_others[empty].any() else ""
+    what = f"X has no value in {listed(map(labels.of, empty))}: all are missing{where}."
     if partial:
         raise ValueError(
             f"{what} The first block of partial_fit decides the units of each column, so the model "

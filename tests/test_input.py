@@ -216,3 +216,16 @@ def test_the_copies_that_an_imputer_makes_raise_no_alarm():
     X = np.random.default_rng(0).normal(size=(60, 3))
     how = {"hidden_layer_sizes": (4,), "max_iter": 2, "early_stopping": True}
     VAEImputer(VAETransformer(1, **how, random_state=0), n_draws=4).fit(X)
+
+
+def test_a_column_with_values_in_held_out_rows_alone_is_told_as_that():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    vae = VAETransformer(2, max_iter=2, random_state=0)
+    held_out = vae._prepare(X)[0].held_out
+    only_there = X.copy()
+    only_there[np.setdiff1d(np.arange(60), held_out), 1] = np.nan
+    with pytest.warns(UserWarning, match="no value in column 1: all .* in the rows that are train"):
+        vae.fit(only_there)
+    only_there[held_out, 1] = np.nan
+    with pytest.warns(UserWarning, match="no value in column 1: all are missing[.]"):
+        vae.fit(only_there)
