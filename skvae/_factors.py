@@ -10,7 +10,7 @@ covariance S,
 
 after which W is multiplied by a Cholesky factor of T + A S A', the covariance that z would have
 if it were free (the parameter expansion of Liu, Rubin & Wu, Parameter expansion to accelerate
-EM, 1998: 50 steps come as close as some hundred without).
+EM, 1998: some ten steps come as close as some hundred without).
 
 Maximum likelihood is a poor guide where rows are few: a noise variance falls to 0 where a component
 has one column for itself (a Heywood case). Three numbers guard against that.
@@ -28,8 +28,8 @@ has one column for itself (a Heywood case). Three numbers guard against that.
   Probabilistic principal component analysis, 1999): noise that is the same in all columns, in the
   units of the table, is one number to learn in place of many.
 
-Which of these is the best, the rows left out cannot tell exactly, and what is the best of some
-rows by luck is not the best for new ones. So the rows are drawn anew many times (the Bayesian
+The rows left out do not say exactly which of these is the best: that of one draw of rows is another
+than that of the next. So the rows are drawn anew many times (the Bayesian
 bootstrap of Rubin, 1981), and each size counts as often as it is the best: as pseudo-BMA+ does
 with predictions (Yao, Vehtari, Simpson & Gelman, Using stacking to average Bayesian predictive
 distributions, 2018), their covariances are averaged. What is kept is factor analysis of this
@@ -63,6 +63,8 @@ START = 0.1  # size of the first loadings
 AFFORDED, HOLED = 2**30, 2**25
 # Values of all loadings from which each size has products of its own, without padding.
 WIDE = 2**11
+# Between two columns of a table, for PCA: beyond it, the noise would be rounding.
+FARTHEST_UNITS = 1e6
 # Standard errors by which a size must beat independent columns on the rows left out.
 N_ERRORS = 2.0
 HIGHEST_INFLATION = 3.0
@@ -115,13 +117,15 @@ def choose(
     each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together,
     if that leaves others.
     """
+    y, noise = without_constants(y, noise)
     n_rows = len(y)
     weight = torch.ones_like(y[:, 0]) if weight is None else weight / weight.mean()
     rows = torch.arange(n_rows, device=y.device)
     sizes, n_folds = _affordable(y, n_components, noise)
     group = rows if group is None else group
     kept = _leave_out(weight, group, n_folds)
-    if not len(kept):
+    judged = group[(kept == 0).any(0) & (weight > 0)]
+    if len(judged.unique()) < 2:  # one group would say nothing of the error
         group, kept = rows, _leave_out(weight, rows, n_folds)
     if not len(kept):
         return ALONE
@@ -154,9 +158,9 @@ def _most_frequent(sizes: Sequence[Size], share: Sequence[float]) -> Choice:
 
 
 def _leave_out(weight: torch.Tensor, group: torch.Tensor, n_folds: int) -> torch.Tensor:
-    """What rows (B,) count in training where each of the folds is left out, (F, B).
+    """The weight of each row in training, for each fold that is left out, (F, B).
 
-    Folds that leave too little are not among them, such as one with a group of most rows.
+    A fold whose rows make up most of the weight is not among them.
     """
     fold = _fold(group, N_FOLDS)
     folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=weight.device)
@@ -189,9 +193,16 @@ def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[
     n_folds = max((n for n in (N_FOLDS, 3, 1) if cost(n) <= AFFORDED), default=1)
     if has_holes:
         return [Size(0), *sizes], min(n_folds, 3)
-    if noise.units is not None and min(n_rows, n_features) ** 3 <= AFFORDED:
+    if _has_pca(noise) and min(n_rows, n_features) ** 3 <= AFFORDED:
         sizes += [Size(k, is_pca=True) for k in path if k < n_varying]
     return [Size(0), *sizes], n_folds
+
+
+def _has_pca(noise: Noise) -> bool:
+    """Whether PCA in the units of the table is a model of its own that can be computed."""
+    if noise.units is None or not len(noise.units):
+        return False
+    return bool(noise.units.max() <= FARTHEST_UNITS * noise.units.min())
 
 
 def _share_of_draws(loss: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> list[float]:
@@ -216,6 +227,10 @@ def analyse(
     y: torch.Tensor, choice: Choice, noise: Noise, weight: torch.Tensor | None = None
 ) -> Factors:
     """Factor analysis of these sizes of rows y (B, D), as `choose` takes them."""
+    varies = _varies(y)
+    if varies.any() and not varies.all():
+        own, of_own = _part(y, noise, varies)
+        return _with_constants(analyse(own, choice, of_own, weight), y, noise, varies)
     sizes = [s._replace(n_components=min(s.n_components, len(y) - 1)) for s, _ in choice]
     weight = torch.ones_like(y[:, 0]) if weight is None else weight
     (found,) = maximise(y, sizes, noise, weight[None], N_LAST_STEPS)
@@ -406,9 +421,10 @@ def _principal(
 ) -> list[Parameters]:
     """Probabilistic PCA in the units of the table, of complete rows (B, D) that count (B,)."""
     assert noise.units is not None
+    units = noise.units / noise.units.max()  # whose squares are finite
     share = weight / weight.sum()
     mean = share @ y
-    rows = (y - mean) * noise.units * share.sqrt().unsqueeze(1)
+    rows = (y - mean) * units * share.sqrt().unsqueeze(1)
     n_varying = int((rows != 0).any(0).sum())
     wide = rows.shape[1] > rows.shape[0]
     strength, turn = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
@@ -419,8 +435,8 @@ def _principal(
     for k, *_ in sizes:
         shared = (strength.sum() - strength[:k].sum()).clamp(min=0) / max(1, n_varying - k)
         loading = turn[:, :k] * (strength[:k] - shared).clamp(min=0).sqrt()
-        variance = (shared / noise.units.square()).maximum(1.01 * noise.floor)
-        found.append((mean, loading / noise.units.unsqueeze(1), variance))
+        variance = (shared / units.square()).maximum(1.01 * noise.floor)
+        found.append((mean, loading / units.unsqueeze(1), variance))
     return found
 
 
@@ -540,6 +556,41 @@ def _encode_holes(
 
 
 # --- rows and sizes -----------------------------------------------------------------------
+
+
+def without_constants(y: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, Noise]:
+    """The columns of rows y (B, D) that vary, if there are any, and their noise.
+
+    The model does not count the others, so they must not decide what is best.
+    """
+    varies = _varies(y)
+    return _part(y, noise, varies) if varies.any() else (y, noise)
+
+
+def _part(y: torch.Tensor, noise: Noise, varies: torch.Tensor) -> tuple[torch.Tensor, Noise]:
+    floor = noise.floor.expand(len(varies))[varies]
+    units = None if noise.units is None else noise.units[varies]
+    return y[:, varies], Noise(floor, noise.kind, units)
+
+
+def _with_constants(
+    factors: Factors, y: torch.Tensor, noise: Noise, varies: torch.Tensor
+) -> Factors:
+    """Factors of the columns that vary, and those of the others, which say nothing of z."""
+    n_features = len(varies)
+    floor = noise.floor.expand(n_features)
+    mean = y.nanmean(0).nan_to_num(nan=0.0)
+    loading = y.new_zeros(n_features, factors.loading.shape[1])
+    variance = (floor if noise.kind is None else 1.01 * floor).clone()
+    mean[varies], loading[varies], variance[varies] = factors[:3]
+    # Of y, of the mask, and the bias.
+    seen = torch.cat([varies, varies, varies.new_ones(1)])
+    encoders = []
+    for part in (factors.encode, factors.log_std):
+        encoder = y.new_zeros(len(part), len(seen))
+        encoder[:, seen] = part
+        encoders.append(encoder)
+    return Factors(mean, loading, variance, *encoders)
 
 
 def _varies(y: torch.Tensor) -> torch.Tensor:

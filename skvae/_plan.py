@@ -139,7 +139,7 @@ def _plan(vae, job, continues):
 def _needed_errors(vae, job, n_held_out):
     """Standard errors by which an epoch must beat factor analysis on the held-out rows.
 
-    No number is enough of too few rows to hold some out; None where that is not asked for.
+    It is infinite where no rows judge, and None where early stopping is off.
     """
     if not vae.early_stopping:
         return None

@@ -93,10 +93,11 @@ def _check_model(trained, plan, n_varying):
     elif trained.n_active > 0 or n_varying == 1:  # one column has nothing to share with another
         return
     elif record.is_simple:
+        judged = ", and no epoch was better" if plan.n_held_out else ""
         warnings.warn(
             f"All {plan.n_components} components are inactive: columns that are independent of "
-            "each other make rows left out as likely as any linear model, and no epoch was better. "
-            "The columns have nothing in common, or the rows are too few to show it.",
+            f"each other make rows left out as likely as any linear model{judged}. The columns "
+            "have nothing in common, or the rows are too few to show it.",
             stacklevel=6,
         )
     else:

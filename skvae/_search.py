@@ -324,7 +324,9 @@ def _check_weights(name, splits, of_fit, of_score):
     """
     for fold, rows in enumerate(splits):
         for kind, weight, own in zip(("training", "test"), (of_fit, of_score), rows, strict=True):
-            if np.ndim(weight) == 1 and not np.any(_safe_indexing(weight, own)):
+            # One of another length is refused where it is read.
+            is_whole = np.ndim(weight) == 1 and len(weight) > np.max(own, initial=0)
+            if is_whole and not np.any(_safe_indexing(weight, own)):
                 raise ValueError(
                     f"{name} is zero in all {kind} rows of fold {fold} of cv, so that no candidate "
                     "has a score there. Leave out the rows of weight 0, or mix the rows of the "

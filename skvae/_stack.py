@@ -273,7 +273,7 @@ def _read_once(jobs: Sequence[Job]) -> tuple[Read, _training.Rows, Some]:
     def some(of_all: bool) -> _training.Rows:
         n = _n_factor_rows(first)
         chosen = [own[:n] for own in training]
-        if of_all:
+        if of_all and first.plan.n_held_out:
             pairs = zip(held_out, chosen, strict=True)
             chosen = [np.concatenate(pair)[:n] for pair in pairs]
         return take(chosen)
@@ -450,6 +450,7 @@ def _highest_likelihood(
     y: torch.Tensor, size: _factors.Size, noise: _factors.Noise, weight: torch.Tensor
 ) -> float:
     """The weighted mean log-likelihood of rows y (B, D) under factor analysis of them."""
+    y, noise = _factors.without_constants(y, noise)
     ((found,),) = _factors.maximise(y, [size], noise, weight[None], _factors.N_STEPS)
     return float((weight * _factors.log_likelihood(y, *found)).sum() / weight.sum())
 

@@ -450,6 +450,47 @@ def test_two_groups_are_two_folds(monkeypatch):
     assert {tuple(own > 0) for own in seen[0]} == {tuple(group == 0), tuple(group == 1)}
 
 
+def test_of_groups_that_leave_one_to_judge_the_folds_are_of_rows():
+    group = np.repeat([0, 1], [110, 50])
+    y = plane(160)
+    assert choose(y, 3, group=group) == choose(y, 3) != _factors.ALONE
+
+
+@pytest.mark.parametrize("kind", ["per_feature", "shared"])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("unit", [1.0, 1e3])
+def test_constant_columns_change_neither_choice_nor_analysis(kind, share, unit):
+    y = with_holes(plane(80), share)
+    units = torch.linspace(1, 2, 6).double() * unit if kind == "per_feature" else None
+    wide = np.insert(y, [0, 3, 6], 0.0, axis=1)
+    varies = np.array([False, True, True, True, False, True, True, True, False])
+    of_wide = None if units is None else torch.ones(9).double()
+    if units is not None:
+        of_wide[torch.from_numpy(varies)] = units
+    noise, of_wide = (noise_of(kind)._replace(units=each) for each in (units, of_wide))
+    chosen = choose(y, 3, noise)
+    assert choose(wide, 3, of_wide) == chosen
+    own, found = analyse(y, chosen, noise), analyse(wide, chosen, of_wide)
+    for name in ("mean", "loading", "variance"):
+        np.testing.assert_array_equal(getattr(found, name)[varies], getattr(own, name))
+    assert not found.loading[~varies].any()
+    np.testing.assert_allclose(found.variance[~varies], 1.01 * FLOOR)
+    seen = np.concatenate([varies, varies, [True]])
+    for name in ("encode", "log_std"):
+        np.testing.assert_array_equal(getattr(found, name)[:, seen], getattr(own, name))
+        assert not getattr(found, name)[:, ~seen].any()
+
+
+@pytest.mark.parametrize("apart", [1e5, 1e9, 1e160])
+def test_units_far_apart_leave_no_pca_and_the_same_choice_otherwise(apart):
+    y = plane(60)
+    units = torch.tensor([apart, 1, 1, 1, 1, 1]).double()
+    sizes, _ = _factors._affordable(torch.from_numpy(y), 3, noise_of()._replace(units=units))
+    assert any(size.is_pca for size in sizes) == (apart <= 1e6)
+    # The noise of PCA in one unit leaves nothing of the others.
+    assert choose(y, 3, noise_of()._replace(units=units)) == choose(y, 3)
+
+
 # --- PCA, and the average ---------------------------------------------------------------------
 
 

@@ -228,6 +228,36 @@ def test_factors_of_all_rows_that_cannot_be_analysed_leave_those_of_the_rows_tra
     np.testing.assert_allclose(vae.state_["decoder.linear"][:10], found[0].loading, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("n", "n_trained_on"), [(10, 10), (19, 19), (60, 54)])
+def test_factors_are_of_each_row_once(monkeypatch, n, n_trained_on):
+    seen, analyse = [], _factors.analyse
+
+    def watch(y, *args):
+        seen.append(y)
+        return analyse(y, *args)
+
+    monkeypatch.setattr(_factors, "analyse", watch)
+    VAETransformer(2, max_iter=1, random_state=0).fit(np.random.default_rng(0).normal(size=(n, 5)))
+    # One analysis where nothing is held out: that of equal rows is made once.
+    assert {len(y) for y in seen} == {n, n_trained_on}
+    assert all(len(np.unique(y, axis=0)) == len(y) for y in seen)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+def test_constant_columns_are_no_shortfall():
+    X = np.hstack([table(300), np.zeros((300, 20))])
+    vae = VAETransformer(
+        2,
+        likelihood=Gaussian("shared"),
+        hidden_layer_sizes=(),
+        early_stopping=False,
+        max_iter=1000,
+        learning_rate=0.02,
+        random_state=0,
+    )
+    vae.fit(X)
+
+
 @pytest.mark.parametrize("name", ["maximise", "log_likelihood"])
 def test_a_shortfall_that_cannot_be_known_is_none(monkeypatch, name):
     job = job_of(table(100), hidden_layer_sizes=(), early_stopping=False)
