@@ -1,13 +1,13 @@
-"""What rows that are held out can tell of two models, and what they cannot tell apart from luck.
+"""Which of two models is better, by the losses of rows that are held out, and what is luck.
 
 The losses of the same rows under two models differ by d_b, row by row. Their mean has the standard
 error of a weighted mean; rows of one group depend on each other, so that the error is that of the
 groups' sums (Liang & Zeger, Longitudinal data analysis using generalized linear models, 1986).
 
 Single rows that differ by far more than the others would decide alone. They are moved to a limit:
-so many mean distances of the rows from their median, where the distances themselves are cut at the
-rows that 90 % of the weight lie between, and at the last but one of few rows. There is no limit
-where so many rows are equal.
+so many mean distances of the rows from their median. In this mean, distances are cut at the 5 % and
+95 % quantiles, and at the last but one of few rows. Where all rows between these are equal, no
+limit is set.
 """
 
 import math

@@ -32,7 +32,7 @@ def join(before, n_before, now, n_now):
 
 
 def check_outcome(trained, plan, n_varying, *, keep=True):
-    """Warn of what a training run left; raise if that is nothing that is to be kept.
+    """Warn of how training ended, and of the model; raise where no weights are to be kept.
 
     `n_varying` columns are not constant in the rows that were trained on.
     """

@@ -1123,7 +1123,7 @@ class VAETransformer(
         )
 
     def _blocks(self, X, *, accept_far=False, row_of=None):
-        """What gives rows of X to a model, in its units, as a block that it is told of.
+        """The function that gives a model a block of the rows of X, in its units.
 
         `row_of` has the number of each row in what the user gave, where X is a part of that.
         """
