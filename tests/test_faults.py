@@ -633,6 +633,7 @@ def test_27_latent_rows_are_looked_at_where_nobody_else_does(X, quick, value):
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:All columns of X are constant:UserWarning")
 def test_columns_and_rows_that_say_nothing_new_are_fitted(X, quick, likelihood, change):
     X = change(X)
     vae = quick(likelihood=likelihood, max_iter=50).fit(X)
