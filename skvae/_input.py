@@ -254,8 +254,9 @@ def _is_real(rows):
     chance. Nor does a column that varies alone tell chance from copies.
     """
     ordered = np.sort(rows, axis=0)
-    n_values = 1 + (np.diff(ordered, axis=0) > 0).sum(axis=0)
-    fractional = (np.isfinite(rows) & (rows != np.rint(rows))).mean(axis=0) > 0.5
+    with np.errstate(invalid="ignore"):  # NaN in float16
+        n_values = 1 + (ordered[1:] > ordered[:-1]).sum(axis=0)
+        fractional = (np.isfinite(rows) & (rows != np.rint(rows))).mean(axis=0) > 0.5
     own = n_values >= max(LEAST_DIFFERENT, 0.9 * len(rows))
     return bool((own & fractional).any() and (n_values > 1).sum() > 1)
 

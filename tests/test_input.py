@@ -229,3 +229,14 @@ def test_a_column_with_values_in_held_out_rows_alone_is_told_as_that():
     only_there[held_out, 1] = np.nan
     with pytest.warns(UserWarning, match="no value in column 1: all are missing[.]"):
         vae.fit(only_there)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_copies_are_looked_for_among_rows_with_holes_and_of_any_size(dtype):
+    # Differences of such values would be invalid, or overflow.
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(30, 2)), 8, axis=0).astype(dtype)
+    X[rng.random(X.shape) < 0.1] = np.nan
+    assert _input._is_real(np.unique(X, axis=0)) in (True, False)
+    X[:2, 0] = np.finfo(dtype).min, np.finfo(dtype).max
+    assert _input._is_real(X) in (True, False)
