@@ -26,8 +26,9 @@ FAR_DIFFERENCE = 8.0
 FAR_AGAINST = 50.0
 TAIL = 0.05  # of the weight, on each side, that mean distances are without
 SAMPLE_ROWS = 2**14  # that the limits are taken of
-# Standard errors by which an epoch must beat factor analysis where rows held out are many, and what
-# is added to them, times one by the number of rows: networks learn few rows by heart.
+# An epoch must beat factor analysis by ERRORS + FEW_ROWS / n standard errors, with n rows held out.
+# The second number is high, since a network that has learned few rows by heart may look better on a
+# dozen others. docs/quality.md, "Few rows, many seeds", shows how often a network is kept.
 ERRORS, FEW_ROWS = 1.0, 16.0
 
 
@@ -107,12 +108,12 @@ def _mean(
 
 
 def needed_errors(weight: np.ndarray, group: np.ndarray | None = None) -> float:
-    """Standard errors by which rows that count so much (B,), in groups, must favour an epoch.
+    """Standard errors by which an epoch must be better on rows of these weights (B,).
 
-    Rows of different weights say as much as fewer that count the same (Kish, Survey sampling,
-    1965). Of n rows, what they say is as unlikely under Student's t distribution, since the error
-    is estimated, as ``ERRORS + FEW_ROWS / n`` are under the normal one: 9.3 for six rows, 2.7 for
-    twelve, 1.6 for thirty and 1.2 for eighty.
+    Rows of different weights are worth fewer rows of equal weight, n (Kish, Survey sampling, 1965);
+    a group is worth one row. The number is ``ERRORS + FEW_ROWS / n`` for a normal distribution.
+    The standard error is an estimate, so the quantile of Student's t distribution with the same
+    probability is taken: 9.3 for six rows, 2.7 for twelve, 1.6 for thirty and 1.2 for eighty.
     """
     if group is not None:
         weight = np.bincount(np.unique(group, return_inverse=True)[1], weight)

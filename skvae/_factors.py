@@ -10,7 +10,7 @@ covariance S,
 
 after which W is multiplied by a Cholesky factor of T + A S A', the covariance that z would have
 if it were free (the parameter expansion of Liu, Rubin & Wu, Parameter expansion to accelerate
-EM, 1998: some ten steps come as close as some hundred without).
+EM, 1998).
 
 Maximum likelihood is a poor guide where rows are few: a noise variance falls to 0 where a component
 has one column for itself (a Heywood case). Three numbers guard against that.
@@ -24,16 +24,16 @@ has one column for itself (a Heywood case). Three numbers guard against that.
   mean and the variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column
   is fitted alone, and k components cost k degrees of freedom more.
 - The number of components k, from 0 (independent columns) on, and a are judged by the
-  log-likelihood of rows left out, in folds. So is probabilistic PCA (Tipping & Bishop,
-  Probabilistic principal component analysis, 1999): noise that is the same in all columns, in the
-  units of the table, is one number to learn in place of many.
+  log-likelihood of rows left out, in folds. Probabilistic PCA is judged beside them (Tipping &
+  Bishop, Probabilistic principal component analysis, 1999): its noise is the same in all columns,
+  in the units of the table, and so is one number to learn in place of many.
 
-The rows left out do not say exactly which of these is the best: that of one draw of rows is another
-than that of the next. So the rows are drawn anew many times (the Bayesian
-bootstrap of Rubin, 1981), and each size counts as often as it is the best: as pseudo-BMA+ does
-with predictions (Yao, Vehtari, Simpson & Gelman, Using stacking to average Bayesian predictive
-distributions, 2018), their covariances are averaged. What is kept is factor analysis of this
-average.
+Few rows do not tell which of these is the best: with other rows, another one would have the highest
+log-likelihood. So the rows left out are drawn anew many times (the Bayesian bootstrap, Rubin,
+1981), and the weight of each size is the share of the draws in which it is the best. The
+covariances are averaged with these weights, as pseudo-BMA+ averages predictions (Yao, Vehtari,
+Simpson & Gelman, Using stacking to average Bayesian predictive distributions, 2018). The result is
+the factor analysis of the average.
 
 Where values are missing, S is that of the rows as the model completes them: each row has a
 posterior of its own, by the values that it has. An encoder that is linear in the values and in the
@@ -51,10 +51,11 @@ import torch
 from skvae._evidence import is_better
 
 N_FOLDS = 5
-LEAST_KEPT = 0.4  # of the weight of all rows, in training
+LEAST_KEPT = 0.4  # of the weight of all rows, by those that a fold trains on
 PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # to choose from
-N_DRAWS, N_UNITS = 400, 1000  # of the bootstrap, and of what it draws at most
-COVERED = 0.9  # of the draws, by the sizes that count
+N_DRAWS = 400  # of the bootstrap
+N_UNITS = 1000  # rows or groups that are drawn by themselves; of more, some are drawn as one
+COVERED = 0.9  # share of the draws that the sizes to be averaged win together
 N_STEPS, N_LAST_STEPS = 30, 300  # of EM, at most: to compare, and for the result
 # Relative change of all noise variances in a step below which EM ends.
 CONVERGED = 1e-6
@@ -63,7 +64,7 @@ START = 0.1  # size of the first loadings
 AFFORDED, HOLED = 2**30, 2**25
 # Values of all loadings from which each size has products of its own, without padding.
 WIDE = 2**11
-# Between two columns of a table, for PCA: beyond it, the noise would be rounding.
+# Ratio of the largest to the least unit of the columns: above it, the noise of PCA is rounding.
 FARTHEST_UNITS = 1e6
 # Standard errors by which a size must beat independent columns on the rows left out.
 N_ERRORS = 2.0
@@ -79,7 +80,7 @@ class Size(NamedTuple):
     is_pca: bool = False  # whether the noise is the same in all columns, in the table's units
 
 
-# Sizes, and how much each counts, which is 1 together.
+# Sizes and their weights, whose sum is 1.
 Choice = tuple[tuple[Size, float], ...]
 ALONE: Choice = ((Size(0), 1.0),)  # independent columns
 
