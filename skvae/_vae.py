@@ -549,7 +549,7 @@ class VAETransformer(
         (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
         if trained.record.interrupted:
             raise KeyboardInterrupt
-        _report.check_outcome(trained, job.plan, _n_varying(job), keep=False)
+        _report.check_outcome(trained, job.plan, n_varying(job), keep=False)
         return self._become(fitted(trained.record, trained.state))
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -577,7 +577,7 @@ class VAETransformer(
         trained = None
         try:
             (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-            _report.check_outcome(trained, job.plan, _n_varying(job))
+            _report.check_outcome(trained, job.plan, n_varying(job))
             attributes = fitted(trained.record, trained.state)
             callbacks.end(attributes)
             return self._become(attributes)
@@ -585,7 +585,7 @@ class VAETransformer(
             if trained is None:
                 raise
             trained.record.interrupted = True
-            _report.check_outcome(trained, job.plan, _n_varying(job))
+            _report.check_outcome(trained, job.plan, n_varying(job))
             return self._become(fitted(trained.record, trained.state))
 
     def _prepare(
@@ -1258,7 +1258,7 @@ def _part(value):
     return {**LIKELIHOODS, **NETWORKS, **PRIORS, **POSTERIORS}.get(value, value)
 
 
-def _n_varying(job):
+def n_varying(job):
     """How many columns of a job's rows are not constant to its model."""
     places = _part(job.architecture["likelihood"]).columns_of(job.data.shape[1])
     return len(np.unique(places[job.state["scale"] > 0]))
