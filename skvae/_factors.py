@@ -348,40 +348,74 @@ def _start(n_components: int, n_features: int) -> torch.Tensor:
     return START * torch.from_numpy(rng.standard_normal((n_components, n_features))).T
 
 
+class _Moments(NamedTuple):
+    """What EM asks of complete rows in F folds."""
+
+    mean: torch.Tensor  # (F, D)
+    square: torch.Tensor  # the variances (F, 1, D)
+    n_rows: torch.Tensor  # how many normal rows say as much of each variance (F, 1, D)
+    times: Callable[[torch.Tensor], torch.Tensor]  # the covariances times (F, D, K)
+
+
+def _moments(y: torch.Tensor, weight: torch.Tensor) -> _Moments:
+    """Moments of rows y (B, D) that count as `weight` (F, B) says; one fold after the other."""
+    n_folds, (n_rows, n_features) = len(weight), y.shape
+    share = weight / weight.sum(1, keepdim=True)
+    mean = share @ y
+    square, fourth = torch.empty_like(mean), torch.empty_like(mean)
+    covariance = y.new_empty(n_folds, n_features, n_features) if n_features <= n_rows else None
+    for f in range(n_folds):
+        centred = y - mean[f]
+        if covariance is not None:
+            covariance[f] = centred.T @ (centred * share[f].unsqueeze(1))
+        squared = centred.square_()
+        square[f] = share[f] @ squared
+        fourth[f] = share[f] @ squared.square_()
+    rows = _good_rows(_n_rows(weight).unsqueeze(1), square, fourth)
+
+    def times(flat: torch.Tensor) -> torch.Tensor:
+        if covariance is not None:
+            return covariance @ flat
+        # Fewer rows than columns: the covariance is never made.
+        scores = (y @ flat - mean.unsqueeze(1) @ flat) * share.unsqueeze(2)  # (F, B, K)
+        return y.T @ scores - mean.unsqueeze(2) * scores.sum(1, keepdim=True)
+
+    return _Moments(mean, square.unsqueeze(1), rows.unsqueeze(1), times)
+
+
 def _maximise_complete(
     y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise, n_steps: int
 ) -> list[list[Parameters]]:
+    """EM of complete rows y (B, D), for each fold (F, B) and each size."""
+    moments = _moments(y, weight)
+    if y.shape[1] * max(size.n_components for size in sizes) <= WIDE:
+        return _maximise_moments(moments, sizes, noise, n_steps)
+    each = [_maximise_moments(moments, [size], noise, n_steps) for size in sizes]
+    return [[of_size[fold][0] for of_size in each] for fold in range(len(weight))]
+
+
+def _maximise_moments(
+    moments: _Moments, sizes: Sequence[Size], noise: Noise, n_steps: int
+) -> list[list[Parameters]]:
     """EM of all folds F and sizes G at once, padded to the most components."""
+    mean, square, rows, times = moments
+    (n_folds, n_features), n_sizes = mean.shape, len(sizes)
     wide = max(size.n_components for size in sizes)
-    if len(sizes) > 1 and y.shape[1] * wide > WIDE:
-        each = [_maximise_complete(y, weight, [size], noise, n_steps) for size in sizes]
-        return [[of_size[fold][0] for of_size in each] for fold in range(len(weight))]
-    n_features, n_sizes = y.shape[1], len(sizes)
-    share = weight / weight.sum(1, keepdim=True)
-    mean = share @ y
-    centred = (y - mean.unsqueeze(1)) * share.sqrt().unsqueeze(2)  # (F, B, D)
-    square = centred.square().sum(1)
-    fourth = (centred.square().square() / share.clamp(min=1e-300).unsqueeze(2)).sum(1)
-    rows = _good_rows(_n_rows(weight).unsqueeze(1), square, fourth).unsqueeze(1)
-    covariance = centred.mT @ centred if n_features <= len(y) else None
-    pseudo_rows = y.new_tensor([[size.pseudo_rows] for size in sizes])
-    loading = _start(wide, n_features).expand(len(weight), n_sizes, -1, -1).clone()
+    loading = _start(wide, n_features).expand(n_folds, n_sizes, -1, -1).clone()
     for place, size in enumerate(sizes):
         loading[:, place, :, size.n_components :] = 0.0
-    square = square.unsqueeze(1)  # (F, 1, D)
-    alone = _shrink(square, square, rows, pseudo_rows, noise).expand(-1, n_sizes, -1)
-
-    def times(flat: torch.Tensor) -> torch.Tensor:
-        return centred.mT @ (centred @ flat) if covariance is None else covariance @ flat
-
-    shrink = functools.partial(_shrink, square=square, rows=rows, pseudo_rows=pseudo_rows)
-    loading, variance = _iterate(times, square, loading, lambda r: shrink(r, noise=noise), n_steps)
+    pseudo_rows = mean.new_tensor([[size.pseudo_rows] for size in sizes])
+    shrink = functools.partial(
+        _shrink, square=square, rows=rows, pseudo_rows=pseudo_rows, noise=noise
+    )
+    alone = shrink(square).expand(-1, n_sizes, -1)
+    loading, variance = _iterate(times, square, loading, shrink, n_steps)
     return [
         [
             (mean[f], loading[f, g, :, :k], variance[f, g] if k else alone[f, g])
             for g, (k, *_) in enumerate(sizes)
         ]
-        for f in range(len(weight))
+        for f in range(n_folds)
     ]
 
 

@@ -469,7 +469,8 @@ def _digest(value: Any) -> Hashable:
     if isinstance(value, tuple):
         return tuple(map(_digest, value))
     if isinstance(value, torch.Tensor):
-        return hashlib.sha256(value.numpy().tobytes()).digest(), tuple(value.shape)
+        array = np.ascontiguousarray(value.numpy())
+        return hashlib.sha256(array).digest(), array.shape
     return value
 
 
