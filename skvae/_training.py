@@ -684,8 +684,9 @@ class Run:
         n_iter = self.last[0] + 1
         self.record.add(numbers, self.plan)
         self.best.judge(numbers[3] - numbers[6], rows, n_iter, weights, self.plan)
-        if self.plan.n_held_out and self.best.waited >= self.plan.patience:
-            self.record.outcome = "converged"
+        waited = self.plan.n_held_out > 0 and self.best.waited >= self.plan.patience
+        if waited or (self.simple is not None and self.plan.n_errors == math.inf):
+            self.record.outcome = "converged"  # no epoch to come would be kept
         progress = None if of_steps is None else self.progress(weights, of_steps)
         self.last = (n_iter, weights, progress)
         self.record.weights, self.record.progress = weights, progress

@@ -1632,9 +1632,11 @@ def test_no_simple_model_is_judged_where_none_is_to_be_beaten_or_training_goes_o
     assert not (record.weights == 7).any()
 
 
-def test_the_simple_model_is_kept_where_no_rows_judge_and_no_number_of_errors_is_enough():
-    record, _ = simple_record(99.0, n_held_out=0, n_errors=math.inf)
-    assert (record.outcome, record.kept, record.is_simple) == ("finished", 0, True)
+@pytest.mark.parametrize("interrupt", [None, (2, "begin")])
+def test_training_ends_with_the_simple_model_where_no_number_of_errors_is_enough(interrupt):
+    record, _ = simple_record(99.0, n_held_out=0, n_errors=math.inf, interrupt=interrupt)
+    assert (record.outcome, record.n_iter) == ("converged", 1)
+    assert (record.kept, record.is_simple) == (0, True)
     assert (record.weights == 7).all()
 
 
