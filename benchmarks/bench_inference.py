@@ -36,7 +36,7 @@ from bench_fit import Workload
 from torch import nn
 
 from skvae import VAETransformer
-from skvae._arrays import score_noise
+from skvae._backend.quadrature import score_noise
 
 WORKLOADS = {
     "table": Workload(100_000, 20, (128, 64), 8, batch_size=256, epochs=(1, 1)),

@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
-from skvae import VAETransformer, _reals
+from skvae import VAETransformer
+from skvae.likelihoods import _reals
 
 
 def dummies(seed):

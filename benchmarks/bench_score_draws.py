@@ -38,7 +38,11 @@ from scipy.stats import chi, qmc
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from skvae import VAETransformer, _arrays, _model, _objective, metrics, priors
+from skvae import VAETransformer, metrics, priors
+from skvae._backend import quadrature
+from skvae._backend.tensors import to_array, to_tensor
+from skvae._model import objective
+from skvae._model.state import log_jacobian
 from skvae.likelihoods import StudentT
 
 SEED = 0
@@ -167,11 +171,11 @@ def score(vae, X, noise):
     noise, block = noise[:, None, :].astype(vae.state_["varies"].dtype), vae._blocks(data)
 
     def measure(model, rows):
-        eps = _arrays.to_tensor(noise, model.varies.device)
-        return [_arrays.to_array(_objective.elbo(model, block(model, rows), eps))]
+        eps = to_tensor(noise, model.varies.device)
+        return [to_array(objective.elbo(model, block(model, rows), eps))]
 
     vae._map_rows(measure, result, n_draws=len(noise))
-    return result - _model.log_jacobian(vae.state_)
+    return result - log_jacobian(vae.state_)
 
 
 def sobol_half(n_half, n_components, shift):
@@ -225,7 +229,7 @@ def frames(n_draws, n_components, shift):
 def of(kind, n):
     """That many draws of a kind, or the power of two from 4 for each component on."""
     return lambda n_components, shift: kind(
-        _arrays.n_score_draws(n, n_components), n_components, shift
+        quadrature.n_score_draws(n, n_components), n_components, shift
     )
 
 
@@ -280,7 +284,7 @@ def clock(names, cache, n_rounds):
                 vae.score_samples(many)
                 seconds.append(time.perf_counter() - start)
         ratios = [new / old for old, new in zip(*spent.values(), strict=True)]
-        draws = [_arrays.n_score_draws(n, vae._n_features_out) for n in spent]
+        draws = [quadrature.n_score_draws(n, vae._n_features_out) for n in spent]
         yield [
             name,
             f"{len(many)}",

@@ -49,7 +49,9 @@ from bench_fit import Workload
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 
-from skvae import VAEGridSearchCV, VAETransformer, _arrays, _stack
+from skvae import VAEGridSearchCV, VAETransformer
+from skvae._backend import devices
+from skvae._fit import execution, packing
 
 CPU = torch.device("cpu")
 N_FOLDS = 5  # of `step` and `search`
@@ -150,7 +152,7 @@ def make_jobs(w, n_jobs):
 def train_stacks(jobs, stacks, n_epochs):
     """What a search does between preparing and scoring."""
     jobs = [job._replace(plan=replace(job.plan, max_iter=n_epochs)) for job in jobs]
-    _stack.run_all(
+    packing.run_all(
         dict(enumerate(jobs)), stacks, lambda number, n: contextlib.nullcontext(lambda: False)
     )
 
@@ -171,7 +173,7 @@ def multiply_stacks(products, n_steps):
     """The limit: the products of stacks, and nothing else, in as many threads as torch has."""
 
     def multiply(of_stack):
-        with _arrays.computing(CPU, one_thread=True):
+        with devices.computing(CPU, one_thread=True):
             for _ in range(n_steps):
                 for a, b, out in of_stack:
                     torch.bmm(a, b, out=out)
@@ -231,7 +233,7 @@ def time_step(sizes, args):
             jobs = [job for _ in range(n) for job in make_jobs(w, M)]
             shapes[n, str(M)] = jobs, [range(i * M, (i + 1) * M) for i in range(n)]
         jobs = make_jobs(w, most)
-        stacks = _stack.gather(dict(enumerate(jobs)), "auto")
+        stacks = packing.gather(dict(enumerate(jobs)), "auto")
         shapes[n, f"{most} in {len(stacks)}"] = jobs, stacks
 
     def runners(n, name):
@@ -404,7 +406,7 @@ def compare(sizes, args):
         print(f"agreement: {name}", file=sys.stderr)
         vae = VAETransformer(**machine.PLAIN, **params, random_state=args.seed, device="cpu")
         searches = (kind(vae, sizes.grid, cv=3, refit=False) for kind in KINDS)
-        with mock.patch.object(_stack, "run", wraps=_stack.run) as run:
+        with mock.patch.object(execution, "train", wraps=execution.train) as run:
             ours = next(searches).fit(X).cv_results_
         theirs = next(searches).fit(X).cv_results_
         unequal, differences = sorted(ours.keys() ^ theirs.keys()), []

@@ -8,7 +8,7 @@ import joblib
 from sklearn.base import clone
 from sklearn.utils import check_scalar
 
-from skvae import _files
+from skvae._backend import files
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -166,5 +166,5 @@ class Checkpoint:
         for name, value in vars(fitted_estimator).items():
             if name not in vars(saved) and "callback" not in name:
                 setattr(saved, name, value)
-        with _files.replacing(self.path) as file:
+        with files.replacing(self.path) as file:
             joblib.dump(saved, file)

@@ -25,9 +25,11 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skvae import _arrays, _frames, _input, _tables
+from skvae._backend import blocks, devices, quadrature
+from skvae._backend.tensors import to_tensor
+from skvae._data import containers, reading, schema, weighting, words
 from skvae._vae import DOC_LINK, VAETransformer
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Gaussian, _choice
 
 # Every model is trained on the rows and on copies of them of which further values are hidden, up to
 # half of a row's. An encoder that has seen one pattern of holes in each row remembers rows, and one
@@ -170,22 +172,22 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             The fitted imputer.
         """
         fitted = copy.copy(self)  # so that a failure leaves self alone
-        _input.check_target(X, y)
+        weighting.check_target(X, y)
         fitted._fit(X, sample_weight=sample_weight, groups=groups)
         vars(self).pop("feature_names_in_", None)
         vars(self).update(vars(fitted))
         return self
 
     def _fit(self, X, **of_rows):
-        _frames.check_rows(X)
+        containers.check_rows(X)
         if self.estimator is None:
-            likelihood = "auto" if _tables.has_categories(X) else Gaussian("per_feature")
+            likelihood = "auto" if _choice.has_categories(X) else Gaussian("per_feature")
             estimator = VAETransformer(
                 likelihood=likelihood, random_state=self.random_state, **DEFAULT
             )
         else:
             estimator = clone(self.estimator)
-        if _tables.is_read(estimator.likelihood) and not scipy.sparse.issparse(X):
+        if _choice.is_read(estimator.likelihood) and not scipy.sparse.issparse(X):
             self._fit_table(estimator, X, of_rows)
             return
         X = self._read(X, reset=True)
@@ -195,10 +197,10 @@ class VAEImputer(TransformerMixin, BaseEstimator):
                 "Input X has only missing values. VAEImputer needs some to learn from."
             )
         if empty.any():
-            labels = _arrays.Labels(getattr(self, "feature_names_in_", None))
+            labels = words.Labels(getattr(self, "feature_names_in_", None))
             what = "fills them with 0" if self.keep_empty_features else "leaves them out"
             warnings.warn(
-                f"X has no value in {_input.listed(map(labels.of, np.flatnonzero(empty)))}: all "
+                f"X has no value in {words.listed(map(labels.of, np.flatnonzero(empty)))}: all "
                 f"are missing. VAEImputer {what}, as keep_empty_features="
                 f"{self.keep_empty_features} says. Drop such columns, or fit on rows that have "
                 "values there.",
@@ -208,7 +210,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self._end_fit(X, empty)
 
     def _fit_table(self, estimator, X, of_rows):
-        if not _frames.is_missing(self.missing_values):
+        if not containers.is_missing(self.missing_values):
             raise ValueError(
                 f"missing_values={self.missing_values!r} is for numbers of one likelihood. Make "
                 "missing values NaN, None or NA in a table whose columns are of several kinds."
@@ -265,29 +267,29 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return np.hstack([filled, *added]) if added else filled
 
     def _transform_table(self, X):
-        X = _frames.to_validate(X)
+        X = containers.to_validate(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         vae, container = self.estimator_, _get_output_config("transform", self)["dense"]
         numbers = np.array(vae._read_again(X))
         # A category that `fit` has not seen is no hole, though the model doesn't see it.
         for i in vae._categories:
-            numbers[numbers[:, i] == _tables.UNSEEN, i] = np.nan
+            numbers[numbers[:, i] == schema.UNSEEN, i] = np.nan
         filled = vae._contain(self._fill(numbers), getattr(X, "index", None), container)
-        holes = _frames.holes(X)
+        holes = containers.holes(X)
         for i in np.flatnonzero(self._empty).tolist():
-            filled = _frames.replace(filled, i, 0)
-        filled = _frames.fill(X, filled, holes)
+            filled = containers.replace(filled, i, 0)
+        filled = containers.fill(X, filled, holes)
         if not self.keep_empty_features and self._empty.any():
-            filled = _frames.take(filled, ~self._empty)
+            filled = containers.take(filled, ~self._empty)
         if self.indicator_ is None:
             return filled
         added = self.indicator_.transform(np.where(holes, np.nan, 0.0))
-        return _frames.append(filled, added, self.get_feature_names_out())
+        return containers.append(filled, added, self.get_feature_names_out())
 
     def _read(self, X, reset):
-        _frames.check_rows(X)
+        containers.check_rows(X)
         marked = self.missing_values
-        is_nan = _frames.is_missing(marked)
+        is_nan = containers.is_missing(marked)
         how = {"dtype": [np.float64, np.float32], "copy": True}
         try:
             finite = "allow-nan" if is_nan else True
@@ -295,7 +297,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         except ValueError as error:
             if "infinity" in str(error):
                 numbers = check_array(X, ensure_all_finite=False, **how)
-                _input.refuse_infinity(numbers, _frames.names(X))
+                reading.refuse_infinity(numbers, containers.names(X))
             raise
         if not is_nan:
             X[marked == X] = np.nan
@@ -317,14 +319,14 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _expect(self, vae, block):
         """Expected rows, by the fixed draws of the score."""
-        noise = _arrays.score_noise(self.n_draws, vae._n_features_out)[:, None, :]
+        noise = quadrature.score_noise(self.n_draws, vae._n_features_out)[:, None, :]
         noise = noise.astype(vae.state_["varies"].dtype)
 
         def expect(model, rows):
             y = block(model, rows)
-            eps = _arrays.to_tensor(noise, model.varies.device)
+            eps = to_tensor(noise, model.varies.device)
             largest, total, mean = torch.tensor(-torch.inf), 0.0, 0.0
-            for some in eps.split(_arrays.draws_at_once(len(y), model.width)):
+            for some in eps.split(blocks.draws_at_once(len(y), model.width)):
                 z, log_weight = model.weigh(y, some)
                 before, largest = largest, torch.maximum(largest, log_weight.max(0).values)
                 weight, shrink = (log_weight - largest).exp(), (before - largest).exp()
@@ -344,10 +346,10 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             y, device = block(model, rows), model.varies.device
             # Of the block's own, whichever thread takes it and however many blocks there are.
             rng = np.random.default_rng([seed, rows.start])
-            generator = _arrays.generator(int(rng.integers(2**32)))
+            generator = devices.generator(int(rng.integers(2**32)))
             shape = self.n_draws, len(y), vae._n_features_out
-            eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), device)
-            uniform = _arrays.to_tensor(rng.random(len(y), dtype), device)
+            eps = to_tensor(rng.standard_normal(shape, dtype), device)
+            uniform = to_tensor(rng.random(len(y), dtype), device)
             z, log_weight = model.weigh(y, eps)
             shares = log_weight.softmax(0).cumsum(0)
             chosen = (shares < uniform * shares[-1]).sum(0)

@@ -29,7 +29,8 @@ from sklearn.utils.metadata_routing import _routing_enabled
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
-from skvae import _report, _stack, _training
+from skvae._fit import packing, report
+from skvae._model.member import Plan, Record
 from skvae._vae import DOC_LINK, VAETransformer, n_varying
 
 
@@ -350,9 +351,9 @@ class _Prepared(NamedTuple):
 
     key: tuple[tuple[str, str], str]
     steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    plan: _training.Plan
+    plan: Plan
     n_varying: int  # columns that are not constant in the rows trained on
-    fitted: Callable[[_training.Record, dict], dict]  # outcome to attributes
+    fitted: Callable[[Record, dict], dict]  # outcome to attributes
 
 
 class _Fit:
@@ -369,7 +370,7 @@ class _Fit:
         del estimator.fit  # from here on its class's
         if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
             return estimator.fit(X, y, **params)
-        _report.check_outcome(self.trained, self.plan, self.n_varying)
+        report.check_outcome(self.trained, self.plan, self.n_varying)
         _last_step(estimator)._become(self.attributes)
         if isinstance(estimator, Pipeline):
             estimator.steps = [*self.steps, estimator.steps[-1]]
@@ -426,7 +427,7 @@ class _Handout:
                 self.errors[i * n_folds + fold] = error
                 continue
             self.prepared[i * n_folds + fold], self.jobs[i * n_folds + fold] = prepared, job
-        stacks = _stack.gather(self.jobs, max_stack)
+        stacks = packing.gather(self.jobs, max_stack)
         if verbose > 0:
             print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
         return stacks
@@ -475,7 +476,7 @@ class _Handout:
 
     def train(self, stacks, watch):
         """Train the stacks."""
-        trained, seconds, errors = _stack.run_all(self.jobs, stacks, watch)
+        trained, seconds, errors = packing.run_all(self.jobs, stacks, watch)
         for kept, new in ((self.trained, trained), (self.seconds, seconds), (self.errors, errors)):
             kept.update(new)
         del self.jobs

@@ -25,23 +25,35 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
-from skvae import (
-    _arrays,
-    _files,
-    _frames,
-    _input,
-    _model,
-    _objective,
-    _plan,
-    _report,
-    _stack,
-    _stream,
-    _tables,
-    _training,
-    _unseen,
-)
+from skvae._backend import blocks, devices, files, quadrature
+from skvae._backend.tensors import to_array, to_tensor
 from skvae._callbacks import Callbacks, CallbackSupportMixin
-from skvae.likelihoods import LIKELIHOODS, Likelihood
+from skvae._data import (
+    arrays,
+    containers,
+    description,
+    reading,
+    schema,
+    statistics,
+    stream,
+    weighting,
+    words,
+)
+from skvae._data.units import FARTHEST, restore
+from skvae._fit import execution, loading, planning, report
+from skvae._fit.job import Job
+from skvae._inference import unseen
+from skvae._model import objective
+from skvae._model.member import OF_STEPS, SCHEDULES
+from skvae._model.state import (
+    cast_state,
+    from_state,
+    initial_state,
+    log_jacobian,
+    n_weights,
+    observation,
+)
+from skvae.likelihoods import LIKELIHOODS, Likelihood, _choice
 from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
@@ -383,7 +395,7 @@ class VAETransformer(
         "free_bits": [Interval(Real, 0, None, closed="left")],
         "n_importance_samples": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "learning_rate_schedule": [StrOptions(set(_training.SCHEDULES))],
+        "learning_rate_schedule": [StrOptions(set(SCHEDULES))],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -395,7 +407,7 @@ class VAETransformer(
         "n_score_draws": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "warm_start": ["boolean"],
         "device": [str],
-        "precision": [StrOptions(set(_arrays.PRECISIONS))],
+        "precision": [StrOptions(set(devices.PRECISIONS))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -546,10 +558,10 @@ class VAETransformer(
             is then as it was before the call.
         """
         job, fitted = self._prepare(X, sample_weight=sample_weight, partial=True)
-        (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+        (trained,) = execution.train([job], lambda: None, lambda records, states: False)
         if trained.record.interrupted:
             raise KeyboardInterrupt
-        _report.check_outcome(trained, job.plan, n_varying(job), keep=False)
+        report.check_outcome(trained, job.plan, n_varying(job), keep=False)
         return self._become(fitted(trained.record, trained.state))
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -559,13 +571,13 @@ class VAETransformer(
 
     def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
         """Fit to X, or to what `change` makes of its rows: see `_prepare`."""
-        _input.check_target(X, y)
+        weighting.check_target(X, y)
         job, fitted = self._prepare(X, sample_weight=sample_weight, groups=groups, change=change)
         callbacks = Callbacks(self, X, y, sample_weight)
 
         def end_epoch(records, states):
             if self.verbose:
-                _report.print_epoch(records[0])
+                report.print_epoch(records[0])
             # A callback may be somebody's torch code.
             with torch.inference_mode(False), torch.enable_grad():
                 return callbacks.end_epoch(lambda: fitted(records[0], states()[0], goes_on=True))
@@ -576,8 +588,8 @@ class VAETransformer(
 
         trained = None
         try:
-            (trained,) = _stack.run([job], callbacks.begin_epoch, end_epoch, end_part)
-            _report.check_outcome(trained, job.plan, n_varying(job))
+            (trained,) = execution.train([job], callbacks.begin_epoch, end_epoch, end_part)
+            report.check_outcome(trained, job.plan, n_varying(job))
             attributes = fitted(trained.record, trained.state)
             callbacks.end(attributes)
             return self._become(attributes)
@@ -585,7 +597,7 @@ class VAETransformer(
             if trained is None:
                 raise
             trained.record.interrupted = True
-            _report.check_outcome(trained, job.plan, n_varying(job))
+            report.check_outcome(trained, job.plan, n_varying(job))
             return self._become(fitted(trained.record, trained.state))
 
     def _prepare(
@@ -599,8 +611,8 @@ class VAETransformer(
         missing, and for each of them the index of the row of X that it is a copy of; copies are
         held out together. `partial`: one pass, after those of earlier calls.
         """
-        device = _arrays.resolve_device(self.device)
-        dtype = _arrays.dtype_of(self.precision, device)
+        device = devices.resolve_device(self.device)
+        dtype = devices.dtype_of(self.precision, device)
         warm = (self.warm_start or partial) and self.__sklearn_is_fitted__()
         known = {} if known is None else known
         likelihood, data, weight, group, attributes = self._read_first(
@@ -619,7 +631,7 @@ class VAETransformer(
         key = likelihood, held_out.tobytes()
         if key not in known:
             how = {"reset": not warm, "partial": partial, "grouped": group is not None}
-            known[key] = _input.describe(data, likelihood, attributes, weight, held_out, **how)
+            known[key] = description.describe(data, likelihood, attributes, weight, held_out, **how)
         moments, seen = known[key]
         has_holes = bool(moments.has_holes or change is not None)
         self._check_network(data.shape[1], shape[1])
@@ -632,17 +644,17 @@ class VAETransformer(
             state, first_seen = self.state_, self._first_seen
             has_seen_holes = bool(has_holes or self._knows_holes)
         else:
-            state = _model.initial_state(
-                architecture, moments, seed, lambda n: _input.take(data, n, seed, likelihood)
+            state = initial_state(
+                architecture, moments, seed, lambda n: reading.take(data, n, seed, likelihood)
             )
             first_seen = {"mean": moments.mean, "std": moments.std}
             has_seen_holes = has_holes
             attributes["_seen"] = seen
-        job = _stack.Job(
+        job = Job(
             data=data,
             n_at_once=n_at_once,
             architecture=architecture,
-            state=_model.cast(state, dtype),
+            state=cast_state(state, dtype),
             plan=None,
             seed=seed,
             device=device,
@@ -652,7 +664,7 @@ class VAETransformer(
             sample_weight=weight,
             keeps_progress=self.warm_start or partial,
         )
-        job = _plan.plan_training(self, job, warm, partial)
+        job = planning.plan_training(self, job, warm, partial)
         attributes |= {
             "_architecture": architecture,
             "_first_seen": first_seen,
@@ -663,10 +675,10 @@ class VAETransformer(
     def _hold_out(self, shape, dtype, seed, group, partial):
         """How many of the rows may be in memory, and the places of those held out."""
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
-        n_at_once = _stack.rows_at_once(*shape, dtype, n_least)
+        n_at_once = loading.rows_at_once(*shape, dtype, n_least)
         if partial:
             return n_at_once, np.empty(0, np.intp)
-        return n_at_once, _plan.hold_out(self, shape, n_at_once, seed, group)
+        return n_at_once, planning.hold_out(self, shape, n_at_once, seed, group)
 
     def _decide_missing(self, has_holes, warm, partial):
         """Whether the encoder has inputs for missing values."""
@@ -691,7 +703,7 @@ class VAETransformer(
         if job.progress is not None and not partial:
             n_before -= job.progress["n_iter"]
             history = {name: values[:n_before] for name, values in history.items()}
-        run = _plan.describe_run(job, partial) if job.keeps_progress else None
+        run = planning.describe_run(job, partial) if job.keeps_progress else None
         max_iter = job.plan.max_iter
 
         def fitted(record, state, *, goes_on=partial):
@@ -699,10 +711,10 @@ class VAETransformer(
             stopped = record.outcome in ("stopped", "interrupted") and record.n_iter < max_iter
             progress = None
             if record.progress is not None and (goes_on or stopped):
-                progress = {"run": run, **_stack.to_arrays(record.progress)}
+                progress = {"run": run, **execution.to_arrays(record.progress)}
             kept = record.n_iter if goes_on else record.kept
             if partial:  # the next one begins with the weights
-                progress = {name: progress[name] for name in ("run", *_training.OF_STEPS)}
+                progress = {name: progress[name] for name in ("run", *OF_STEPS)}
             return {
                 **attributes,
                 "_progress": progress,
@@ -710,19 +722,19 @@ class VAETransformer(
                 "n_iter_": n_before + record.n_iter,
                 # Where none is kept, the first weights are: those of an earlier run.
                 "kept_iter_": n_before + kept if kept else 0 if record.is_simple else kept_before,
-                "history_": _report.join(history, n_before, record.history, record.n_iter),
+                "history_": report.join(history, n_before, record.history, record.n_iter),
             }
 
         return fitted
 
     def _read_first(self, X, known, sample_weight, groups, warm):
         """Likelihood, rows, weights and groups of X, and the attributes that they decide."""
-        as_table = _tables.is_read(self.likelihood)
-        _frames.check_rows(X, getattr(self.network, "image_shape", None))
-        table, rows, weight, group = _input.count_first(
-            _frames.to_validate(X), sample_weight, groups, as_table=as_table
+        as_table = _choice.is_read(self.likelihood)
+        containers.check_rows(X, getattr(self.network, "image_shape", None))
+        table, rows, weight, group = weighting.count_first(
+            containers.to_validate(X), sample_weight, groups, as_table=as_table
         )
-        placed, chosen = _tables.place(self.likelihood, table)
+        placed, chosen = _choice.place(self.likelihood, table)
         if warm:
             before = _part(self._architecture["likelihood"]).with_categories({})
             _check_same_architecture({"likelihood": before}, {"likelihood": placed})
@@ -730,10 +742,10 @@ class VAETransformer(
             categories = self._categories if warm else None
             # Validation sets attributes: on a copy, so that a failure leaves self alone.
             reader = copy.copy(self)
-            known[placed] = _input.read_first(reader, table, placed, categories, rows)
+            known[placed] = reading.read_first(reader, table, placed, categories, rows)
             known[placed] = *known[placed], weight, group
         likelihood, data, attributes, weight, group = known[placed]
-        output = _frames.describe(
+        output = containers.describe(
             table, data.dtype, as_table=as_table, categories=attributes["_categories"]
         )
         attributes = {**attributes, "_likelihood": _by_name(chosen), "_output": output}
@@ -821,21 +833,21 @@ class VAETransformer(
         now = moments._replace(
             mean=np.where(there, moments.mean, np.nan), std=np.where(there, moments.std, np.nan)
         )
-        first = _arrays.Moments(mean, np.where(of_category, np.nan, std))
-        labels = _arrays.Labels(getattr(self, "feature_names_in_", None), places)
+        first = statistics.Moments(mean, np.where(of_category, np.nan, std))
+        labels = words.Labels(getattr(self, "feature_names_in_", None), places)
         known = {data.dtype.name, self._output["dtype"]}
-        resolution = _arrays.resolution_of("float32" if "float32" in known else "float64")
-        _stream.warn(first, now, data, likelihood.check_support, labels, resolution)
+        resolution = arrays.resolution_of("float32" if "float32" in known else "float64")
+        stream.warn(first, now, data, likelihood.check_support, labels, resolution)
 
     # How many rows of `fit` had a value in each column; None of a file that was saved before.
     _seen = None
 
     def __getstate__(self):
-        return _files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
+        return files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
 
     def __setstate__(self, state):
         names = [*self._get_param_names(), *FITTED]
-        super().__setstate__(_files.unseal(state, names))
+        super().__setstate__(files.unseal(state, names))
 
     def __copy__(self):
         new = object.__new__(type(self))
@@ -865,7 +877,7 @@ class VAETransformer(
         block = self._blocks(data)
 
         def encode(model, rows):
-            return [_arrays.to_array(model.encode_mean(block(model, rows)))]
+            return [to_array(model.encode_mean(block(model, rows)))]
 
         self._map_rows(encode, Z)
         block.warn()
@@ -890,7 +902,7 @@ class VAETransformer(
         block = self._blocks(data)
 
         def encode(model, rows):
-            return map(_arrays.to_array, model.encode_rows(block(model, rows)))
+            return map(to_array, model.encode_rows(block(model, rows)))
 
         self._map_rows(encode, mean, std)
         block.warn()
@@ -922,7 +934,7 @@ class VAETransformer(
         def draw(model, rows, noise):
             eps = noise(n_draws)
             z = model.encode_draws(block(model, rows), eps)
-            return [_arrays.to_array(z).swapaxes(0, 1)]
+            return [to_array(z).swapaxes(0, 1)]
 
         self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
         block.warn()
@@ -944,8 +956,8 @@ class VAETransformer(
         """
         check_is_fitted(self)
         latent = check_array(
-            _frames.to_validate(X),
-            dtype=_frames.float_dtypes(X),
+            containers.to_validate(X),
+            dtype=containers.float_dtypes(X),
             order="C",
             estimator=self,
             input_name="X",
@@ -960,16 +972,16 @@ class VAETransformer(
 
         def decode(model, rows):
             z = latent[rows]
-            if not (z.max() <= _arrays.FARTHEST and z.min() >= -_arrays.FARTHEST):  # or NaN
+            if not (z.max() <= FARTHEST and z.min() >= -FARTHEST):  # or NaN
                 with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
                     worst = np.abs(z.astype(np.float64)).argmax()  # integers may have no absolute
                 raise ValueError(
                     f"X has the value {z.flat[worst]:.6g}. Latent rows are about "
-                    f"standard normal, and float32 carries them to {_arrays.FARTHEST:.0e}: "
+                    f"standard normal, and float32 carries them to {FARTHEST:.0e}: "
                     "check that X are rows as transform returns them."
                 )
             z = torch.from_numpy(z.astype(self.state_["varies"].dtype))
-            z = _arrays.to_block(z, rows.stop - rows.start, model.varies.device)
+            z = blocks.to_block(z, rows.stop - rows.start, model.varies.device)
             return [self._give_back(model, model.decode_mean(z))]
 
         self._map_rows(decode, decoded)
@@ -1003,9 +1015,9 @@ class VAETransformer(
             # Generators of the block's own, whichever thread draws it and however many blocks
             # there are; two, for the same z with and without observation noise.
             rng = np.random.default_rng([seed, rows.start])
-            noise = _arrays.generator(int(rng.integers(2**32)))
+            noise = devices.generator(int(rng.integers(2**32)))
             shape = rows.stop - rows.start, model.prior.n_noise(self._n_features_out)
-            eps = _arrays.to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
+            eps = to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
             z = model.draw_prior(eps)
             if mean:
                 return [self._give_back(model, model.decode_mean(z))]
@@ -1041,17 +1053,17 @@ class VAETransformer(
         data = self._read_again(X, accept_far=True)
         if self.n_score_draws != "auto":
             check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
-        noise = _arrays.score_noise(self.n_score_draws, self._n_features_out)
+        noise = quadrature.score_noise(self.n_score_draws, self._n_features_out)
         noise = noise[:, None, :].astype(self.state_["varies"].dtype)
         elbo = np.empty(data.shape[0])
         block = self._blocks(data, accept_far=True)
 
         def score(model, rows):
-            eps = _arrays.to_tensor(noise, model.varies.device)
-            return [_arrays.to_array(_objective.elbo(model, block(model, rows), eps))]
+            eps = to_tensor(noise, model.varies.device)
+            return [to_array(objective.elbo(model, block(model, rows), eps))]
 
         self._map_rows(score, elbo, n_draws=len(noise))
-        elbo -= _model.log_jacobian(self.state_)
+        elbo -= log_jacobian(self.state_)
         rows, _, nats = block.costs()
         np.subtract.at(elbo, rows, nats)
         block.warn()
@@ -1076,7 +1088,7 @@ class VAETransformer(
             Nats per row.
         """
         elbo = self.score_samples(X)
-        weight = _input.weigh(sample_weight, elbo)
+        weight = weighting.weigh(sample_weight, elbo)
         if weight is not None and not np.isfinite(elbo).all():
             elbo, weight = elbo[weight > 0], weight[weight > 0]  # 0 times -inf is no number
         return float(np.average(elbo, weights=weight))
@@ -1094,20 +1106,20 @@ class VAETransformer(
             The units are float64: call ``.float()`` before moving it to a device without.
         """
         check_is_fitted(self)
-        return _model.from_state(self._architecture, self.state_)
+        return from_state(self._architecture, self.state_)
 
     def _read_again(self, X, *, accept_far=False):
         """X as numbers; whether the likelihood supports them, each block will see."""
         check_is_fitted(self)
-        _frames.check_rows(X, getattr(self._architecture["network"], "image_shape", None))
-        X = _frames.to_validate(X)
+        containers.check_rows(X, getattr(self._architecture["network"], "image_shape", None))
+        X = containers.to_validate(X)
         likelihood = _part(self._architecture["likelihood"])
-        data = _input.read(
+        data = reading.read(
             self, X, likelihood, self._categories, reset=False, accept_far=accept_far
         )
         if not self._knows_holes:
             n_values = np.ones(data.shape[1]) if self._seen is None else self._seen["n_values"]
-            self._warn_of_holes(_input.count_incomplete(data, n_values == 0), data.shape[0])
+            self._warn_of_holes(description.count_incomplete(data, n_values == 0), data.shape[0])
         return data
 
     def _warn_of_holes(self, n_incomplete, n_rows):
@@ -1127,12 +1139,12 @@ class VAETransformer(
 
         `row_of` has the number of each row in what the user gave, where X is a part of that.
         """
-        return _unseen.Blocks(
+        return unseen.Blocks(
             X,
             _part(self._architecture["likelihood"]),
             self.state_,
             self._seen,
-            _arrays.Labels(getattr(self, "feature_names_in_", None)),
+            words.Labels(getattr(self, "feature_names_in_", None)),
             accept_far=accept_far,
             row_of=row_of,
         )
@@ -1140,7 +1152,7 @@ class VAETransformer(
     def _give_back(self, model, y, *, drawn=False):
         """Rows of the model, a tensor, as numbers in the columns and units of X."""
         location, scale = self.state_["location"], self.state_["scale"]
-        X = _arrays.restore(_arrays.to_array(y), location, scale)
+        X = restore(to_array(y), location, scale)
         return model.likelihood.give_back(X, drawn=drawn)
 
     @property
@@ -1151,11 +1163,11 @@ class VAETransformer(
     def _contain(self, X, index=None, container="default"):
         """Rows of numbers in the values and the container of the data of `fit`."""
         if not self._gives_tables:
-            return _frames.give_back(X, self._output, index)
+            return containers.give_back(X, self._output, index)
         if container == "default":
             container = _get_output_config("transform", self)["dense"]
-        columns = _tables.decode(X, self._categories)
-        return _frames.give_back_columns(
+        columns = schema.decode(X, self._categories)
+        return containers.give_back_columns(
             columns,
             self._output,
             self._categories,
@@ -1180,7 +1192,7 @@ class VAETransformer(
 
             def noise(n):
                 eps = rng.standard_normal((n, *shape), dtype)
-                return _arrays.to_tensor(eps, model.varies.device)
+                return to_tensor(eps, model.varies.device)
 
             return function(model, rows, noise)
 
@@ -1192,18 +1204,18 @@ class VAETransformer(
         The model is the block's own, with weights that are everybody's. As many threads as
         torch has here, or as fit into scikit-learn's working memory.
         """
-        device = _arrays.device_or_cpu(self.device)
-        with _arrays.computing(device, one_thread=True):
-            model = _model.from_state(self._architecture, self.state_, device)
+        device = devices.device_or_cpu(self.device)
+        with devices.computing(device, one_thread=True):
+            model = from_state(self._architecture, self.state_, device)
         # A draw costs its elementwise work too: about 16 products a feature.
-        n_products = n_draws * (_model.n_weights(self.state_) + 16 * self.n_features_in_)
-        n_rows = _arrays.block_rows(n_products, model.width)
-        n_at_once = min(n_draws, _arrays.draws_at_once(n_rows, model.width))
+        n_products = n_draws * (n_weights(self.state_) + 16 * self.n_features_in_)
+        n_rows = blocks.block_rows(n_products, model.width)
+        n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
         # About eight arrays of a layer's size are alive at a time.
         n_bytes = 8 * n_rows * n_at_once * model.width * self.state_["varies"].itemsize
         n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
-        _arrays.map_rows(
+        blocks.map_rows(
             lambda rows: function(copy.copy(model), rows),
             outputs,
             n_rows,
@@ -1229,11 +1241,11 @@ class VAETransformer(
         if isinstance(getattr(likelihood, "noise", None), Real):
             return float(likelihood.noise)
         # Of the whole model no more than is asked for: notebooks show this with every estimator.
-        variance = likelihood.variance(_model.observation(self._architecture, self.state_))
+        variance = likelihood.variance(observation(self._architecture, self.state_))
         if variance is None:
             raise AttributeError(f"{likelihood!r} has no noise variance of its own.")
         scale = self.state_["scale"]
-        variance = _arrays.to_array(variance).astype(np.float64)
+        variance = to_array(variance).astype(np.float64)
         if getattr(likelihood, "noise", None) == "shared":
             return float(variance[0] * scale.max() ** 2)
         return variance * scale**2

@@ -33,7 +33,11 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state, check_scalar
 
-from skvae import _arrays, _importance, _model, _pipeline
+from skvae import _pipeline
+from skvae._backend import blocks, devices
+from skvae._backend.tensors import to_array, to_tensor
+from skvae._model import importance
+from skvae._model.state import ACTIVE_VARIANCE, log_jacobian, log_scales
 
 __all__ = [
     "active_units",
@@ -126,27 +130,27 @@ def log_likelihood(
     data = vae._read_again(X, accept_far=True)
     block = vae._blocks(data, accept_far=True)
     value, error, pareto_k = (np.empty(data.shape[0]) for _ in range(3))
-    strata = _importance.strata(n_samples, vae._n_features_out)
-    scales = _importance.scales(strata).astype(vae.state_["varies"].dtype)
+    strata = importance.strata(n_samples, vae._n_features_out)
+    scales = importance.scales(strata).astype(vae.state_["varies"].dtype)
 
     def measure(model, rows, noise):
         y, weights, ratios, start = block(model, rows), [], [], 0
         for n in _parts(n_samples, y, model):
-            scale = _arrays.to_tensor(scales[start : start + n], y.device)
+            scale = to_tensor(scales[start : start + n], y.device)
             eps = scale[:, None, None] * noise(n)
             terms = model(y, eps, by_draw=True)
-            ratio = _importance.log_ratio(eps, strata)
+            ratio = importance.log_ratio(eps, strata)
             weight = terms.log_likelihood.double() - terms.kl.double().sum(-1)
             weights.append(weight - ratio)
             ratios.append(ratio)
             start += n
         weights, ratios = torch.cat(weights), torch.cat(ratios)
         # The error of the mean weight, relative to it, is that of its logarithm.
-        estimates = map(_arrays.to_array, _importance.log_mean(weights, ratios, strata))
-        return [*estimates, _importance.pareto_k(_arrays.to_array(weights))]
+        estimates = map(to_array, importance.log_mean(weights, ratios, strata))
+        return [*estimates, importance.pareto_k(to_array(weights))]
 
     vae._map_noise(measure, random_state, value, error, pareto_k, n_draws=n_samples)
-    value -= _model.log_jacobian(vae.state_)
+    value -= log_jacobian(vae.state_)
     rows, _, nats = block.costs()
     np.add.at(value, rows, -nats)
     error[rows[np.isinf(nats)]] = 0.0  # whatever the draws
@@ -277,7 +281,7 @@ def reconstruction(
     data = vae._read_again(X, accept_far=True)
     block = vae._blocks(data, accept_far=True)
     result = np.empty((data.shape[0], vae.n_features_in_))
-    jacobian = _model.log_scales(vae.state_)
+    jacobian = log_scales(vae.state_)
     columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
 
     def measure(model, rows, noise):
@@ -285,7 +289,7 @@ def reconstruction(
         for n in _parts(n_samples, y, model):
             log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
             total = total + log_prob.double().sum(0)
-        features = jacobian - _arrays.to_array(total) / n_samples
+        features = jacobian - to_array(total) / n_samples
         of_columns = np.zeros((len(features), vae.n_features_in_))
         np.add.at(of_columns, (slice(None), columns), features)
         return [of_columns]
@@ -397,7 +401,7 @@ def kl_per_component(estimator, X, y=None):
 
     def measure(model, rows):
         q = model.encode_posterior(block(model, rows))
-        return [_arrays.to_array(model.posterior.kl(q))]
+        return [to_array(model.posterior.kl(q))]
 
     vae._map_rows(measure, result)
     block.warn()
@@ -409,7 +413,7 @@ def has_kl_per_component(model):
     return model.has_kl and model.posterior.factorises
 
 
-def active_units(estimator, X, y=None, *, threshold=_model.ACTIVE_VARIANCE):
+def active_units(estimator, X, y=None, *, threshold=ACTIVE_VARIANCE):
     """Number of components whose posterior mean changes with the row.
 
     Parameters
@@ -506,13 +510,13 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
 
     def read(model, rows):
         y = block(model, rows)
-        return [_arrays.to_array(model.encoder(model.see(y)))]
+        return [to_array(model.encoder(model.see(y)))]
 
     vae._map_rows(read, raw)
     block.warn()
     rng, total = np.random.default_rng(seed), 0.0
     size = max(1, (1 << 20) // (n_rows * vae._n_features_out))
-    with _arrays.computing(torch.device("cpu"), one_thread=False):
+    with devices.computing(torch.device("cpu"), one_thread=False):
         all_rows = posterior.parameters(torch.from_numpy(raw))
         for _ in range(n_samples):
             eps = torch.from_numpy(rng.standard_normal((n_rows, vae._n_features_out), raw.dtype))
@@ -536,7 +540,7 @@ def _last(estimator, X):
 
 def _parts(n_samples, y, model):
     """`n_samples` draws in parts that fit into a block's memory."""
-    size = _arrays.draws_at_once(len(y), model.width)
+    size = blocks.draws_at_once(len(y), model.width)
     for start in range(0, n_samples, size):
         yield min(size, n_samples - start)
 
@@ -565,10 +569,10 @@ def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
         mean = log_likelihood.mean(0)
         results = [mean - mean_kl, error]
         results += [-mean, _error(log_likelihood), mean_kl, error_kl]
-        return map(_arrays.to_array, results)
+        return map(to_array, results)
 
     vae._map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
-    constant = _model.log_jacobian(vae.state_)
+    constant = log_jacobian(vae.state_)
     totals["mean"] -= constant
     totals["reconstruction"] += constant
     rows, _, nats = block.costs()
@@ -582,10 +586,10 @@ def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
 
 def _warn_of_tails(pareto_k, n_samples):
     """Warn once if the weights of many rows have a heavy tail."""
-    n_heavy = int((pareto_k > _importance.LARGEST_K).sum())
+    n_heavy = int((pareto_k > importance.LARGEST_K).sum())
     if n_heavy > MOST_HEAVY * len(pareto_k):
         warnings.warn(
-            f"Pareto k-hat is above {_importance.LARGEST_K} for {n_heavy} of {len(pareto_k)} rows: "
+            f"Pareto k-hat is above {importance.LARGEST_K} for {n_heavy} of {len(pareto_k)} rows: "
             "a few draws have most of the weight there, so that log_likelihood is likely too low "
             f"and its standard error too small. Got n_samples={n_samples}. Take more draws, for "
             f"example n_samples={10 * n_samples}; where k-hat stays large, take the value as a "

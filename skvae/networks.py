@@ -38,10 +38,10 @@ import torch
 from scipy.special import ndtri
 from torch import nn
 
-from skvae import _products
-from skvae._tanh import tanh
-from skvae._vjp import each, values
-from skvae._vjp import vjp as autograd_vjp
+from skvae._backend import ops
+from skvae._backend.autograd import each, values
+from skvae._backend.autograd import vjp as autograd_vjp
+from skvae._backend.ops import tanh
 
 __all__ = ["MLP", "Conv"]
 
@@ -81,7 +81,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
-        return _products.linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
 
 class Layers(nn.Sequential):
@@ -94,7 +94,7 @@ class Layers(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
         h: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-        return h if self.linear is None else h + _products.linear(x, self.linear)
+        return h if self.linear is None else h + ops.linear(x, self.linear)
 
     def vjp(self, x: torch.Tensor, *, to_input: bool) -> tuple[torch.Tensor, Pullback]:
         """Output (M, B, n_out) for x (M, B, n_in), and the pullback of its gradient.
@@ -187,7 +187,7 @@ class HiddenLayers(nn.Module):
         for layer, part in zip(self.hidden, own, strict=True):
             h = layer(h, None if noise is None else part)
         h = self.last(h)
-        return h if self.linear is None else h + _products.linear(x, self.linear)
+        return h if self.linear is None else h + ops.linear(x, self.linear)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from skvae import _files
+from skvae._backend import files
 from skvae._vae import VAETransformer
 
 __all__ = ["export", "register"]
@@ -100,7 +100,7 @@ def export(vae, file, part="encoder"):
         )
     check_is_fitted(vae)
     model = _graph(vae, part, getattr(torch, vae._dtype_out))
-    with _files.replacing(file) as opened:
+    with files.replacing(file) as opened:
         opened.write(model.SerializeToString(deterministic=True))
 
 

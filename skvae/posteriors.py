@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from skvae import _normal, _products
-from skvae._arrays import score_noise
-from skvae._normal import LOG_2PI
+from skvae._backend import normal, ops
+from skvae._backend.normal import LOG_2PI
+from skvae._backend.quadrature import score_noise
 
 __all__ = ["Diagonal", "Flow", "Full"]
 
@@ -124,7 +124,7 @@ class Diagonal:
 
     def log_density(self, module: Any, q: Normal, z: torch.Tensor) -> torch.Tensor:
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
-        return _normal.log_density(z, q.mean, q.log_std)
+        return normal.log_density(z, q.mean, q.log_std)
 
     def kl(self, q: Normal) -> torch.Tensor:
         """KL(q || N(0, I)) of each component in nats, (..., B, L)."""
@@ -237,7 +237,7 @@ class Full:
 
     def rsample(self, q: Normal, eps: torch.Tensor) -> torch.Tensor:
         """Draws of z, (S, B, L), from standard normal noise (S, B, L) or (S, 1, L)."""
-        mixed = _products.each(self._below(q), eps)
+        mixed = ops.each(self._below(q), eps)
         return torch.addcmul(q.mean.unsqueeze(-3), q.log_std.unsqueeze(-3).exp(), eps) + mixed
 
     def draw(self, module: Any, q: Normal, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,7 +256,7 @@ class Full:
         one = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         inverse = torch.linalg.solve_triangular(factor, one.expand_as(factor), upper=False)
         shift = -(inverse @ mean.unsqueeze(-1)).flatten()
-        unit = _products.linear(point, inverse.flatten(0, 1), shift).unflatten(-1, mean.shape)
+        unit = ops.linear(point, inverse.flatten(0, 1), shift).unflatten(-1, mean.shape)
         return ((-0.5 * (unit.square() + LOG_2PI)).sum(-1) - q.log_std.sum(-1)).to(z.dtype)
 
     def kl(self, q: Normal) -> torch.Tensor:
@@ -298,7 +298,7 @@ class Full:
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """A layer of zuko's networks: masked, or of the one component that nothing comes before."""
     mask = getattr(layer, "mask", None)
-    return _products.linear(x, layer.weight if mask is None else mask * layer.weight, layer.bias)
+    return ops.linear(x, layer.weight if mask is None else mask * layer.weight, layer.bias)
 
 
 @dataclass(frozen=True)

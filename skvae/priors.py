@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from skvae import _normal
-from skvae._normal import LOG_2PI
+from skvae._backend import normal
+from skvae._backend.normal import LOG_2PI
 
 __all__ = ["Mixture", "StandardNormal", "Vamp"]
 
@@ -160,14 +160,14 @@ class Mixture:
     ) -> torch.Tensor:
         """log p(z) in nats, (..., L) to (...)."""
         log_std = _log_std(module.raw_std)
-        log_prob = _normal.log_density(z, module.mean, log_std)
+        log_prob = normal.log_density(z, module.mean, log_std)
         return torch.logsumexp(log_prob + module.log_weight.log_softmax(-1), -1)
 
     def vjp(self, module: Any, z: torch.Tensor, q: Any = None) -> tuple[torch.Tensor, Pullback]:
         """log p(z) (M, N) of M priors, of z (M, N, L), and the pullback of its gradient."""
         bend = torch.tanh(module.raw_std / LOG_STD_BOUND)
         log_weight = module.log_weight.log_softmax(-1)
-        log_p, pull = _normal.mixture_vjp(z, log_weight, module.mean, LOG_STD_BOUND * bend)
+        log_p, pull = normal.mixture_vjp(z, log_weight, module.mean, LOG_STD_BOUND * bend)
 
         def pull_all(g: torch.Tensor) -> Any:
             g_z, g_log_weight, g_mean, g_log_std = pull(g)
@@ -267,7 +267,7 @@ class Vamp:
         Of pseudo-inputs whose posteriors q have independent components, (M, K, L).
         """
         equal = z.new_full((len(z), self.n), -math.log(self.n))
-        log_p, pull = _normal.mixture_vjp(z, equal, q.mean, q.log_std)
+        log_p, pull = normal.mixture_vjp(z, equal, q.mean, q.log_std)
 
         def pull_all(g: torch.Tensor) -> Any:
             g_z, _, g_mean, g_log_std = pull(g)

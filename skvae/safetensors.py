@@ -10,7 +10,8 @@ from typing import get_args
 
 import numpy as np
 
-from skvae import _files, likelihoods
+from skvae import likelihoods
+from skvae._backend import files
 from skvae._vae import FITTED, VAETransformer
 from skvae.networks import MLP, Conv
 from skvae.posteriors import Posterior
@@ -70,7 +71,7 @@ def save(vae, file):
     arrays = {}
     attributes = {name: _encode(value, name, arrays) for name, value in vae.__getstate__().items()}
     content = to_bytes(arrays, {"skvae": json.dumps(attributes)})
-    with _files.replacing(file) as opened:
+    with files.replacing(file) as opened:
         opened.write(content)
 
 

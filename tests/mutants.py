@@ -23,12 +23,13 @@ import numpy as np
 from cosmic_ray.work_db import WorkDB, use_db
 
 ROOT = Path(__file__).parent.parent
-LIKELIHOODS = ["_likelihood", "_reals", "_unit_interval", "_levels", "_counts", "_categories"]
+LIKELIHOODS = ["_base", "_reals", "_unit_interval", "_levels", "_counts", "_categories", "_columns"]
+MODEL, LOOP = ["vae", "state", "stacking"], ["adam", "graphs", "loop", "member", "noise"]
 TESTS = {
-    "_objective": "test_objective",
-    "_model": "test_model",
-    "_training": "test_training",
-    **dict.fromkeys([*LIKELIHOODS, "_columns"], "test_likelihoods"),
+    "_model/objective": "test_objective",
+    **dict.fromkeys([f"_model/{name}" for name in MODEL], "test_model"),
+    **dict.fromkeys([f"_model/{name}" for name in LOOP], "test_training"),
+    **dict.fromkeys([f"likelihoods/{name}" for name in LIKELIHOODS], "test_likelihoods"),
 }
 # Of unions in annotations, which Python evaluates and nobody reads.
 ANNOTATIONS = "ReplaceBinaryOperator_BitOr"
@@ -40,7 +41,8 @@ def list_mutants():
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name in TESTS:
-            config, session = Path(folder, f"{name}.toml"), Path(folder, f"{name}.sqlite")
+            own = name.replace("/", "_")
+            config, session = Path(folder, f"{own}.toml"), Path(folder, f"{own}.sqlite")
             config.write_text(
                 f'[cosmic-ray]\nmodule-path = "skvae/{name}.py"\ntimeout = {TIMEOUT}.0\n'
                 'excluded-modules = []\ntest-command = "true"\n'

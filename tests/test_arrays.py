@@ -15,7 +15,12 @@ import torch
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
-from skvae import _arrays, _model, _objective
+from skvae._backend import blocks, devices, quadrature
+from skvae._backend.tensors import to_array, to_tensor
+from skvae._data import arrays, statistics, words
+from skvae._data.units import FARTHEST, Units, check_reach, fill_standardised, restore, standardise
+from skvae._model import objective
+from skvae._model.state import from_state, initial_state
 
 CPU = torch.device("cpu")
 FLOAT32 = np.finfo(np.float32).eps
@@ -35,8 +40,8 @@ def global_generators():
 @pytest.fixture(params=[1, 7, 100])
 def small_blocks(request, monkeypatch):
     """Blocks of a few values: of one row, of two with a ragged end, of all."""
-    slices, times = _arrays.slices, 2**20 // request.param
-    monkeypatch.setattr(_arrays, "slices", lambda X, n_features: slices(X, times * n_features))
+    slices, times = arrays.slices, 2**20 // request.param
+    monkeypatch.setattr(arrays, "slices", lambda X, n_features: slices(X, times * n_features))
 
 
 # --- describe_columns -------------------------------------------------------------------------
@@ -60,7 +65,7 @@ def test_describe_columns_equals_rational_arithmetic_at_every_magnitude(dtype, e
     t = np.random.default_rng(0).normal([0, 5, -1e4], 1, size=(23, 3))
     X = (t * 10.0**exponent).astype(dtype)
 
-    mean, std, *_ = _arrays.describe_columns(X)
+    mean, std, *_ = statistics.describe_columns(X)
 
     assert mean.dtype == std.dtype == np.float64
     expected = np.transpose([exact_mean_std(column) for column in X.T])
@@ -72,7 +77,7 @@ def test_describe_columns_equals_rational_arithmetic_at_every_magnitude(dtype, e
 
 def test_describe_columns_of_values_near_the_largest_float_does_not_overflow():
     X = np.array([[-1.7e308, 1e-3], [1.7e308, 3e-3]])
-    mean, std, *_ = _arrays.describe_columns(X)
+    mean, std, *_ = statistics.describe_columns(X)
     np.testing.assert_allclose(mean, [0, 2e-3], rtol=1e-15)
     np.testing.assert_allclose(std, [1.7e308, 1e-3], rtol=1e-15)
 
@@ -80,7 +85,7 @@ def test_describe_columns_of_values_near_the_largest_float_does_not_overflow():
 @pytest.mark.usefixtures("small_blocks")
 def test_describe_columns_in_blocks_equals_the_whole():
     X = np.random.default_rng(0).normal(5, 2, size=(21, 3))
-    mean, std, *_ = _arrays.describe_columns(X)
+    mean, std, *_ = statistics.describe_columns(X)
     np.testing.assert_allclose(mean, X.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(std, X.std(axis=0), rtol=1e-14)
 
@@ -89,7 +94,7 @@ def test_describe_columns_in_blocks_equals_the_whole():
 def test_describe_columns_gives_a_constant_column_std_0_and_the_constant_itself(value):
     X = np.full((1001, 2), value)
     X[:, 1] += np.arange(1001)
-    mean, std, *_ = _arrays.describe_columns(X)
+    mean, std, *_ = statistics.describe_columns(X)
     assert mean[0] == value
     assert std[0] == 0
 
@@ -102,13 +107,13 @@ def test_describe_columns_calls_constant_what_the_dtype_does_not_resolve(magnitu
     noise = np.array([[0.0, 0.0], [2 * eps, 50 * eps]] * 10)
     X = (magnitude * (1 + noise)).astype(dtype)
 
-    mean, std, *_ = _arrays.describe_columns(X)
+    mean, std, *_ = statistics.describe_columns(X)
 
     assert std[0] == 0
     assert mean[0] in X[:, 0]
     assert std[1] == pytest.approx(25 * eps * magnitude, rel=0.05)
     if dtype is np.float32:  # the same numbers are resolved by float64
-        assert (_arrays.describe_columns(X.astype(np.float64)).std > 0).all()
+        assert (statistics.describe_columns(X.astype(np.float64)).std > 0).all()
 
 
 def mostly_zeros(order, n_rows=240_000):
@@ -121,26 +126,26 @@ def mostly_zeros(order, n_rows=240_000):
 @pytest.mark.parametrize("order", ["as is", "up", "down"])
 def test_describe_columns_finds_a_common_value_whatever_the_order_of_the_rows(order, container):
     columns = [mostly_zeros(order), 5.0 * (mostly_zeros(order) > 0), np.arange(240_000.0)]
-    columns = _arrays.describe_columns(container(np.column_stack(columns)))
+    columns = statistics.describe_columns(container(np.column_stack(columns)))
     assert columns.n_various[:2].tolist() == [40_000, 40_000]
     assert columns.n_various[2] >= 239_999
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_describe_columns_finds_a_common_value_that_is_seldom_there(monkeypatch):
-    monkeypatch.setattr(_arrays, "MEDIAN_ROWS", 5)
+    monkeypatch.setattr(statistics, "MEDIAN_ROWS", 5)
     X = np.full((500, 3), np.nan)
     X[:, 0] = 1.0
     X[::50, 1] = 3.0  # 10 rows
     X[50, 1] = 4.0
-    assert _arrays.describe_columns(X).n_various.tolist() == [0, 1, 0]
+    assert statistics.describe_columns(X).n_various.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("n_rows", [7, 1000, 10_000])
 def test_describe_columns_of_a_small_table_knows_the_median_of_all_rows(n_rows):
     X = np.random.default_rng(0).normal(size=(n_rows, 3))
     X[n_rows // 2 :, 1] = np.nan
-    found = _arrays._find_common(X, lambda block: block, 3)
+    found = statistics._find_common(X, lambda block: block, 3)
     expected = np.nanquantile(X, 0.5, axis=0, method="inverted_cdf")
     np.testing.assert_array_equal(found, expected)
 
@@ -150,14 +155,14 @@ def test_describe_columns_of_a_column_with_infinity_raises_and_names_it(value):
     X = np.ones((5, 4))
     X[3, 2] = value
     with pytest.raises(ValueError, match=r"Input X contains infinity in column 2\."):
-        _arrays.describe_columns(X)
+        statistics.describe_columns(X)
 
 
 # --- standardise and restore ------------------------------------------------------------------
 
 
 def standardised(X, location, scale):
-    return _arrays.standardise(X, _arrays.Units.of(np.array(location), np.array(scale))).numpy()
+    return standardise(X, Units.of(np.array(location), np.array(scale))).numpy()
 
 
 @pytest.mark.parametrize(
@@ -191,22 +196,22 @@ def test_standardise_gives_constant_columns_0_whatever_comes():
 @pytest.mark.parametrize(
     ("labels", "column"),
     [
-        (_arrays.UNNAMED, "column 1"),
-        (_arrays.Labels(np.array(["a", "b", "c"])), "column 1 ('b')"),
-        (_arrays.Labels(places=[4, 7, 2]), "column 7"),
-        (_arrays.Labels(np.array(["a", "b", "c"]), [1, 2, 0]), "column 2 ('c')"),
+        (words.UNNAMED, "column 1"),
+        (words.Labels(np.array(["a", "b", "c"])), "column 1 ('b')"),
+        (words.Labels(places=[4, 7, 2]), "column 7"),
+        (words.Labels(np.array(["a", "b", "c"]), [1, 2, 0]), "column 2 ('c')"),
     ],
 )
 def test_check_reach_of_a_far_value_raises_and_names_column_and_value(value, labels, column):
     X = np.zeros((4, 3))
     X[2, 1], X[3, 0] = value, np.nan
-    units = _arrays.Units.of(np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]))
+    units = Units.of(np.array([0, -7, 0.0]), np.array([1, 1e-4, 1]))
     message = (
         f"X has the value {value:.10g} in {column}: more than 1e+10 times the scale of the "
         "training data (0.0001 around -7)."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        _arrays.check_reach(_arrays.standardise(X, units), X, units, labels)
+        check_reach(standardise(X, units), X, units, labels)
 
 
 def test_standardise_leaves_missing_values_missing():
@@ -217,10 +222,10 @@ def test_standardise_leaves_missing_values_missing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_check_reach_gives_the_largest_distance_or_nan(dtype):
-    units = _arrays.Units.of(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    units = Units.of(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
 
     def reach(X):
-        return _arrays.check_reach(_arrays.standardise(X, units, dtype), X, units)
+        return check_reach(standardise(X, units, dtype), X, units)
 
     assert reach(np.array([[7.0, 9.0], [0.0, -1e300]])) == 3
     assert reach(np.array([[-9.0, 9.0], [7.0, 0.0]])) == 5
@@ -228,10 +233,10 @@ def test_check_reach_gives_the_largest_distance_or_nan(dtype):
 
 
 def test_check_reach_accepts_values_up_to_the_farthest_whose_square_float32_holds():
-    X = np.array([[_arrays.FARTHEST], [-_arrays.FARTHEST]])
-    units = _arrays.Units.of(np.zeros(1), np.ones(1))
-    y = _arrays.standardise(X, units)
-    assert _arrays.check_reach(y, X, units) == _arrays.FARTHEST
+    X = np.array([[FARTHEST], [-FARTHEST]])
+    units = Units.of(np.zeros(1), np.ones(1))
+    y = standardise(X, units)
+    assert check_reach(y, X, units) == FARTHEST
     assert (y / 0.01).square().isfinite().all()
 
 
@@ -240,8 +245,8 @@ def test_check_reach_accepts_values_up_to_the_farthest_whose_square_float32_hold
 def test_standardise_gives_the_dtype_that_was_asked_for(given, dtype):
     X = np.random.default_rng(0).normal(size=(50, 2)).astype(given)
     location, scale = np.array([1 / 3, -7]), np.array([0.1, 3])
-    units = _arrays.Units.of(location, scale)
-    Y = _arrays.standardise(X, units, getattr(torch, np.dtype(dtype).name)).numpy()
+    units = Units.of(location, scale)
+    Y = standardise(X, units, getattr(torch, np.dtype(dtype).name)).numpy()
     assert Y.dtype == dtype
     np.testing.assert_array_equal(Y, ((X - location) / scale).astype(dtype))
 
@@ -257,7 +262,7 @@ def test_restore_of_standardised_rows_gives_them_back():
     location, scale = np.array([1.7e9, 0, -3, 42]), np.array([1e3, 1e-6, 1e6, 0])
     t = rng.normal(size=(30, 4))
     X = location + scale * t
-    restored = _arrays.restore(standardised(X, location, scale), location, scale)
+    restored = restore(standardised(X, location, scale), location, scale)
     assert restored.dtype == np.float64
     assert (abs(restored - X) <= FLOAT32 * abs(scale * t) + 2 * FLOAT64 * abs(X)).all()
     np.testing.assert_array_equal(restored[:, 3], 42)
@@ -268,7 +273,7 @@ def test_rows_standardised_in_blocks_equal_the_whole():
     X = np.random.default_rng(0).normal(size=(21, 3))
     location, scale = np.array([0, 1, 2.0]), np.array([1, 0, 3.0])
     Y = torch.empty(X.shape)
-    _arrays.fill_standardised(Y, X, _arrays.Units.of(location, scale))
+    fill_standardised(Y, X, Units.of(location, scale))
     assert Y.dtype == torch.float32
     np.testing.assert_array_equal(Y.numpy(), standardised(X, location, scale))
 
@@ -278,9 +283,7 @@ def test_a_value_that_is_far_is_named_with_its_column_in_a_later_block_too():
     X = np.zeros((21, 3))
     X[17, 2] = 1e30
     with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2"):
-        _arrays.fill_standardised(
-            torch.empty(X.shape), X, _arrays.Units.of(np.zeros(3), np.ones(3))
-        )
+        fill_standardised(torch.empty(X.shape), X, Units.of(np.zeros(3), np.ones(3)))
 
 
 # --- tensors and arrays -----------------------------------------------------------------------
@@ -299,7 +302,7 @@ VIEWS = {
 def test_to_tensor_copies_any_view(view, dtype):
     array = np.arange(20.0, dtype=dtype).reshape(5, 4)
     expected = view(array).copy()
-    tensor = _arrays.to_tensor(view(array), CPU)
+    tensor = to_tensor(view(array), CPU)
     array[:] = -1
     assert tensor.numpy().dtype == dtype
     np.testing.assert_array_equal(tensor.numpy(), expected)
@@ -308,14 +311,14 @@ def test_to_tensor_copies_any_view(view, dtype):
 def test_to_tensor_copies_a_read_only_memory_map(tmp_path):
     np.save(tmp_path / "X.npy", np.arange(6.0).reshape(3, 2))
     array = np.load(tmp_path / "X.npy", mmap_mode="r")
-    tensor = _arrays.to_tensor(array, CPU)
+    tensor = to_tensor(array, CPU)
     np.testing.assert_array_equal(tensor.numpy(), np.arange(6.0).reshape(3, 2))
     assert not np.shares_memory(tensor.numpy(), array)
 
 
 def test_to_array_is_a_copy_that_no_gradient_holds():
     tensor = torch.ones(3, requires_grad=True)
-    array = _arrays.to_array(tensor)
+    array = to_array(tensor)
     array[:] = 7
     assert tensor.tolist() == [1, 1, 1]
 
@@ -327,9 +330,9 @@ def test_to_array_is_a_copy_that_no_gradient_holds():
 @pytest.mark.parametrize("width", [1, 128, 200, 784, 8192, 8193, 10**6])
 def test_block_rows_is_a_multiple_of_32_of_bounded_cost_and_size(n_weights, width):
     def fits(n_rows):
-        return n_rows * n_weights <= 2**27 and n_rows * width <= _arrays.BLOCK_VALUES
+        return n_rows * n_weights <= 2**27 and n_rows * width <= blocks.BLOCK_VALUES
 
-    n_rows = _arrays.block_rows(n_weights, width)
+    n_rows = blocks.block_rows(n_weights, width)
     assert n_rows % 32 == 0
     assert 32 <= n_rows <= 2048
     assert n_rows == 32 or fits(n_rows)
@@ -340,24 +343,24 @@ def test_block_rows_is_a_multiple_of_32_of_bounded_cost_and_size(n_weights, widt
     ("n_rows", "width"), [(32, 1), (64, 128), (320, 784), (2048, 20), (32, 9999)]
 )
 def test_draws_at_once_are_as_many_as_fit_and_at_least_one(n_rows, width):
-    n_draws = _arrays.draws_at_once(n_rows, width)
-    assert n_draws == 1 or n_draws * n_rows * width <= _arrays.BLOCK_VALUES
-    assert (n_draws + 1) * n_rows * width > _arrays.BLOCK_VALUES
+    n_draws = blocks.draws_at_once(n_rows, width)
+    assert n_draws == 1 or n_draws * n_rows * width <= blocks.BLOCK_VALUES
+    assert (n_draws + 1) * n_rows * width > blocks.BLOCK_VALUES
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_to_block_has_all_rows_and_zeros_below(dtype):
     rows = np.arange(6, dtype=dtype).reshape(3, 2)
-    block = _arrays.to_block(torch.tensor(rows), 5, CPU).numpy()
+    block = blocks.to_block(torch.tensor(rows), 5, CPU).numpy()
     assert block.dtype == dtype
     np.testing.assert_array_equal(block, [*rows, [0, 0], [0, 0]])
-    np.testing.assert_array_equal(_arrays.to_block(torch.tensor(rows), 3, CPU).numpy(), rows)
+    np.testing.assert_array_equal(blocks.to_block(torch.tensor(rows), 3, CPU).numpy(), rows)
 
 
 def filled(function, n_samples, n_rows, n_threads=1):
     """One column of float64, filled by `map_rows`."""
     output = np.full((n_samples, 1), np.nan)
-    _arrays.map_rows(lambda rows: [function(rows)], [output], n_rows, CPU, n_threads)
+    blocks.map_rows(lambda rows: [function(rows)], [output], n_rows, CPU, n_threads)
     return output[:, 0]
 
 
@@ -398,21 +401,21 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
     }
     rng = np.random.default_rng(0)
     X = rng.normal(size=(37, n_features)).astype(np.float32)
-    state = _model.initial_state(architecture, _arrays.describe_columns(X), 0)
-    model = _model.from_state(architecture, state)
+    state = initial_state(architecture, statistics.describe_columns(X), 0)
+    model = from_state(architecture, state)
 
-    eps = torch.tensor(_arrays.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
+    eps = torch.tensor(quadrature.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
 
     def infer(X):
         def results(rows):
-            y = _arrays.to_block(torch.tensor(X[rows]), n_rows, CPU)
+            y = blocks.to_block(torch.tensor(X[rows]), n_rows, CPU)
             mean, std = model.encode_rows(y)
-            tensors = mean, std, model.decode_mean(mean), _objective.elbo(model, y, eps)
-            return list(map(_arrays.to_array, tensors))
+            tensors = mean, std, model.decode_mean(mean), objective.elbo(model, y, eps)
+            return list(map(to_array, tensors))
 
         outputs = [np.empty((len(X), n)) for n in (n_components, n_components, n_features)]
         outputs.append(np.empty(len(X)))
-        _arrays.map_rows(results, outputs, n_rows, CPU)
+        blocks.map_rows(results, outputs, n_rows, CPU)
         return np.column_stack(outputs)
 
     whole = infer(X)
@@ -439,7 +442,7 @@ def test_map_rows_fills_every_row_from_slices_of_one_length(n_samples, n_threads
 
 def test_map_rows_fills_several_outputs_and_keeps_their_dtypes():
     outputs = np.empty(5, np.float32), np.empty((5, 2), np.float64)
-    _arrays.map_rows(lambda rows: [np.ones(2), np.full((2, 2), 1 / 3)], outputs, 2, CPU, 2)
+    blocks.map_rows(lambda rows: [np.ones(2), np.full((2, 2), 1 / 3)], outputs, 2, CPU, 2)
     np.testing.assert_array_equal(outputs[0], np.ones(5, np.float32))
     np.testing.assert_array_equal(outputs[1], np.full((5, 2), 1 / 3))
 
@@ -516,7 +519,7 @@ def test_map_rows_ends_soon_after_ctrl_c(moment):
 
 
 def test_the_number_of_threads_is_put_back_wherever_ctrl_c_comes(monkeypatch):
-    openmp = _arrays._openmp()
+    openmp = devices._openmp()
 
     class Interrupted:
         def limit(self, limits):
@@ -527,8 +530,8 @@ def test_the_number_of_threads_is_put_back_wherever_ctrl_c_comes(monkeypatch):
 
     with openmp.limit(limits=3):
         torch.get_num_threads()
-        monkeypatch.setattr(_arrays, "_openmp", Interrupted)
-        with pytest.raises(KeyboardInterrupt), _arrays.computing(CPU, one_thread=True):
+        monkeypatch.setattr(devices, "_openmp", Interrupted)
+        with pytest.raises(KeyboardInterrupt), devices.computing(CPU, one_thread=True):
             pass
         assert torch.get_num_threads() == 3
 
@@ -571,12 +574,12 @@ NOISE_SIZES = [(1, 1), (4, 1), (64, 2), (65, 2), (64, 16), (64, 17), (101, 5), (
 def test_score_noise_has_n_draws_or_the_power_of_two_from_4_n_components(
     n_draws, n_components, expected
 ):
-    assert _arrays.score_noise(n_draws, n_components).shape == (expected, n_components)
+    assert quadrature.score_noise(n_draws, n_components).shape == (expected, n_components)
 
 
 @pytest.mark.parametrize(("n_draws", "n_components"), NOISE_SIZES)
 def test_score_noise_has_mean_0_and_covariance_i(n_draws, n_components):
-    noise = _arrays.score_noise(n_draws, n_components)
+    noise = quadrature.score_noise(n_draws, n_components)
     # Rounding only: sums of up to 1000 numbers of size 1.
     np.testing.assert_allclose(noise.mean(axis=0), 0, atol=1e-14)
     covariance = noise.T @ noise / len(noise)
@@ -585,7 +588,7 @@ def test_score_noise_has_mean_0_and_covariance_i(n_draws, n_components):
 
 @pytest.mark.parametrize(("n_draws", "n_components"), NOISE_SIZES)
 def test_score_noise_is_antithetic_with_distinct_draws(n_draws, n_components):
-    noise = _arrays.score_noise(n_draws, n_components)
+    noise = quadrature.score_noise(n_draws, n_components)
     draws = {tuple(row) for row in noise}
     assert draws == {tuple(row) for row in -noise}
     assert len(draws) == len(noise)
@@ -593,15 +596,15 @@ def test_score_noise_is_antithetic_with_distinct_draws(n_draws, n_components):
 
 @pytest.mark.parametrize("n_components", [1, 2, 5, 15])
 def test_score_noise_of_fewer_components_is_its_first_columns(n_components):
-    more = _arrays.score_noise(64, 16)
-    fewer = _arrays.score_noise(64, n_components)
+    more = quadrature.score_noise(64, 16)
+    fewer = quadrature.score_noise(64, n_components)
     assert len(more) == len(fewer) == 64
     np.testing.assert_allclose(more[:, :n_components], fewer, atol=1e-13)  # rounding of a solve
 
 
 @pytest.mark.parametrize("n_components", [1, 2, 8])
 def test_score_noise_is_normal_in_each_coordinate(n_components):
-    noise = np.sort(_arrays.score_noise(256, n_components), axis=0)
+    noise = np.sort(quadrature.score_noise(256, n_components), axis=0)
     # The distance of Kolmogorov-Smirnov: 0.085 would be the 5 % limit of independent draws.
     cdf = (1 + torch.erf(torch.tensor(noise) / math.sqrt(2)).numpy()) / 2
     steps = (np.arange(256)[:, None] + 0.5) / 256
@@ -612,13 +615,13 @@ def test_score_noise_is_normal_in_each_coordinate(n_components):
 @pytest.mark.parametrize("n_components", [2, 8, 16, 32])
 def test_the_radii_of_score_noise_vary_as_those_of_normals_do(n_components):
     # The squared radius has variance 2 L; of 64 draws in 16 dimensions a quarter of it is left.
-    square = np.square(_arrays.score_noise("auto", n_components)).sum(axis=1)
+    square = np.square(quadrature.score_noise("auto", n_components)).sum(axis=1)
     assert square.var() == pytest.approx(2 * n_components, rel=0.4)
 
 
 @pytest.mark.usefixtures("global_generators")
 def test_score_noise_is_the_same_at_every_call():
-    np.testing.assert_array_equal(_arrays.score_noise(64, 3), _arrays.score_noise(64, 3))
+    np.testing.assert_array_equal(quadrature.score_noise(64, 3), quadrature.score_noise(64, 3))
 
 
 # --- devices ----------------------------------------------------------------------------------
@@ -649,10 +652,10 @@ def test_resolve_device_knows_what_is_there_and_auto_is_the_accelerator(
     pretend, accelerators, available, auto
 ):
     pretend(**accelerators)
-    assert _arrays.available_devices() == available
-    assert _arrays.resolve_device("auto") == torch.device(auto)
+    assert devices.available_devices() == available
+    assert devices.resolve_device("auto") == torch.device(auto)
     for name in available:
-        assert _arrays.resolve_device(name) == torch.device(name)
+        assert devices.resolve_device(name) == torch.device(name)
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "mps", "tpu", "CPU", "", "cuda:-1"])
@@ -663,22 +666,22 @@ def test_resolve_device_of_what_is_not_there_raises_and_names_what_is(pretend, n
         "'cuda:1'. Use one of them or device='auto'."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        _arrays.resolve_device(name)
+        devices.resolve_device(name)
 
 
 def test_device_or_cpu_warns_and_computes_on_the_cpu_where_the_device_is_not(pretend):
     pretend()
-    assert _arrays.device_or_cpu("cpu") == CPU
+    assert devices.device_or_cpu("cpu") == CPU
     with pytest.warns(
         UserWarning, match=r"device='cuda:1' is not available here.* Computing on the CPU\."
     ):
-        assert _arrays.device_or_cpu("cuda:1") == CPU
+        assert devices.device_or_cpu("cuda:1") == CPU
 
 
 def test_device_or_cpu_of_what_is_no_accelerator_raises(pretend):
     pretend()
     with pytest.raises(ValueError, match="device='tpu' is not available here"):
-        _arrays.device_or_cpu("tpu")
+        devices.device_or_cpu("tpu")
 
 
 # --- generators and modes ---------------------------------------------------------------------
@@ -686,7 +689,7 @@ def test_device_or_cpu_of_what_is_no_accelerator_raises(pretend):
 
 @pytest.mark.usefixtures("global_generators")
 def test_generator_gives_the_numbers_of_its_seed_and_leaves_the_global_one_alone():
-    draws = [torch.randn(5, generator=_arrays.generator(seed)) for seed in (3, 3, 4)]
+    draws = [torch.randn(5, generator=devices.generator(seed)) for seed in (3, 3, 4)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -711,13 +714,13 @@ def modes():
 def test_computing_is_the_same_in_every_mode_of_the_caller_and_restores_it(mode):
     with mode():
         before = modes()
-        with _arrays.computing(CPU, one_thread=True):
+        with devices.computing(CPU, one_thread=True):
             assert modes() == (False, True, False)
             product = torch.ones(4, 4) @ torch.ones(4, 4)
             assert product.dtype == torch.float32
             assert not product.requires_grad
         assert modes() == before
-        with pytest.raises(RuntimeError, match="mine"), _arrays.computing(CPU, one_thread=True):
+        with pytest.raises(RuntimeError, match="mine"), devices.computing(CPU, one_thread=True):
             raise RuntimeError("mine")
         assert modes() == before
 
@@ -731,10 +734,10 @@ def in_fresh_thread(function):
 def threads_in_computing(one_thread):
     """Threads of torch before, in and after a block, and after one that failed."""
     counts = [torch.get_num_threads()]
-    with _arrays.computing(CPU, one_thread=one_thread):
+    with devices.computing(CPU, one_thread=one_thread):
         counts.append(torch.get_num_threads())
     counts.append(torch.get_num_threads())
-    with pytest.raises(RuntimeError), _arrays.computing(CPU, one_thread=one_thread):
+    with pytest.raises(RuntimeError), devices.computing(CPU, one_thread=one_thread):
         raise RuntimeError
     return [*counts, torch.get_num_threads()]
 
@@ -764,7 +767,7 @@ def test_computing_leaves_the_number_of_another_live_thread_alone():
     with ThreadPoolExecutor(1) as executor:
         others = executor.submit(other)
         ready.wait(10)
-        with _arrays.computing(CPU, one_thread=True):
+        with devices.computing(CPU, one_thread=True):
             here = torch.get_num_threads()
             inside.set()
             seen.wait(10)
@@ -773,7 +776,7 @@ def test_computing_leaves_the_number_of_another_live_thread_alone():
 
 def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():
     def inside():
-        with _arrays.computing(CPU, one_thread=True):
+        with devices.computing(CPU, one_thread=True):
             return torch.get_num_threads()
 
     before = torch.get_num_threads()
@@ -795,9 +798,9 @@ def test_products_have_one_thread_in_computing_and_then_as_many_as_before(
     # A number of MKL's own, as torch.set_num_threads gives it one, or, where that is 0, OpenMP's.
     def counts():
         torch.get_num_threads()
-        _arrays._limit_mkl()(of_mkl)
+        devices._limit_mkl()(of_mkl)
         with threadpool_limits(5, user_api="openmp"):
-            with _arrays.computing(CPU, one_thread=True):
+            with devices.computing(CPU, one_thread=True):
                 inside = threads_of_products()
             with threadpool_limits(4, user_api="openmp"):
                 return inside, threads_of_products()

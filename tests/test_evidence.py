@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from skvae._evidence import FAR_DIFFERENCE, FAR_ROW, excess, gain, is_better, needed_errors
+from skvae._model.evidence import FAR_DIFFERENCE, FAR_ROW, excess, gain, is_better, needed_errors
 
 
 def losses(n=40, seed=0):

@@ -13,9 +13,11 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.model_selection import GridSearchCV
 
-from skvae import VAEGridSearchCV, VAETransformer, _arrays, _factors, _reals, _training
-from skvae._factors import Noise, Size
-from skvae.likelihoods import Gaussian, Laplace, StudentT
+from skvae import VAEGridSearchCV, VAETransformer
+from skvae._data import statistics
+from skvae._model import factor_analysis, loop
+from skvae._model.factor_analysis import Noise, Size
+from skvae.likelihoods import Gaussian, Laplace, StudentT, _reals
 from skvae.networks import MLP, Conv
 from skvae.priors import Mixture, Vamp
 
@@ -45,12 +47,12 @@ def with_holes(y, share=0.2, seed=1):
     return np.where(hidden, np.nan, y)
 
 
-def factors(y, size, noise=None, weight=None, n_steps=_factors.N_LAST_STEPS):
+def factors(y, size, noise=None, weight=None, n_steps=factor_analysis.N_LAST_STEPS):
     """Mean, loading and variance, as they are given to new rows."""
     noise = noise_of() if noise is None else noise
     weight = np.ones(len(y)) if weight is None else weight
     weight = torch.from_numpy(np.asarray(weight, dtype=np.float64))[None]
-    ((found,),) = _factors.maximise(torch.from_numpy(y), [size], noise, weight, n_steps)
+    ((found,),) = factor_analysis.maximise(torch.from_numpy(y), [size], noise, weight, n_steps)
     return [part.numpy() for part in found]
 
 
@@ -70,13 +72,15 @@ def log_likelihood(y, mean, loading, variance):
 def choose(y, n_components, noise=None, weight=None, group=None):
     noise = noise_of() if noise is None else noise
     given = [None if v is None else torch.from_numpy(np.asarray(v)) for v in (weight, group)]
-    return _factors.choose(torch.from_numpy(y), n_components, noise, *given)
+    return factor_analysis.choose(torch.from_numpy(y), n_components, noise, *given)
 
 
 def analyse(y, chosen, noise=None):
     """Factor analysis of what was chosen, or of one size."""
     chosen = ((chosen, 1.0),) if isinstance(chosen, Size) else chosen
-    return _factors.analyse(torch.from_numpy(y), chosen, noise_of() if noise is None else noise)
+    return factor_analysis.analyse(
+        torch.from_numpy(y), chosen, noise_of() if noise is None else noise
+    )
 
 
 def share_of(chosen, n_components):
@@ -87,7 +91,7 @@ def share_of(chosen, n_components):
 
 def score(y, found):
     """Log-likelihood of each row under factors that are found."""
-    return _factors.log_likelihood(torch.from_numpy(y), *found[:3]).numpy()
+    return factor_analysis.log_likelihood(torch.from_numpy(y), *found[:3]).numpy()
 
 
 # --- EM ---------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def score(y, found):
 def test_em_comes_as_far_as_factor_analysis_of_scikit_learn(table, n_components):
     y = standardised(table)
     noise = noise_of(floor=1e-12)
-    found = deflated(y, Size(n_components), noise, n_steps=_factors.N_STEPS)
+    found = deflated(y, Size(n_components), noise, n_steps=factor_analysis.N_STEPS)
     reference = FactorAnalysis(n_components, svd_method="lapack", tol=1e-5, max_iter=3000).fit(y)
     # 50 steps of EM, against some thousand.
     assert log_likelihood(y, *found) > reference.score(y) - 0.05
@@ -136,7 +140,7 @@ def test_the_covariance_is_inflated_for_new_rows():
     complete = torch.from_numpy(y)
     ones = torch.ones(1, 60).double()
     for k in (0, 1, 2):
-        ((own,),) = _factors._maximise_complete(complete, ones, [Size(k)], noise_of(), 50)
+        ((own,),) = factor_analysis._maximise_complete(complete, ones, [Size(k)], noise_of(), 50)
         mean, loading, variance = factors(y, Size(k), n_steps=50)
         inflation = 61 / (60 - k - 3)
         np.testing.assert_allclose(mean, own[0])
@@ -176,10 +180,10 @@ def test_em_for_holes_of_rows_without_any_takes_the_steps_of_em(kind, pseudo_row
     size = Size(3, pseudo_rows)
     tensors = torch.from_numpy(y), torch.from_numpy(weight)
     for n_steps in (1, 50):
-        ((complete,),) = _factors._maximise_complete(
+        ((complete,),) = factor_analysis._maximise_complete(
             tensors[0], tensors[1][None], [size], noise, n_steps
         )
-        holes = _factors._maximise_holes(*tensors, size, noise, n_steps)
+        holes = factor_analysis._maximise_holes(*tensors, size, noise, n_steps)
         for ours, theirs in zip(holes, complete, strict=True):
             # What keeps the equations of a column solvable is 1e-9, some hundred rows beside it.
             torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
@@ -276,7 +280,7 @@ def test_pseudo_rows_shrink_the_noise_towards_the_variance_of_the_column():
     assert (np.diff(shares) > 0).all()
     assert shares[-1] == pytest.approx(1, rel=1e-6)
     # At most as if no residual were left: a of n + a rows.
-    n = _factors._good_rows(
+    n = factor_analysis._good_rows(
         torch.tensor(40.0),
         *(torch.from_numpy(((y - y.mean(axis=0)) ** power).mean(axis=0)) for power in (2, 4)),
     )
@@ -291,7 +295,7 @@ def test_a_column_of_few_values_is_worth_as_many_rows():
         ((y - y.mean(axis=0)) ** 2).mean(axis=0),
         ((y - y.mean(axis=0)) ** 4).mean(axis=0),
     )
-    n = _factors._good_rows(torch.tensor(1000.0), *map(torch.from_numpy, (square, fourth)))
+    n = factor_analysis._good_rows(torch.tensor(1000.0), *map(torch.from_numpy, (square, fourth)))
     # The kurtosis of normal values is 3 but for the draws; that of k of n values is about n / k.
     assert n[0] == pytest.approx(1000, rel=0.2)
     assert n[1] == pytest.approx(2 * 6, rel=0.02)
@@ -349,7 +353,7 @@ def encode(y, found):
 def test_the_encoder_for_holes_is_exact_for_rows_without_any_where_none_has_holes():
     y = standardised("wine")
     found = analyse(y, Size(3))
-    moved = _factors._encode_holes(torch.from_numpy(y), *found)
+    moved = factor_analysis._encode_holes(torch.from_numpy(y), *found)
     for ours, exact in zip(moved, found[3:], strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
     for ours, exact in zip(encode(y, found), exact_posterior(y, found), strict=True):
@@ -371,7 +375,7 @@ def test_the_encoder_for_holes_comes_close_to_the_posteriors_of_new_rows(table):
 
 def test_the_path_has_each_small_number_of_components_and_the_largest():
     for most in (0, 1, 2, 5, 9, 40, 300):
-        path = _factors._path(most)
+        path = factor_analysis._path(most)
         assert path[0] == 0
         assert path[-1] == most
         assert path == sorted(set(path))
@@ -397,13 +401,13 @@ def test_nothing_is_left_of_columns_that_have_nothing_in_common(n):
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_rows_of_a_group_are_left_out_together(monkeypatch, share):
     group = np.random.default_rng(0).integers(12, size=90) * 7 - 3
-    seen, maximise = [], _factors.maximise
+    seen, maximise = [], factor_analysis.maximise
 
     def watch(y, sizes, noise, weight, n_steps):
         seen.append(weight.numpy())
         return maximise(y, sizes, noise, weight, n_steps)
 
-    monkeypatch.setattr(_factors, "maximise", watch)
+    monkeypatch.setattr(factor_analysis, "maximise", watch)
     choose(with_holes(plane(90), share), 3, group=group)
     (folds,) = seen
     assert len(folds) >= 3
@@ -428,23 +432,23 @@ def test_rows_that_are_copies_of_each_other_choose_components_only_without_their
 def test_where_groups_leave_too_few_rows_the_folds_are_of_rows():
     y = plane(90)
     expected = choose(y, 3)
-    assert expected != _factors.ALONE
+    assert expected != factor_analysis.ALONE
     assert choose(y, 3, group=np.zeros(90, int)) == expected
     # Without the 80 rows of one group too few are left: the other folds decide.
     giant = np.where(np.arange(90) < 80, 0, np.arange(90))
-    kept = _factors._leave_out(torch.ones(90).double(), torch.from_numpy(giant), 5)
+    kept = factor_analysis._leave_out(torch.ones(90).double(), torch.from_numpy(giant), 5)
     assert len(kept) == 4
     assert (kept[:, :80] == 1).all()
 
 
 def test_two_groups_are_two_folds(monkeypatch):
-    seen, maximise = [], _factors.maximise
+    seen, maximise = [], factor_analysis.maximise
 
     def watch(y, sizes, noise, weight, n_steps):
         seen.append(weight.numpy())
         return maximise(y, sizes, noise, weight, n_steps)
 
-    monkeypatch.setattr(_factors, "maximise", watch)
+    monkeypatch.setattr(factor_analysis, "maximise", watch)
     group = np.arange(90) % 2
     choose(plane(90), 3, group=group)
     assert {tuple(own > 0) for own in seen[0]} == {tuple(group == 0), tuple(group == 1)}
@@ -453,7 +457,7 @@ def test_two_groups_are_two_folds(monkeypatch):
 def test_of_groups_that_leave_one_to_judge_the_folds_are_of_rows():
     group = np.repeat([0, 1], [110, 50])
     y = plane(160)
-    assert choose(y, 3, group=group) == choose(y, 3) != _factors.ALONE
+    assert choose(y, 3, group=group) == choose(y, 3) != factor_analysis.ALONE
 
 
 @pytest.mark.parametrize("kind", ["per_feature", "shared"])
@@ -485,7 +489,7 @@ def test_constant_columns_change_neither_choice_nor_analysis(kind, share, unit):
 def test_units_far_apart_leave_no_pca(apart):
     y = plane(60)
     units = torch.tensor([apart, 1, 1, 1, 1, 1]).double()
-    sizes, _ = _factors._affordable(torch.from_numpy(y), 3, noise_of()._replace(units=units))
+    sizes, _ = factor_analysis._affordable(torch.from_numpy(y), 3, noise_of()._replace(units=units))
     assert any(size.is_pca for size in sizes) == (apart <= 1e6)
     if apart > 1e6:
         assert choose(y, 3, noise_of()._replace(units=units)) == choose(y, 3)
@@ -520,10 +524,10 @@ def test_weights_of_pca_are_rows_that_are_repeated():
     noise = noise_of()._replace(units=torch.linspace(0.5, 2, 5).double())
     size = Size(2, is_pca=True)
     weight = torch.from_numpy(times.astype(float))
-    (weighed,) = _factors._principal(torch.from_numpy(y), weight, [size], noise)
+    (weighed,) = factor_analysis._principal(torch.from_numpy(y), weight, [size], noise)
     repeated = torch.from_numpy(np.repeat(y, times, axis=0))
     ones = torch.ones(len(repeated)).double()
-    (expected,) = _factors._principal(repeated, ones, [size], noise)
+    (expected,) = factor_analysis._principal(repeated, ones, [size], noise)
     for one, other in zip(weighed, expected, strict=True):
         np.testing.assert_allclose(one.abs(), other.abs(), rtol=1e-9, atol=1e-12)
 
@@ -553,7 +557,7 @@ def test_the_average_of_models_of_one_covariance_is_that_covariance(kind):
         (torch.zeros(6).double(), loading @ turn, variance),
         (torch.ones(6).double(), loading, variance),
     ]
-    mean, w, v = _factors._average(models, [0.25, 0.75], noise_of(kind))
+    mean, w, v = factor_analysis._average(models, [0.25, 0.75], noise_of(kind))
     np.testing.assert_allclose(mean, np.full(6, 0.75))
     expected = loading @ loading.T + torch.diag(variance)
     np.testing.assert_allclose(w @ w.T + torch.diag(v), expected, atol=2e-3)
@@ -564,7 +568,7 @@ def test_the_average_is_the_factor_analysis_closest_to_the_mean_covariance():
         [torch.from_numpy(part) for part in factors(plane(80, seed=s), Size(k))]
         for s, k in ((0, 1), (1, 2))
     ]
-    _, w, v = (part.numpy() for part in _factors._average(models, [0.4, 0.6], noise_of()))
+    _, w, v = (part.numpy() for part in factor_analysis._average(models, [0.4, 0.6], noise_of()))
     mean = sum(
         share * (m[1] @ m[1].T + torch.diag(m[2]))
         for share, m in zip([0.4, 0.6], models, strict=True)
@@ -582,13 +586,13 @@ def test_shares_are_how_often_a_size_is_the_best_of_rows_that_are_drawn():
         np.stack([rng.normal(size=300), rng.normal(0.05, 1, size=300), np.full(300, 9.0)])
     )
     weight, group = torch.ones(300).double(), torch.arange(300)
-    share = _factors._share_of_draws(loss, weight, group)
+    share = factor_analysis._share_of_draws(loss, weight, group)
     drawn = np.random.default_rng(7).dirichlet(np.ones(300), 20_000) @ loss.numpy().T
     expected = np.bincount(drawn.argmin(axis=1), minlength=3) / 20_000
-    np.testing.assert_allclose(share, expected, atol=4 * 0.5 / math.sqrt(_factors.N_DRAWS))
+    np.testing.assert_allclose(share, expected, atol=4 * 0.5 / math.sqrt(factor_analysis.N_DRAWS))
     assert share[2] == 0
     # Rows of a group come together: of one group, the best is always the best.
-    one = _factors._share_of_draws(loss, weight, torch.zeros(300, dtype=torch.long))
+    one = factor_analysis._share_of_draws(loss, weight, torch.zeros(300, dtype=torch.long))
     assert sorted(one) == [0, 0, 1]
     assert one[int(loss.mean(1).argmin())] == 1
 
@@ -597,18 +601,18 @@ def test_many_rows_are_drawn_some_at_a_time(monkeypatch):
     rng = np.random.default_rng(0)
     loss = torch.from_numpy(rng.normal(size=(2, 3000)))
     whole = [torch.ones(3000).double(), torch.arange(3000)]
-    some = _factors._share_of_draws(loss, *whole)
-    monkeypatch.setattr(_factors, "N_UNITS", 3000)
-    assert some == pytest.approx(_factors._share_of_draws(loss, *whole), abs=0.1)
+    some = factor_analysis._share_of_draws(loss, *whole)
+    monkeypatch.setattr(factor_analysis, "N_UNITS", 3000)
+    assert some == pytest.approx(factor_analysis._share_of_draws(loss, *whole), abs=0.1)
 
 
 def test_those_count_that_are_most_of_the_draws():
     sizes = [Size(k) for k in range(4)]
-    assert _factors._most_frequent(sizes, [0.04, 0.3, 0.65, 0.01]) == (
+    assert factor_analysis._most_frequent(sizes, [0.04, 0.3, 0.65, 0.01]) == (
         (Size(1), pytest.approx(0.3 / 0.95)),
         (Size(2), pytest.approx(0.65 / 0.95)),
     )
-    assert _factors._most_frequent(sizes, [0.0, 0.0, 1.0, 0.0]) == ((Size(2), 1.0),)
+    assert factor_analysis._most_frequent(sizes, [0.0, 0.0, 1.0, 0.0]) == ((Size(2), 1.0),)
 
 
 @pytest.mark.parametrize(("n", "n_features", "share"), [(300, 60, 0.01), (1000, 100, 0.003)])
@@ -619,7 +623,7 @@ def test_the_choice_is_never_worse_than_independent_columns_where_values_are_rar
         rng = np.random.default_rng(seed)
         many = (rng.random((3 * n, n_features)) < share) * rng.exponential(size=(3 * n, n_features))
         X, new = many[:n], many[n:]
-        columns = _arrays.describe_columns(X)
+        columns = statistics.describe_columns(X)
         std = np.where(columns.std > 0, columns.std, 1.0)
         y, new = ((rows - columns.mean) / std for rows in (X, new))
         varies = columns.std > 0
@@ -666,15 +670,15 @@ def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns, kin
 
 
 def test_a_choice_that_would_take_long_tries_fewer_sizes_in_fewer_folds(monkeypatch):
-    seen, maximise = [], _factors.maximise
+    seen, maximise = [], factor_analysis.maximise
 
     def watch(y, sizes, noise, weight, n_steps):
         seen.append((sizes, len(weight)))
         return maximise(y, sizes, noise, weight, n_steps)
 
-    monkeypatch.setattr(_factors, "maximise", watch)
-    for afforded in (_factors.AFFORDED, 2**24, 1):
-        monkeypatch.setattr(_factors, "AFFORDED", afforded)
+    monkeypatch.setattr(factor_analysis, "maximise", watch)
+    for afforded in (factor_analysis.AFFORDED, 2**24, 1):
+        monkeypatch.setattr(factor_analysis, "AFFORDED", afforded)
         assert share_of(choose(plane(400, 20), 12), 2) > 0.8
     numbers = [len(sizes) * n_folds for sizes, n_folds in seen]
     assert numbers[0] > numbers[1] >= numbers[2]
@@ -753,7 +757,7 @@ def test_rows_that_are_held_out_are_a_part_of_what_is_kept_and_not_of_what_is_ju
     monkeypatch, working_memory
 ):
     X, chosen, seen, judged = plane(1000, 10), [], [], []
-    choose, analyse, train = _factors.choose, _factors.analyse, _training.train
+    choose, analyse, train = factor_analysis.choose, factor_analysis.analyse, loop.train
 
     def watch_choice(y, *args):
         chosen.append(set(map(tuple, y.numpy())))
@@ -767,9 +771,9 @@ def test_rows_that_are_held_out_are_a_part_of_what_is_kept_and_not_of_what_is_ju
         judged.append(set(map(tuple, rows.take(rows.index)[0].double().numpy())))
         return train(stack, read, rows, *args, **more)
 
-    monkeypatch.setattr(_factors, "choose", watch_choice)
-    monkeypatch.setattr(_factors, "analyse", watch_analysis)
-    monkeypatch.setattr(_training, "train", watch_training)
+    monkeypatch.setattr(factor_analysis, "choose", watch_choice)
+    monkeypatch.setattr(factor_analysis, "analyse", watch_analysis)
+    monkeypatch.setattr(loop, "train", watch_training)
     with config_context(working_memory=working_memory):
         VAETransformer(2, max_iter=1, random_state=0).fit(X)
     ((of_choice,), (held_out,), (first, last)) = chosen, judged, seen

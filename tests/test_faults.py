@@ -38,7 +38,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_html_repr
 from threadpoolctl import threadpool_limits
 
-from skvae import VAETransformer, _model, _training, metrics
+from skvae import VAETransformer, metrics
+from skvae._model.adam import Adam
+from skvae._model.stacking import learned_state, stack_models
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -994,14 +996,14 @@ def test_41_a_memory_map_larger_than_working_memory_is_read_in_parts(quick, tmp_
 def test_42_ctrl_c_keeps_the_last_complete_epoch_if_there_is_one(
     X, quick, monkeypatch, early_stopping
 ):
-    step, calls = _training.Adam.step, []
+    step, calls = Adam.step, []
 
     def step_and_interrupt(*args):
         calls.append(step(*args))
         if len(calls) == n_calls:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(_training.Adam, "step", step_and_interrupt)
+    monkeypatch.setattr(Adam, "step", step_and_interrupt)
     vae = quick(batch_size=16, early_stopping=early_stopping)  # 4 steps an epoch
     n_calls = 2
     with pytest.raises(KeyboardInterrupt):
@@ -1284,14 +1286,14 @@ def test_53_the_gradient_is_the_slope_of_the_terms_in_float64(X, quick):
     y, eps = (torch.tensor(rng.normal(size=size)) for size in [(1, 7, 4), (1, 3, 7, 2)])
 
     def terms_of(state):
-        stack = _model.stack([vae._architecture], [state], "cpu")
+        stack = stack_models([vae._architecture], [state], "cpu")
         with torch.inference_mode():
             return stack, *stack.vjp(y, eps, y[..., :0], by_draw=False)
 
     stack, terms, pull = terms_of(vae.state_)
     with torch.inference_mode():
         flat = torch.cat([g.flatten(1) for g in pull(*map(torch.ones_like, terms))], dim=1)
-    gradient = _model.learned(stack, vae._architecture, flat[0])
+    gradient = learned_state(stack, vae._architecture, flat[0])
     step = 1e-5
     ways = {name: rng.normal(size=array.shape) for name, array in gradient.items()}
     there, back = (

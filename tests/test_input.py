@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_array
 
-from skvae import VAEImputer, VAETransformer, _arrays, _input
+from skvae import VAEImputer, VAETransformer
+from skvae._data import arrays, description
 from skvae.likelihoods import Gaussian
 
 
@@ -27,7 +28,7 @@ class Watched:
 
 def describe(data, held_out, weight=None):
     names = {"_categories": {}}
-    return _input.describe(data, Gaussian(), names, weight, held_out, reset=True)[0]
+    return description.describe(data, Gaussian(), names, weight, held_out, reset=True)[0]
 
 
 @pytest.mark.filterwarnings("ignore:X has values that are farther from the others")
@@ -39,7 +40,7 @@ def test_rows_are_described_in_blocks_those_held_out_too(kind):
     X[held_out[9], 4] = np.nan
     data = Watched(kind(X))
     moments = describe(data, held_out)
-    assert max(data.asked) <= _arrays.READ_AT_ONCE // 1000
+    assert max(data.asked) <= arrays.READ_AT_ONCE // 1000
     assert moments.has_holes
     assert moments.suspects[1, 3] == 1e9
     training = np.delete(X, held_out, axis=0)
@@ -237,6 +238,6 @@ def test_copies_are_looked_for_among_rows_with_holes_and_of_any_size(dtype):
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(30, 2)), 8, axis=0).astype(dtype)
     X[rng.random(X.shape) < 0.1] = np.nan
-    assert _input._is_real(np.unique(X, axis=0)) in (True, False)
+    assert description._is_real(np.unique(X, axis=0)) in (True, False)
     X[:2, 0] = np.finfo(dtype).min, np.finfo(dtype).max
-    assert _input._is_real(X) in (True, False)
+    assert description._is_real(X) in (True, False)

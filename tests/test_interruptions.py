@@ -28,7 +28,9 @@ from sklearn.model_selection import GridSearchCV
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import Checkpoint, VAEGridSearchCV, VAEImputer, _arrays, _files, _training
+from skvae import Checkpoint, VAEGridSearchCV, VAEImputer
+from skvae._backend import devices, files
+from skvae._model.member import Run
 
 PACKAGE = str(Path(skvae.__file__).parent)
 
@@ -42,7 +44,7 @@ def first_line_after_yield(function):
 # promise anything there.
 CLEANUP = {
     function.__name__: first_line_after_yield(function)
-    for function in (_arrays.computing, _files.replacing)
+    for function in (devices.computing, files.replacing)
 }
 N_FAULTS = 30  # of each kind of call
 ERRORS = [RuntimeError("x"), MemoryError("x"), OSError("x"), torch.OutOfMemoryError("x")]
@@ -106,10 +108,10 @@ def lines_of(call, seed=0):
 def threads():
     """Numbers of threads that differ from all that the package sets."""
     torch.get_num_threads()  # which sets a thread's own at its first call
-    before = _arrays._limit_mkl()(3)
+    before = devices._limit_mkl()(3)
     with threadpool_limits(2, user_api="openmp"):
         yield
-    _arrays._limit_mkl()(before)
+    devices._limit_mkl()(before)
 
 
 def content(estimator):
@@ -140,14 +142,14 @@ def test_an_exception_anywhere_in_a_fit_leaves_everything_as_it_was(
 @pytest.fixture
 def complete(monkeypatch):
     """How many lines have run at the end of each epoch that is complete, in a `Fault`."""
-    lines, end_epoch = [], _training.Run.end_epoch
+    lines, end_epoch = [], Run.end_epoch
 
     def end(*args):
         end_epoch(*args)
         fault = getattr(sys.gettrace(), "__self__", None)  # else coverage may be watching
         lines.append(fault.count if isinstance(fault, Fault) else 0)
 
-    monkeypatch.setattr(_training.Run, "end_epoch", end)
+    monkeypatch.setattr(Run, "end_epoch", end)
     return lines
 
 
@@ -223,14 +225,14 @@ def test_ctrl_c_after_the_last_epoch_of_a_stack_ends_the_search(X, quick, monkey
 
 def interrupt_once(monkeypatch):
     """Have Ctrl-C come when the last epoch is complete."""
-    finish, interrupts = _training.Run.finish, [KeyboardInterrupt]
+    finish, interrupts = Run.finish, [KeyboardInterrupt]
 
     def interrupted(run):
         if interrupts:
             raise interrupts.pop()
         return finish(run)
 
-    monkeypatch.setattr(_training.Run, "finish", interrupted)
+    monkeypatch.setattr(Run, "finish", interrupted)
 
 
 @pytest.mark.parametrize("error", [*ERRORS, KeyboardInterrupt()], ids=repr)
@@ -307,7 +309,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_whole(
         room = share * path.stat().st_size if next(opened) == 2 else np.inf
         return Disk(open(name, mode), room)
 
-    monkeypatch.setattr(_files, "open", open_on_disk, raising=False)
+    monkeypatch.setattr(files, "open", open_on_disk, raising=False)
     with pytest.raises(OSError, match="No space left"):
         vae.fit(X)
     assert content(vae) == unfitted

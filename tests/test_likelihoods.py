@@ -16,7 +16,9 @@ from torch import distributions as D
 from torch.nn import functional as F
 
 from skvae import VAETransformer, safetensors
-from skvae._arrays import UNNAMED, Labels, Moments, Units, describe_columns, standardise
+from skvae._data.statistics import Moments, describe_columns
+from skvae._data.units import Units, standardise
+from skvae._data.words import UNNAMED, Labels
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,

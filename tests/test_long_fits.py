@@ -14,7 +14,10 @@ from sklearn.datasets import load_wine
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skvae import Checkpoint, VAETransformer, _files, _stack
+from skvae import Checkpoint, VAETransformer
+from skvae._backend import files
+from skvae._fit.job import in_parts
+from skvae._model.adam import Adam
 from skvae.likelihoods import Categorical, Columns, Gaussian
 from skvae.networks import Conv
 from skvae.priors import Vamp
@@ -111,11 +114,11 @@ def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
         whole = model().fit(X)
         part = model().set_callbacks(Stop(3)).fit(X)
         assert_same_fit(part.set_callbacks().fit(X), whole)
-        assert _stack._in_parts(part._prepare(X)[0])
+        assert in_parts(part._prepare(X)[0])
 
 
 def test_ctrl_c_in_the_middle_of_an_epoch_loses_that_epoch_alone(wine, monkeypatch):
-    whole, step, count = model().fit(wine), _stack._training.Adam.step, iter(range(100))
+    whole, step, count = model().fit(wine), Adam.step, iter(range(100))
 
     def interrupted(*args):
         if next(count) == 20:  # of 6 steps an epoch: in the fourth
@@ -124,7 +127,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch_loses_that_epoch_alone(wine, monkeypat
 
     part = model()
     with monkeypatch.context() as patch:
-        patch.setattr(_stack._training.Adam, "step", interrupted)
+        patch.setattr(Adam, "step", interrupted)
         with pytest.warns(UserWarning, match="interrupted"):
             part.fit(wine)
     assert part.n_iter_ == 3
@@ -210,7 +213,7 @@ def test_ctrl_c_before_a_further_epoch_is_complete_changes_nothing(wine, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_stack._training.Adam, "step", interrupted)
+        patch.setattr(Adam, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             part.fit(wine)
     assert joblib.hash(vars(part)) == before
@@ -345,7 +348,7 @@ def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, error):
     path.write_bytes(b"before")
 
     def write_half():
-        with _files.replacing(path) as file:
+        with files.replacing(path) as file:
             file.write(b"half")
             raise error
 
@@ -359,12 +362,12 @@ def test_a_file_keeps_its_mode_and_nothing_else_is_replaced(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     path.chmod(0o600)
-    with _files.replacing(path) as file:
+    with files.replacing(path) as file:
         file.write(b"after")
     assert path.stat().st_mode & 0o777 == 0o600
 
     def replace_folder():
-        with _files.replacing(tmp_path):
+        with files.replacing(tmp_path):
             pass
 
     with pytest.raises(OSError, match="is no file"):
@@ -375,7 +378,7 @@ def test_a_file_takes_its_place_where_a_link_points(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"before")
     link.symlink_to(path)
-    with _files.replacing(link) as file:
+    with files.replacing(link) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
     assert link.is_symlink()
@@ -477,7 +480,7 @@ def test_ctrl_c_in_a_partial_fit_is_raised_and_changes_nothing(wine, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_stack._training.Adam, "step", interrupted)
+        patch.setattr(Adam, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             vae.partial_fit(wine)
     assert joblib.hash(vars(vae)) == before

@@ -11,8 +11,21 @@ from threadpoolctl import threadpool_limits
 from torch import distributions as D
 from torch import nn
 
-from skvae import VAETransformer, _factors, _model
-from skvae._arrays import describe_columns, standardise
+from skvae import VAETransformer
+from skvae._data.statistics import describe_columns
+from skvae._data.units import standardise
+from skvae._model import factor_analysis
+from skvae._model.stacking import learned_state, stack_models
+from skvae._model.state import (
+    cast_state,
+    from_state,
+    initial_state,
+    log_jacobian,
+    n_noise,
+    n_weights,
+    units_of,
+)
+from skvae._model.vae import VAE
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP, Own
 from skvae.priors import Mixture, Vamp
@@ -55,19 +68,19 @@ def made(likelihood="gaussian", n_components=2, hidden=(6, 5), seed=1):
     """A model in float64 whose learned values are all away from where they start."""
     architecture = describe(4, n_components, likelihood, hidden)
     columns = describe_columns(data(likelihood))
-    state = _model.cast(_model.initial_state(architecture, columns, 0), np.float64)
+    state = cast_state(initial_state(architecture, columns, 0), np.float64)
     rng = np.random.default_rng(seed)
     for name in learned_names(architecture, state):
         state[name] = 0.6 * rng.normal(size=state[name].shape)
-    return _model.from_state(architecture, state), state
+    return from_state(architecture, state), state
 
 
 def learned_names(architecture, state):
-    return [name for name, _ in _model.from_state(architecture, state).named_parameters()]
+    return [name for name, _ in from_state(architecture, state).named_parameters()]
 
 
 def stacked(architectures, states):
-    return _model.stack(architectures, states, torch.device("cpu"))
+    return stack_models(architectures, states, torch.device("cpu"))
 
 
 def end_to_end(stack):
@@ -100,9 +113,9 @@ def mlp(state, part, h):
 @every_likelihood
 def test_state_of_a_model_made_from_a_state_is_that_state_bit_for_bit(likelihood):
     architecture = describe(likelihood=likelihood)
-    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
+    state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     assert all(type(array) is np.ndarray for array in state.values())
-    model = _model.from_state(architecture, state)
+    model = from_state(architecture, state)
     again = model.state_dict()
     assert list(again) == list(state)
     for name, array in state.items():
@@ -113,9 +126,9 @@ def test_state_of_a_model_made_from_a_state_is_that_state_bit_for_bit(likelihood
 @every_likelihood
 def test_learned_part_of_a_state_is_that_of_the_parameters_bit_for_bit(likelihood):
     architecture = describe(likelihood=likelihood)
-    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
+    state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     stack = stacked([architecture], [state])
-    learned = _model.learned(stack, architecture, end_to_end(stack)[0])
+    learned = learned_state(stack, architecture, end_to_end(stack)[0])
     assert list(learned) == learned_names(architecture, state)
     for name, array in learned.items():
         assert array.dtype == state[name].dtype
@@ -126,8 +139,8 @@ def test_initial_state_is_that_of_its_seed_and_moves_no_global_generator():
     columns = describe_columns(data())
     torch.rand(1), np.random.rand()  # so that no seed gives the state
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first, same, other = (_model.initial_state(describe(), columns, seed) for seed in (0, 0, 1))
-    _model.from_state(describe(), first)
+    first, same, other = (initial_state(describe(), columns, seed) for seed in (0, 0, 1))
+    from_state(describe(), first)
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
     for name, array in first.items():
@@ -152,29 +165,29 @@ def restored_defaults():
 @pytest.mark.usefixtures("restored_defaults")
 def test_initial_state_does_not_depend_on_the_defaults_of_torch(likelihood, change):
     architecture, columns = describe(likelihood=likelihood), describe_columns(data(likelihood))
-    expected = _model.initial_state(architecture, columns, 0)
+    expected = initial_state(architecture, columns, 0)
     change()
-    state = _model.initial_state(architecture, columns, 0)
+    state = initial_state(architecture, columns, 0)
     for name, array in expected.items():
         assert state[name].dtype == array.dtype
         np.testing.assert_array_equal(state[name], array)
-    model = _model.from_state(architecture, expected)
+    model = from_state(architecture, expected)
     assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
 
 
 @pytest.mark.parametrize("make", ["model", "stack"])
 def test_state_and_model_share_no_memory(make):
     architecture = describe()
-    state = _model.initial_state(architecture, describe_columns(data()), 0)
+    state = initial_state(architecture, describe_columns(data()), 0)
     before = {name: array.copy() for name, array in state.items()}
     for array in state.values():
         array.setflags(write=False)  # as a memory map
     if make == "model":
-        model, learned = _model.from_state(architecture, state), {}
+        model, learned = from_state(architecture, state), {}
     else:
         model = stacked([architecture], [state])
         weights = end_to_end(model)[0]
-        learned = _model.learned(model, architecture, weights)
+        learned = learned_state(model, architecture, weights)
         weights.add_(1)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -187,8 +200,8 @@ def test_state_and_model_share_no_memory(make):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_state_that_is_cast_has_weights_of_the_dtype_and_the_units_it_had(dtype):
-    state = _model.initial_state(describe(), describe_columns(data()), 0)
-    cast = _model.cast(state, dtype)
+    state = initial_state(describe(), describe_columns(data()), 0)
+    cast = cast_state(state, dtype)
     assert set(cast) == set(state)
     for name, array in cast.items():
         assert array.dtype == (np.float64 if name in ("location", "scale") else dtype)
@@ -196,9 +209,9 @@ def test_a_state_that_is_cast_has_weights_of_the_dtype_and_the_units_it_had(dtyp
 
 
 def test_units_that_no_float32_holds_are_as_they_were_after_a_cast():
-    state = _model.initial_state(describe(), describe_columns(data()), 0)
+    state = initial_state(describe(), describe_columns(data()), 0)
     state = {**state, "location": np.full(4, 1e200), "scale": np.full(4, 1e-200)}
-    for name, array in _model.cast(state, np.float32).items():
+    for name, array in cast_state(state, np.float32).items():
         np.testing.assert_array_equal(array, state[name])
 
 
@@ -220,7 +233,7 @@ def test_n_weights_counts_about_the_multiplications_of_a_row():
     products = 4 * 6 + 6 * 5 + 5 * 4 + 4 * 4 + 2 * 5 + 5 * 6 + 6 * 8 + 2 * 8
     # Biases, units, means, noise and its floors, a bound, and whether variances are released.
     others = 6 + 5 + 4 + 5 + 6 + 8 + 5 * 4 + 4 + 4 + 1 + 1
-    assert _model.n_weights(state) == products + others
+    assert n_weights(state) == products + others
 
 
 # --- in the units of X ------------------------------------------------------------------------
@@ -262,7 +275,7 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
     model.float()  # location and scale too: they are given back in float64
     model.location, model.scale = (torch.tensor(state[n]) for n in ("location", "scale"))
     X = data(likelihood)
-    Y = standardise(X, _model.units(state))
+    Y = standardise(X, units_of(state))
     for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Y), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -273,11 +286,11 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
 @pytest.mark.parametrize("farthest", [1.0, 19.9, 20.1, 1e6, math.nan])
 def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, farthest, missing):
     architecture = describe(likelihood=likelihood) | {"missing": missing}
-    state = _model.initial_state(architecture, describe_columns(data(likelihood)), 0)
-    y = standardise(data(likelihood), _model.units(state))
+    state = initial_state(architecture, describe_columns(data(likelihood)), 0)
+    y = standardise(data(likelihood), units_of(state))
     y[3, 1] = farthest
     eps = normals(3, 30, 2).float()
-    told, untold = (_model.from_state(architecture, state) for _ in range(2))
+    told, untold = (from_state(architecture, state) for _ in range(2))
     told.expect(math.nan if math.isnan(farthest) else float(y.abs().max()))
     assert told.has_holes == math.isnan(farthest)
     assert told.is_far == (not y.abs().max() <= told.bound)
@@ -289,8 +302,8 @@ def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, far
 def test_what_the_encoder_sees_is_bounded_though_counts_are_near():
     X = np.random.default_rng(0).poisson(10.0, (200, 2)).astype(float)
     X[:, 1] = 10 + (np.arange(200) == 7)
-    state = _model.initial_state(describe(2, likelihood="poisson"), describe_columns(X), 0)
-    model = _model.from_state(describe(2, likelihood="poisson"), state)
+    state = initial_state(describe(2, likelihood="poisson"), describe_columns(X), 0)
+    model = from_state(describe(2, likelihood="poisson"), state)
     model.expect(15.0)
     seen = model.see(torch.tensor([[12.0, 10.0], [0.0, 15.0]]))
     assert seen.abs().max() == model.bound
@@ -304,8 +317,8 @@ def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
     X[7, 1] = 1e6
     vae = VAETransformer(2, likelihood=Gaussian(0.1), activation="relu", random_state=0, max_iter=5)
     expected = vae.fit(X[-1000:]).transform(X)
-    expect, far, near = _model.VAE.expect, threading.Event(), threading.Event()
-    assert _model.from_state(vae._architecture, vae.state_).limit < 1e6
+    expect, far, near = VAE.expect, threading.Event(), threading.Event()
+    assert from_state(vae._architecture, vae.state_).limit < 1e6
 
     def in_turn(self, reach, *args):
         if reach < 1e5:
@@ -314,7 +327,7 @@ def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
         (far if reach > 1e5 else near).set()
         assert near.wait(30)
 
-    monkeypatch.setattr(_model.VAE, "expect", in_turn)
+    monkeypatch.setattr(VAE, "expect", in_turn)
     with threadpool_limits(2):
         np.testing.assert_array_equal(vae.transform(X), expected)
 
@@ -335,8 +348,8 @@ def test_an_encoder_that_writes_into_its_input_does_not_change_what_is_scored():
     far = X.copy()
     far[5, 0] = 1e5  # in the same block
     np.testing.assert_array_equal(vae.score_samples(far)[:5], vae.score_samples(X)[:5])
-    model = _model.from_state(vae._architecture, vae.state_)
-    y = standardise(X, _model.units(vae.state_))
+    model = from_state(vae._architecture, vae.state_)
+    y = standardise(X, units_of(vae.state_))
     before = y.clone()
     model.expect(float(y.abs().max()))
     model(y, normals(3, 200, 2).float())
@@ -425,26 +438,26 @@ def test_log_jacobian_is_that_of_the_map_to_the_models_units(likelihood):
     location, scale = (torch.tensor(state[name][varies]) for name in ("location", "scale"))
     x = torch.tensor(data(likelihood)[0, varies])
     jacobian = torch.autograd.functional.jacobian(lambda x: (x - location) / scale, x)
-    assert _model.log_jacobian(state) == pytest.approx(
+    assert log_jacobian(state) == pytest.approx(
         -torch.linalg.slogdet(jacobian).logabsdet.item(), rel=1e-13, abs=1e-13
     )
 
 
 def test_log_jacobian_of_nothing_that_varies_is_0():
-    assert _model.log_jacobian({"scale": np.zeros(3), "has_units": np.ones(3)}) == 0
+    assert log_jacobian({"scale": np.zeros(3), "has_units": np.ones(3)}) == 0
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 2e5])
 def test_density_in_the_units_of_x_integrates_to_1(noise):
     X = data()[:, :1]  # 1.7e9 +- 1e3
     architecture = describe(1, 1, Gaussian(noise), ())
-    state = _model.initial_state(architecture, describe_columns(X), 0)
-    model = _model.from_state(architecture, state).double()
+    state = initial_state(architecture, describe_columns(X), 0)
+    model = from_state(architecture, state).double()
     x = np.linspace(-2e4, 2e4, 40_001)[:, None] + X.mean()
     y = torch.tensor((x - state["location"]) / state["scale"])
     with torch.no_grad():
         log_density = model.log_prob(y, torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
-    density = np.exp(log_density.numpy() - _model.log_jacobian(state))
+    density = np.exp(log_density.numpy() - log_jacobian(state))
     # x itself is rounded to 2e-7 of a step of 1.
     assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
 
@@ -501,7 +514,7 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
     likelihood, n_draws, n_models, by_draw
 ):
     models, states = zip(*(made(likelihood, seed=1 + m) for m in range(n_models)), strict=True)
-    Y = standardise(data(likelihood), _model.units(states[0]), torch.float64)
+    Y = standardise(data(likelihood), units_of(states[0]), torch.float64)
     y = torch.stack([Y.roll(m, 0) for m in range(n_models)])
     y[:, 0, 0], y[:, 1, 3] = 50, -60  # farther than the encoder sees
     eps = normals(n_models, n_draws, 30, 2)
@@ -545,7 +558,7 @@ def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
         X_hat = model.decode(mean + std * eps[0]).numpy()
 
     kl = kl[0].sum(-1)
-    loss = (kl - log_likelihood[0]).numpy() + _model.log_jacobian(state)
+    loss = (kl - log_likelihood[0]).numpy() + log_jacobian(state)
 
     textbook = ((X - X_hat) ** 2).sum(axis=1) + kl.numpy()
     constant = 3 / 2 * math.log(math.pi)
@@ -570,7 +583,7 @@ def test_values_and_their_names_make_the_same_model():
     columns = describe_columns(data())
     for name, value in [("gaussian", Gaussian()), ("bernoulli", Bernoulli())]:
         by_name, by_value = (
-            _model.initial_state(describe(likelihood=likelihood), columns, 0)
+            initial_state(describe(likelihood=likelihood), columns, 0)
             for likelihood in (name, value)
         )
         assert list(by_name) == list(by_value)
@@ -600,7 +613,7 @@ def test_a_stack_gives_back_the_learned_values_of_every_member_exactly(likelihoo
     architectures, states = made_several(likelihood, mixture, hidden)
     stack = stacked(architectures, states)
     for architecture, state, weights in zip(architectures, states, end_to_end(stack), strict=True):
-        learned = _model.learned(stack, architecture, weights)
+        learned = learned_state(stack, architecture, weights)
         assert list(learned) == learned_names(architecture, state)
         for name, array in learned.items():
             np.testing.assert_array_equal(array, state[name])
@@ -654,7 +667,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
             if not by_draw:  # a component that is not there diverges from nothing
                 assert (terms.kl[m, ..., n_own:] == 0).all()
             expected = pull_alone(g[0][one], g[1][one, ..., : alone.kl.shape[-1]])
-            own = _model.learned(stack, architecture, gradients[m])
+            own = learned_state(stack, architecture, gradients[m])
             for a, b in zip(own.values(), expected, strict=True):
                 # Rounding of sums whose terms may be much larger than they are.
                 atol = 1e-12 * max(1, b.abs().max().item())
@@ -668,8 +681,7 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
     architecture = describe() | {"missing": True}
     columns = describe_columns(data())
     states = [
-        _model.cast(_model.initial_state(architecture, columns, seed), np.float64)
-        for seed in range(3)
+        cast_state(initial_state(architecture, columns, seed), np.float64) for seed in range(3)
     ]
     y, eps = normals(3, 7, 4), normals(3, 3, 7, 2, seed=1)  # as many draws as models
     y[normals(3, 7, 4, seed=2) > 0.5] = torch.nan
@@ -677,7 +689,7 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
         stack = stacked([architecture] * 3, states)
         terms, _ = stack.vjp(y, eps, y[..., :0], by_draw=False)
         for m, state in enumerate(states):
-            expected = _model.from_state(architecture, state)(y[m], eps[m])
+            expected = from_state(architecture, state)(y[m], eps[m])
             torch.testing.assert_close(terms[0][m], expected[0], rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(terms[1][m], expected[1], rtol=1e-12, atol=1e-12)
     # Units of 1e3 and 0.1 are in the terms of what is missing.
@@ -688,9 +700,9 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
 def test_the_log_likelihood_of_rows_with_missing_values_is_that_of_what_is_there(likelihood):
     architecture = describe(likelihood=likelihood) | {"missing": True}
     columns = describe_columns(data(likelihood))
-    state = _model.cast(_model.initial_state(architecture, columns, 0), np.float64)
-    model = _model.from_state(architecture, state)
-    y = standardise(data(likelihood), _model.units(state), torch.float64)
+    state = cast_state(initial_state(architecture, columns, 0), np.float64)
+    model = from_state(architecture, state)
+    y = standardise(data(likelihood), units_of(state), torch.float64)
     eps = normals(3, 30, 2)
     there = (normals(30, 4, seed=1) < 0.5) & (model.scale > 0)
     y[~there & (model.scale > 0)] = torch.nan
@@ -732,7 +744,7 @@ def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
     y, eps = 50 * normals(1, 7, 4).expand(2, 7, 4), normals(2, 1, 7, 2, seed=1)
     terms, _ = stacked(architectures, states).vjp(y, eps, y[..., :0], by_draw=False)
     for m, state in enumerate(states):
-        alone = _model.from_state(architectures[m], state)
+        alone = from_state(architectures[m], state)
         with torch.no_grad():
             for a, b in zip(terms, alone(y[m], eps[m]), strict=True):
                 torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
@@ -764,14 +776,14 @@ def made_of(parts, n_models):
     architecture = describe(4, 2) | parts
     kind = "bernoulli" if "likelihood" in parts else "gaussian"
     X = data(kind)
-    state = _model.initial_state(architecture, describe_columns(X), 0, lambda n: X[:n])
+    state = initial_state(architecture, describe_columns(X), 0, lambda n: X[:n])
     states = []
     for m in range(n_models):
-        own, rng = dict(_model.cast(state, np.float64)), np.random.default_rng(m)
+        own, rng = dict(cast_state(state, np.float64)), np.random.default_rng(m)
         for name in learned_names(architecture, own):
             own[name] = 0.3 * rng.normal(size=own[name].shape)
         states.append(own)
-    return architecture, [_model.from_state(architecture, own) for own in states], states
+    return architecture, [from_state(architecture, own) for own in states], states
 
 
 def terms_of(model, y, eps, about, by_draw):
@@ -800,7 +812,7 @@ def terms_of(model, y, eps, about, by_draw):
 @pytest.mark.parametrize("by_draw", [False, True])
 def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_models, by_draw):
     architecture, models, states = made_of(parts, n_models)
-    of_draw, redrawn, of_row = _model.n_noise(architecture)
+    of_draw, redrawn, of_row = n_noise(architecture)
     y = normals(n_models, 7, 4)
     if redrawn:
         y = y.sigmoid()
@@ -832,7 +844,7 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
 @pytest.mark.parametrize("parts", PARTS, ids=str)
 def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
     architecture, (model,), states = made_of(parts, 1)
-    _, redrawn, _ = _model.n_noise(architecture)
+    _, redrawn, _ = n_noise(architecture)
     y, eps = normals(7, 4), normals(3, 7, 2, seed=1)
     if redrawn:
         y = (y > 0).double()  # zeros and ones stay what they are
@@ -862,16 +874,19 @@ def test_draws_of_the_prior_have_the_density_of_the_prior(prior):
 def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
     architectures, states = made_several("gaussian", (1, 2))
     rows = [normals(30, 4, seed=seed) @ normals(4, 4, seed=seed + 2) for seed in range(2)]
-    noise = _factors.Noise(torch.full((1,), 1e-4).double(), "per_feature")
-    found = [_factors.analyse(y, ((_factors.Size(m + 1), 1.0),), noise) for m, y in enumerate(rows)]
+    noise = factor_analysis.Noise(torch.full((1,), 1e-4).double(), "per_feature")
+    found = [
+        factor_analysis.analyse(y, ((factor_analysis.Size(m + 1), 1.0),), noise)
+        for m, y in enumerate(rows)
+    ]
     stack = stacked(architectures, states)
     with torch.inference_mode():
         stack.become_factors(found)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
             alone = stacked([architecture], [state])
             alone.become_factors(found[m : m + 1])
-            own = _model.learned(stack, architecture, end_to_end(stack)[m])
-            expected = _model.learned(alone, architecture, end_to_end(alone)[0])
+            own = learned_state(stack, architecture, end_to_end(stack)[m])
+            expected = learned_state(alone, architecture, end_to_end(alone)[0])
             for name, array in own.items():
                 np.testing.assert_array_equal(array, expected[name], err_msg=name)
             assert np.abs(own["encoder.linear"]).max() > 0.1
@@ -879,12 +894,12 @@ def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
 
 def test_an_encoder_of_ones_own_has_an_input_for_what_is_missing():
     architecture = describe() | {"network": Own(nn.Linear, nn.Linear), "missing": True}
-    state = _model.initial_state(architecture, describe_columns(data()), 0)
+    state = initial_state(architecture, describe_columns(data()), 0)
     assert state["encoder.weight"].shape == (4, 8)
 
 
 def test_noise_is_asked_for_units_of_the_decoder_rows_and_units_of_the_encoder():
     sizes = {"hidden": (6, 5)}
-    assert _model.n_noise(describe(**sizes)) == (0, 0, 0)
-    assert _model.n_noise(describe(**sizes) | {"network": MLP(dropout=0.1)}) == (11, 0, 11)
-    assert _model.n_noise(describe(**sizes) | {"likelihood": Bernoulli(resample=True)}) == (0, 4, 0)
+    assert n_noise(describe(**sizes)) == (0, 0, 0)
+    assert n_noise(describe(**sizes) | {"network": MLP(dropout=0.1)}) == (11, 0, 11)
+    assert n_noise(describe(**sizes) | {"likelihood": Bernoulli(resample=True)}) == (0, 4, 0)

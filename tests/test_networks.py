@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from skvae import VAETransformer, _model
-from skvae._arrays import Moments
+from skvae import VAETransformer
+from skvae._data.statistics import Moments
+from skvae._model.state import initial_state
 from skvae.likelihoods import Gaussian
 from skvae.networks import (
     ACTIVATIONS,
@@ -516,7 +517,7 @@ def test_own_modules_have_the_first_values_that_their_callables_give_them():
         "hidden_layer_sizes": (),
         "activation": "tanh",
     }
-    state = _model.initial_state(architecture, Moments(np.zeros(3), np.ones(3)), 0)
+    state = initial_state(architecture, Moments(np.zeros(3), np.ones(3)), 0)
     for part in ("encoder", "decoder"):
         assert (state[f"{part}.weight"] == 0.25).all()
         assert (state[f"{part}.bias"] == -0.5).all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from skvae import _normal
+from skvae._backend import normal
 
 
 def normals(*shape, seed=0, dtype=torch.float64):
@@ -20,7 +20,7 @@ def test_log_density_is_that_of_torch_distributions(n_distributions, n_component
     mean = 5 * normals(n_distributions, n_components, seed=1)
     log_std = normals(n_distributions, n_components, seed=2)
     expected = D.Normal(mean, log_std.exp()).log_prob(z.unsqueeze(-2)).sum(-1)
-    log_density = _normal.log_density(z, mean, log_std)
+    log_density = normal.log_density(z, mean, log_std)
     torch.testing.assert_close(log_density, expected, rtol=1e-12, atol=1e-11)
 
 
@@ -29,7 +29,7 @@ def test_log_density_of_float32_keeps_what_squares_of_large_numbers_cancel():
     mean, log_std = torch.full((1, 4), 10.0), torch.full((1, 4), -7.0)
     z = mean + log_std.exp() * normals(5, 4, dtype=torch.float32)
     exact = D.Normal(mean.double(), log_std.double().exp()).log_prob(z.double()).sum(-1)
-    log_density = _normal.log_density(z, mean, log_std).squeeze(-1)
+    log_density = normal.log_density(z, mean, log_std).squeeze(-1)
     assert log_density.dtype == torch.float32
     torch.testing.assert_close(log_density, exact.float(), rtol=1e-5, atol=1e-5)
 
@@ -44,8 +44,8 @@ def test_a_point_has_the_same_density_wherever_it_stands(n_distributions, n_comp
         0.1 * normals(n_distributions, n_components, seed=2),
     )
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    whole = _normal.log_density(z, mean.float(), log_std.float())
-    moved = _normal.log_density(z[order], mean.float(), log_std.float())
+    whole = normal.log_density(z, mean.float(), log_std.float())
+    moved = normal.log_density(z[order], mean.float(), log_std.float())
     assert torch.equal(moved, whole[order])
 
 
@@ -65,7 +65,7 @@ def test_vjp_of_mixtures_is_that_of_autograd(n_models, n_distributions, n_compon
     g = normals(n_models, 7, seed=4)
     gradients = torch.autograd.grad(expected, inputs, g)
     with torch.inference_mode():
-        log_p, pull = _normal.mixture_vjp(*(tensor.detach().clone() for tensor in inputs))
+        log_p, pull = normal.mixture_vjp(*(tensor.detach().clone() for tensor in inputs))
         pulled = pull(g)
     torch.testing.assert_close(log_p, expected.detach(), rtol=1e-12, atol=1e-12)
     for a, b in zip(pulled, gradients, strict=True):

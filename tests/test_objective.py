@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import distributions as D
 
-from skvae import _model, _objective
-from skvae._arrays import Moments, score_noise
+from skvae._backend.quadrature import score_noise
+from skvae._data.statistics import Moments
+from skvae._model import objective
+from skvae._model.stacking import stack_models
+from skvae._model.state import from_state, initial_state
+from skvae._model.vae import Terms
 from skvae.likelihoods import Gaussian
 
 
@@ -32,7 +36,7 @@ def linear_model(n_features, n_components, hidden=(), seed=0):
     """A model in float64 in units of its own, with weights drawn at random."""
     architecture = describe(n_features, n_components, hidden)
     columns = Moments(np.zeros(n_features), np.ones(n_features))
-    model = _model.from_state(architecture, _model.initial_state(architecture, columns, 0))
+    model = from_state(architecture, initial_state(architecture, columns, 0))
     model.double()
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
@@ -46,7 +50,7 @@ def stacked(models, *shape):
         {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
         for model in models
     ]
-    return _model.stack([describe(*shape)] * len(models), states, torch.device("cpu"))
+    return stack_models([describe(*shape)] * len(models), states, torch.device("cpu"))
 
 
 def fixed(log_likelihood, kl):
@@ -64,7 +68,7 @@ def test_elbo_is_short_of_log_p_by_the_divergence_from_the_true_posterior(n_feat
     model, y = linear_model(n_features, n_components), normals(7, n_features, seed=9)
     eps = torch.tensor(score_noise(1, n_components))[:, None, :]
     with torch.no_grad():
-        elbo = _objective.elbo(model, y, eps)
+        elbo = objective.elbo(model, y, eps)
         mean, std = model.encode_rows(y)
         weight, bias = model.decoder[0].weight, model.decoder[0].bias
         variance = model.likelihood.variance(model.observation)
@@ -89,7 +93,7 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
     with torch.no_grad():
         model.encoder[0].weight.copy_(torch.cat([gain, 0 * gain]))
         model.encoder[0].bias.copy_(torch.stack([-gain[0] @ bias, 15 * (log_std / 15).atanh()]))
-        elbo = _objective.elbo(model, y, torch.tensor(score_noise(1, 1))[:, None, :])
+        elbo = objective.elbo(model, y, torch.tensor(score_noise(1, 1))[:, None, :])
     log_p = D.MultivariateNormal(bias, weight @ weight.T + variance.diag()).log_prob(y)
     torch.testing.assert_close(elbo, log_p, rtol=1e-11, atol=1e-11)
 
@@ -97,14 +101,14 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
 def test_elbo_sums_draws_in_float64():
     kl = [[[0.25, 0.25], [1.5, 0.0]]]  # of each component
     model = fixed([[2.0**24, 1.0], [1.0, 2.0], [1.0, 3.0]], kl)  # float32
-    elbo = _objective.elbo(model, None, None)
+    elbo = objective.elbo(model, None, None)
     assert elbo.dtype == torch.float64
     assert elbo.tolist() == [(2**24 + 2) / 3 - 0.5, 0.5]  # 2**24 + 1 is none of float32
 
 
 def test_elbo_sums_divergences_of_draws_in_float64():
     kl = [[[2.0**24], [1.0]], [[1.0], [2.0]], [[1.0], [3.0]]]
-    elbo = _objective.elbo(fixed([[0.0, 0.0]] * 3, kl), None, None)
+    elbo = objective.elbo(fixed([[0.0, 0.0]] * 3, kl), None, None)
     assert elbo.tolist() == [-(2**24 + 2) / 3, -2]
 
 
@@ -114,7 +118,7 @@ def test_elbo_sums_divergences_of_draws_in_float64():
 def weights_of(betas, free_bits=None, *, importance=False):
     """Weights of the members of a stack, in float64."""
     column = None if free_bits is None else torch.tensor(free_bits).double()[:, None]
-    return _objective.Weights(torch.tensor(betas).double()[:, None], column, importance)
+    return objective.Weights(torch.tensor(betas).double()[:, None], column, importance)
 
 
 def about(y):
@@ -127,10 +131,10 @@ def test_numbers_of_the_loss_are_means_over_rows_and_draws():
     log_likelihood = torch.tensor([first, second]).double()
     # Two components; of the second member's, one has none.
     kl = torch.tensor([[[[0.5, 0.0], [0.0, 0.25], [0.5, 0.5]]], [[[0, 0], [3.0, 0], [0, 0]]]])
-    numbers = _objective.loss((log_likelihood, kl.double()), weights_of([2.0, 0.5])).numbers
+    numbers = objective.loss((log_likelihood, kl.double()), weights_of([2.0, 0.5])).numbers
     expected = [[4 + 2 * 1.75, 8 + 0.5 * 3], [4, 8], [1.75, 3]]
     torch.testing.assert_close(3 * numbers, torch.tensor(expected).double(), rtol=1e-14, atol=0)
-    (alone,) = _objective.loss(
+    (alone,) = objective.loss(
         (log_likelihood[:1], kl[:1].double()), weights_of([2.0])
     ).numbers.T.tolist()
     assert alone == numbers[:, 0].tolist()
@@ -139,7 +143,7 @@ def test_numbers_of_the_loss_are_means_over_rows_and_draws():
 def test_numbers_of_the_loss_are_means_over_draws_whose_kl_is_estimated():
     log_likelihood = torch.tensor([[[-1.0, -2.0], [-3.0, 2.0]]]).double()
     kl = torch.tensor([[[[1.0], [2.0]], [[3.0], [-2.0]]]]).double()
-    numbers = _objective.loss((log_likelihood, kl), weights_of([3.0])).numbers
+    numbers = objective.loss((log_likelihood, kl), weights_of([3.0])).numbers
     assert numbers.tolist() == [[1 + 3 * 1.0], [1.0], [1.0]]
 
 
@@ -147,8 +151,8 @@ def test_reconstruction_plus_kl_is_minus_the_elbo():
     model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(3, 7, 2, seed=1)
     with torch.no_grad():
         log_likelihood, kl = model(y, eps)
-        loss, *numbers = _objective.loss((log_likelihood[None], kl[None]), weights_of([1.0]))[0]
-        elbo = _objective.elbo(model, y, eps).mean()
+        loss, *numbers = objective.loss((log_likelihood[None], kl[None]), weights_of([1.0]))[0]
+        elbo = objective.elbo(model, y, eps).mean()
     torch.testing.assert_close(sum(numbers), -elbo[None], rtol=1e-13, atol=0)
     torch.testing.assert_close(loss, -elbo[None], rtol=1e-13, atol=0)
 
@@ -183,7 +187,7 @@ def check_loss_gradient(betas, free_bits, importance, n_draws, n_rows):
     with torch.inference_mode():
         stack = stacked(models, 4, 2, (5,))
         weights = weights_of(betas, free_bits, importance=importance)
-        numbers, gradients = _objective.loss_gradient(stack, y, eps, about(y), weights)
+        numbers, gradients = objective.loss_gradient(stack, y, eps, about(y), weights)
 
     torch.testing.assert_close(numbers, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
@@ -232,7 +236,7 @@ def test_loss_with_free_bits_and_weights_of_rows_is_that_of_their_formula(free_b
 
     weights = weights_of([0.5] * n_models, free_bits)
     with torch.no_grad():
-        numbers, *own = _objective.loss(_model.Terms(log_likelihood, kl), weights, weight)
+        numbers, *own = objective.loss(Terms(log_likelihood, kl), weights, weight)
 
     torch.testing.assert_close(numbers[0], torch.stack(expected).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(own, list(gradients), rtol=1e-12, atol=1e-15)
@@ -257,13 +261,13 @@ def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
         whole = weights_of(betas, bits, importance=importance)
         with torch.inference_mode():
             stack = stacked(models, 4, 2, (5,))
-            numbers, gradients = _objective.loss_gradient(stack, y, eps, about(y), whole)
+            numbers, gradients = objective.loss_gradient(stack, y, eps, about(y), whole)
             for m, model in enumerate(models):
                 one = slice(m, m + 1)
                 alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], about(y)[one])
                 bits_of_one = None if bits is None or bits[m] == 0 else bits[one]
                 weights = weights_of(betas[one], bits_of_one, importance=importance)
-                expected_numbers, expected = _objective.loss_gradient(alone, *own, weights)
+                expected_numbers, expected = objective.loss_gradient(alone, *own, weights)
                 # float64: rounding of sums of a few numbers.
                 torch.testing.assert_close(
                     numbers[:, one], expected_numbers, rtol=1e-12, atol=1e-12
@@ -296,8 +300,8 @@ def test_losses_of_rows_have_the_loss_as_their_mean(weighted, free_bits, importa
     row_weight = normals(3, n_rows, seed=2).exp() if weighted else None
     if weighted:
         row_weight = row_weight / row_weight.mean(1, keepdim=True)
-    rows = _objective.row_losses((log_likelihood, kl), weights, row_weight)
-    expected = _objective.loss((log_likelihood, kl), weights, row_weight).numbers[0]
+    rows = objective.row_losses((log_likelihood, kl), weights, row_weight)
+    expected = objective.loss((log_likelihood, kl), weights, row_weight).numbers[0]
     assert rows.shape == (3, n_rows)
     mean = (rows if row_weight is None else row_weight * rows).mean(1)
     torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-12)
@@ -305,7 +309,7 @@ def test_losses_of_rows_have_the_loss_as_their_mean(weighted, free_bits, importa
 
 def test_the_loss_of_a_row_is_its_reconstruction_and_its_own_divergence():
     log_likelihood, kl = -normals(2, 5, 11).square(), normals(2, 1, 11, 3, seed=1).square()
-    rows = _objective.row_losses((log_likelihood, kl), weights_of([0.5, 2.0]))
+    rows = objective.row_losses((log_likelihood, kl), weights_of([0.5, 2.0]))
     for m, beta in enumerate([0.5, 2.0]):
         expected = beta * kl[m, 0].sum(1) - log_likelihood[m].mean(0)
         torch.testing.assert_close(rows[m], expected, rtol=1e-12, atol=1e-12)
@@ -315,16 +319,16 @@ def test_the_loss_of_a_row_is_its_reconstruction_and_its_own_divergence():
 def test_the_loss_of_a_row_of_importance_samples_is_that_of_the_row_alone(beta):
     log_likelihood, log_ratio = -normals(1, 5, 11).square(), normals(1, 5, 11, 1, seed=1)
     weights = weights_of([beta], importance=True)
-    rows = _objective.row_losses((log_likelihood, log_ratio), weights)[0]
+    rows = objective.row_losses((log_likelihood, log_ratio), weights)[0]
     for b in range(11):
         own = log_likelihood[:, :, b : b + 1], log_ratio[:, :, b : b + 1]
-        alone = _objective.loss(own, weights).numbers[0, 0]
+        alone = objective.loss(own, weights).numbers[0, 0]
         torch.testing.assert_close(rows[b], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_free_bits_hold_the_mean_divergence_of_each_component_from_below():
     kl = torch.tensor([[[[0.0, 0.4], [0.6, 1.6]]]]).double()  # means over the rows: 0.3 and 1
-    loss = _objective.loss((torch.zeros(1, 1, 2).double(), kl), weights_of([2.0], [0.5]))
+    loss = objective.loss((torch.zeros(1, 1, 2).double(), kl), weights_of([2.0], [0.5]))
     # The rows' own are 0, 0.4, 0.6 and 1.6: held one by one, the loss were 2 * 1.6.
     assert loss.numbers.flatten().tolist() == pytest.approx([2 * (0.5 + 1), 0, 0.3 + 1])
     assert loss.g_kl.tolist() == [[[[0, 1], [0, 1]]]]
@@ -336,7 +340,7 @@ def test_a_component_below_the_free_bits_has_no_pull_from_the_divergence():
     with torch.inference_mode():
         stack = stacked([model], 4, 2, (5,))
         of_each = [
-            _objective.loss_gradient(stack, y, eps, about(y), weights)[1]
+            objective.loss_gradient(stack, y, eps, about(y), weights)[1]
             for weights in (weights_of([5.0], [1e3]), weights_of([0.0]))
         ]
     torch.testing.assert_close(*of_each, rtol=1e-12, atol=1e-13)
@@ -349,7 +353,7 @@ def test_a_component_below_the_free_bits_has_no_pull_from_the_divergence():
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 1.5, 4.0])
 def test_loss_of_importance_samples_weighs_the_ratio_up_to_beta_1_and_then_adds_the_kl(k, beta):
     log_p, log_ratio = normals(1, k, 3), normals(1, k, 3, 1, seed=1)
-    numbers = _objective.loss((log_p, log_ratio), weights_of([beta], importance=True)).numbers
+    numbers = objective.loss((log_p, log_ratio), weights_of([beta], importance=True)).numbers
     log_w = log_p - min(beta, 1) * log_ratio.squeeze(-1)
     expected = -(torch.logsumexp(log_w, 1) - math.log(k)).mean()
     expected = expected + max(beta - 1, 0) * log_ratio.mean()
@@ -360,8 +364,8 @@ def test_loss_of_importance_samples_weighs_the_ratio_up_to_beta_1_and_then_adds_
 
 def test_loss_of_importance_samples_whose_weights_no_float_holds_is_finite():
     log_p = torch.tensor([[[-2e4, 3e4], [-2e4, 3e4]]])
-    loss = _objective.loss(
-        (log_p, torch.zeros(1, 2, 2, 1)), _objective.Weights(torch.ones(1, 1), None, True)
+    loss = objective.loss(
+        (log_p, torch.zeros(1, 2, 2, 1)), objective.Weights(torch.ones(1, 1), None, True)
     )
     assert loss.numbers[0].item() == pytest.approx(-5e3, rel=1e-6)
     assert loss.g_log_likelihood.flatten().tolist() == [-0.25] * 4
@@ -384,11 +388,11 @@ def test_minus_the_loss_of_importance_samples_is_below_log_p_for_every_q_and_bet
     # The mean over 20 000 sets of 10 draws. The divergence from N(0, 1) of the narrowest q is 4.1.
     (log_p_of_draw, log_ratio), log_p = narrow(shrink, 200_000)
     sets = log_p_of_draw.view(1, 10, -1), log_ratio.view(1, 10, -1, 1)
-    bound = -_objective.loss(sets, weights_of([beta], importance=True)).numbers[0].item()
+    bound = -objective.loss(sets, weights_of([beta], importance=True)).numbers[0].item()
     # At 1 and the widest q the bound is within 0.02 of log p; the means' own error is 0.003.
     assert bound < log_p
     kl = D.kl_divergence(D.Normal(0.0, shrink), D.Normal(0.0, 1.0)).item()
-    at_1 = -_objective.loss(sets, weights_of([1.0], importance=True)).numbers[0].item()
+    at_1 = -objective.loss(sets, weights_of([1.0], importance=True)).numbers[0].item()
     assert bound == pytest.approx(at_1 - (beta - 1) * kl, abs=0.02)
 
 
@@ -398,7 +402,7 @@ def test_minus_the_loss_of_importance_samples_has_a_bound_for_beta_below_1(beta,
     # Hoelder: E_q[w] <= (E_p[p(x|z)^(1/beta)])^beta, here of the normal density at 0.
     (log_p_of_draw, log_ratio), _ = narrow(shrink, 200_000)
     sets = log_p_of_draw.view(1, 10, -1), log_ratio.view(1, 10, -1, 1)
-    bound = -_objective.loss(sets, weights_of([beta], importance=True)).numbers[0].item()
+    bound = -objective.loss(sets, weights_of([beta], importance=True)).numbers[0].item()
     # E_p[exp(-z^2 / (2 beta))] = (1 + 1 / beta)^(-1/2).
     most = -0.5 * math.log(2 * math.pi) - 0.5 * beta * math.log1p(1 / beta)
     assert bound < most
@@ -422,7 +426,7 @@ def test_bound_of_importance_samples_rises_with_their_number_to_log_p(n_componen
                 (log_likelihood[i : i + k][None], kl[i : i + k][None]) for i in range(0, 20_000, k)
             ]
             weights = weights_of([1.0], importance=True)
-            losses = [_objective.loss(some, weights).numbers[0] for some in terms]
+            losses = [objective.loss(some, weights).numbers[0] for some in terms]
             bounds.append(-torch.cat(losses).mean().item())
     assert bounds == sorted(bounds)
     assert bounds[-1] - bounds[0] > 0.01
@@ -451,12 +455,12 @@ def test_terms_by_draw_have_the_mean_of_the_known_divergence():
     ],
 )
 def test_warm_up_rises_in_equal_steps_to_1_after_n_epochs_and_stays(n_epochs, expected):
-    shares = [_objective.warm_up(epoch, n_epochs) for epoch in range(len(expected))]
+    shares = [objective.warm_up(epoch, n_epochs) for epoch in range(len(expected))]
     assert shares == expected
 
 
 def test_warm_up_is_never_0_and_never_above_1():
-    shares = [_objective.warm_up(epoch, 100) for epoch in range(300)]
+    shares = [objective.warm_up(epoch, 100) for epoch in range(300)]
     assert min(shares) > 0
     assert max(shares) == 1
     assert math.isclose(shares[49], 50 / 101)

@@ -17,7 +17,8 @@ from files.make import tables
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skvae import VAETransformer, _files, likelihoods, networks
+from skvae import VAETransformer, likelihoods, networks
+from skvae._backend import files
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -218,7 +219,7 @@ FILES = Path(__file__).with_name("files")
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.InconsistentVersionWarning")
-@pytest.mark.parametrize("written", range(_files.FORMAT + 1))
+@pytest.mark.parametrize("written", range(files.FORMAT + 1))
 def test_files_of_every_format_still_load_and_compute_what_they_did(written):
     path, X = FILES / f"format_{written}.joblib", tables()
     expected = np.load(path.with_suffix(".npz"))
@@ -250,17 +251,17 @@ def test_columns_of_files_of_before_they_had_floors_of_their_own_share_one(writt
 
 def test_what_is_saved_says_its_format_and_what_is_loaded_does_not(X, quick):
     vae = quick().fit(X)
-    assert vae.__getstate__()["_skvae_format"] == _files.FORMAT
+    assert vae.__getstate__()["_skvae_format"] == files.FORMAT
     assert not any("skvae" in name for name in vars(pickle.loads(pickle.dumps(vae))))
 
 
-@pytest.mark.parametrize("written", [_files.FORMAT + 1, "new"])
+@pytest.mark.parametrize("written", [files.FORMAT + 1, "new"])
 def test_a_newer_format_is_refused_and_named(X, quick, monkeypatch, written):
     vae = quick().fit(X)
     with monkeypatch.context() as patch:
-        patch.setattr(_files, "FORMAT", written)
+        patch.setattr(files, "FORMAT", written)
         dumped = pickle.dumps(vae)
-    with pytest.raises(ValueError, match=rf"format {written!r} of skvae.* up to {_files.FORMAT}"):
+    with pytest.raises(ValueError, match=rf"format {written!r} of skvae.* up to {files.FORMAT}"):
         pickle.loads(dumped)
 
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from sklearn import config_context
 
-from skvae import VAETransformer, _plan
-from skvae._evidence import needed_errors
+from skvae import VAETransformer
+from skvae._fit import planning
+from skvae._model.evidence import needed_errors
 
 
 def hold_out(n_rows, *, n_at_once=None, seed=0, group=None, **params):
     vae = VAETransformer(2, **params)
     shape = n_rows, 10
-    return _plan.hold_out(vae, shape, n_rows if n_at_once is None else n_at_once, seed, group)
+    return planning.hold_out(vae, shape, n_rows if n_at_once is None else n_at_once, seed, group)
 
 
 @pytest.mark.parametrize(("n_rows", "n_held_out"), [(2, 0), (19, 0), (20, 2), (49, 4), (1000, 100)])

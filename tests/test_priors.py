@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributions as D
 
-from skvae._vjp import values
+from skvae._backend.autograd import values
 from skvae.posteriors import Diagonal, Full
 from skvae.priors import PRIORS, Mixture, StandardNormal, Vamp
 

@@ -8,8 +8,10 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from skvae import VAETransformer, _report, _stack
-from skvae._training import Record
+from skvae import VAETransformer
+from skvae._fit import report
+from skvae._fit.job import Trained
+from skvae._model.member import Record
 
 
 def outcome(record=None, *, shortfall=0.0, n_active=2, n_varying=3, **params):
@@ -17,10 +19,10 @@ def outcome(record=None, *, shortfall=0.0, n_active=2, n_varying=3, **params):
     params = {"max_iter": 30, "random_state": 0} | params
     X = np.random.default_rng(0).normal(size=(100, 3))
     plan = VAETransformer(2, **params)._prepare(X)[0].plan
-    trained = _stack.Trained(record or Record(n_iter=30, kept=30), {}, n_active, shortfall)
+    trained = Trained(record or Record(n_iter=30, kept=30), {}, n_active, shortfall)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        _report.check_outcome(trained, plan, n_varying)
+        report.check_outcome(trained, plan, n_varying)
     for warning in caught[:1]:
         assert warning.category is (UserWarning if n_active == 0 else ConvergenceWarning)
     return [str(warning.message) for warning in caught]

@@ -221,7 +221,7 @@ def test_what_is_nested_without_end_is_refused(tmp_path):
 def test_a_newer_format_is_named(X, tmp_path, monkeypatch):
     vae = VAETransformer(2, **SMALL).fit(X)
     with monkeypatch.context() as patch:
-        patch.setattr(skvae._files, "FORMAT", 99)
+        patch.setattr(skvae._backend.files, "FORMAT", 99)
         skvae.safetensors.save(vae, tmp_path / "vae.safetensors")
     with pytest.raises(ValueError, match="in format 99 of skvae"):
         skvae.safetensors.load(tmp_path / "vae.safetensors")

@@ -15,16 +15,12 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skvae import (
-    VAEGridSearchCV,
-    VAETransformer,
-    _arrays,
-    _factors,
-    _model,
-    _objective,
-    _stack,
-    _training,
-)
+from skvae import VAEGridSearchCV, VAETransformer
+from skvae._data import arrays, statistics
+from skvae._data.units import standardise
+from skvae._fit import execution, job, packing
+from skvae._model import factor_analysis, loop, objective
+from skvae._model.state import units_of
 from skvae.likelihoods import Gaussian
 from skvae.networks import MLP
 from skvae.priors import Mixture, Vamp
@@ -94,7 +90,7 @@ def terms_of(n_rows, *, by_draw=False):
 
 def weights_of(free_bits, importance):
     column = None if free_bits is None else torch.tensor(free_bits).double()[:, None]
-    return _objective.Weights(torch.tensor([[0.7], [2.0]]).double(), column, importance)
+    return objective.Weights(torch.tensor([[0.7], [2.0]]).double(), column, importance)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -117,7 +113,7 @@ def test_gradient_is_that_of_the_weighted_mean(kind):
         total = reconstruction + v.mean(1) * cost
     expected = torch.autograd.grad(total.sum(), terms)
     with torch.no_grad():
-        numbers, *gradients = _objective.loss(terms, weights, v)
+        numbers, *gradients = objective.loss(terms, weights, v)
     torch.testing.assert_close(numbers[0], total.detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(numbers[1], reconstruction.detach(), rtol=1e-13, atol=0)
     mean_kl = of_component.detach().sum(1) * v.mean(1)
@@ -132,7 +128,7 @@ def test_whole_weights_are_repetitions(kind):
     weights = weights_of(*LOSSES[kind])
     repeated = [tensor.repeat_interleave(n, dim=2) for tensor in terms]
     v = (n / n.double().mean()).expand(2, -1)
-    ours, theirs = _objective.loss(terms, weights, v), _objective.loss(repeated, weights)
+    ours, theirs = objective.loss(terms, weights, v), objective.loss(repeated, weights)
     torch.testing.assert_close(ours.numbers, theirs.numbers, rtol=1e-13, atol=0)
     for own, of_each in zip(ours[1:], theirs[1:], strict=True):
         row = torch.arange(6).repeat_interleave(n)
@@ -144,7 +140,7 @@ def test_whole_weights_are_repetitions(kind):
 def test_a_batch_counts_as_much_as_its_rows(kind):
     terms, weights = terms_of(6, by_draw=kind == "importance"), weights_of(*LOSSES[kind])
     v = torch.tensor([0.5, 1.5, 0.75, 1.25, 1.0, 1.0]).double().expand(2, -1)
-    once, thrice = (_objective.loss(terms, weights, c * v) for c in (1, 3))
+    once, thrice = (objective.loss(terms, weights, c * v) for c in (1, 3))
     for one, three in zip(once, thrice, strict=True):
         torch.testing.assert_close(3 * one, three, rtol=1e-13, atol=1e-18)
 
@@ -155,32 +151,32 @@ def test_a_batch_counts_as_much_as_its_rows(kind):
 @pytest.fixture
 def batches(monkeypatch):
     """What each call of the loss's gradient saw: rows (M, B, D) and their weights (M, B)."""
-    seen, gradient = [], _training.loss_gradient
+    seen, gradient = [], loop.loss_gradient
 
     def watch(stack, y, eps, about, weights, row_weight=None):
         seen.append((y.clone(), None if row_weight is None else row_weight.clone()))
         return gradient(stack, y, eps, about, weights, row_weight)
 
-    monkeypatch.setattr(_training, "loss_gradient", watch)
+    monkeypatch.setattr(loop, "loss_gradient", watch)
     return seen
 
 
 @pytest.fixture
 def judged(monkeypatch):
     """The rows that each training run is judged by."""
-    seen, train = [], _training.train
+    seen, train = [], loop.train
 
     def watch(stack, read, rows, *args, **more):
         seen.append(rows)
         return train(stack, read, rows, *args, **more)
 
-    monkeypatch.setattr(_training, "train", watch)
+    monkeypatch.setattr(loop, "train", watch)
     return seen
 
 
 def weight_by_row(vae, X, weight):
     """Weights of rows by their values, as the model sees them."""
-    y = _arrays.standardise(X, _model.units(vae.state_)).numpy()
+    y = standardise(X, units_of(vae.state_)).numpy()
     return dict(zip(map(tuple, y), weight, strict=True))
 
 
@@ -213,11 +209,11 @@ def test_members_of_a_stack_have_weights_of_their_own(batches):
     ]
     # One table in the same units, as where fits go on from one model: the weights still differ.
     jobs = [job._replace(data=jobs[0].data, state=jobs[0].state) for job in jobs]
-    together = _stack.run(jobs, lambda: None, lambda *told: False)
+    together = execution.train(jobs, lambda: None, lambda *told: False)
     stacked = list(batches)
     batches.clear()
-    for m, job in enumerate(jobs):
-        (alone,) = _stack.run([job], lambda: None, lambda *told: False)
+    for m, own_job in enumerate(jobs):
+        (alone,) = execution.train([own_job], lambda: None, lambda *told: False)
         for (rows, weight), (own_rows, own_weight) in zip(stacked, batches, strict=False):
             place = m - (3 - len(rows))  # those before have ended
             assert torch.equal(rows[place], own_rows[0])
@@ -232,7 +228,7 @@ def test_jobs_without_weights_make_another_stack():
     X, w = table(), counts_of(120)
     with_weights, without = (small()._prepare(X, sample_weight=v)[0] for v in (w, None))
     jobs = dict(enumerate([with_weights, without, copy.copy(with_weights)]))
-    assert sorted(map(sorted, _stack.gather(jobs, 10))) == [[0, 2], [1]]
+    assert sorted(map(sorted, packing.gather(jobs, 10))) == [[0, 2], [1]]
 
 
 def closed_kl(vae, X):
@@ -271,7 +267,7 @@ def test_history_of_rows_of_two_kinds_is_of_their_shares_of_the_weight():
 @pytest.mark.parametrize("n_rows", [120, 300_000])  # one block, and several
 def test_units_are_weighted_moments(n_rows):
     X, w = table(n_rows), np.random.default_rng(2).exponential(size=n_rows)
-    columns = _arrays.describe_columns(X, weight=w)
+    columns = statistics.describe_columns(X, weight=w)
     mean = np.average(X, axis=0, weights=w)
     np.testing.assert_allclose(columns.mean, mean, rtol=1e-12)
     variance = np.average((X - mean) ** 2, axis=0, weights=w)
@@ -282,8 +278,8 @@ def test_units_are_those_of_repeated_rows():
     X, n = table(), counts_of(120)
     X[:, 3] = 4.25
     X[::4, 1] = np.nan
-    ours = _arrays.describe_columns(X, weight=n / n.mean())
-    theirs = _arrays.describe_columns(np.repeat(X, n, axis=0))
+    ours = statistics.describe_columns(X, weight=n / n.mean())
+    theirs = statistics.describe_columns(np.repeat(X, n, axis=0))
     for own, repeated in zip(ours[:3], theirs[:3], strict=True):
         np.testing.assert_allclose(own, repeated, rtol=1e-13)
     assert ours.mean[3] == 4.25
@@ -293,7 +289,7 @@ def test_units_are_those_of_repeated_rows():
 def test_a_column_that_only_rows_of_little_weight_have_is_described():
     X = np.arange(12.0).reshape(6, 2)
     X[:4, 1] = np.nan
-    columns = _arrays.describe_columns(X, weight=np.array([1, 1, 1, 1, 1e-20, 3e-20]))
+    columns = statistics.describe_columns(X, weight=np.array([1, 1, 1, 1, 1e-20, 3e-20]))
     np.testing.assert_allclose(columns.mean[1], (9 + 3 * 11) / 4, rtol=1e-12)
     np.testing.assert_allclose(columns.std[1], np.sqrt(3) / 4 * 2, rtol=1e-12)
 
@@ -313,13 +309,13 @@ def test_the_fit_has_these_units():
 @pytest.mark.parametrize("working_memory", [IN_PARTS, 1000])
 def test_factor_analysis_of_a_fit_has_the_weights_of_its_rows(monkeypatch, working_memory):
     X, w, seen, analyse = table(), np.random.default_rng(2).exponential(size=120), [], None
-    analyse = _factors.analyse
+    analyse = factor_analysis.analyse
 
     def watch(y, size, noise, weight):
         seen.append((y, weight))
         return analyse(y, size, noise, weight)
 
-    monkeypatch.setattr(_factors, "analyse", watch)
+    monkeypatch.setattr(factor_analysis, "analyse", watch)
     with config_context(working_memory=working_memory):
         vae = small(batch_size=16, max_iter=1).fit(X, sample_weight=w)
     known = weight_by_row(vae, X, w)
@@ -447,7 +443,7 @@ def test_rows_that_count_are_not_copied(tmp_path, monkeypatch):
     X, n = table(4000), counts_of(4000, least=0)
     np.save(tmp_path / "X.npy", X)
     mapped, at_once = np.load(tmp_path / "X.npy", mmap_mode="r"), []
-    begin = _arrays.Subset.__init__
+    begin = arrays.Subset.__init__
 
     class Watched:
         def __init__(self, X):
@@ -459,12 +455,12 @@ def test_rows_that_count_are_not_copied(tmp_path, monkeypatch):
             return some
 
     monkeypatch.setattr(
-        _arrays.Subset, "__init__", lambda self, X, rows: begin(self, Watched(X), rows)
+        arrays.Subset, "__init__", lambda self, X, rows: begin(self, Watched(X), rows)
     )
-    monkeypatch.setattr(_stack, "ACTIVITY_ROWS", 10)
-    monkeypatch.setattr(_stack, "FACTOR_ROWS", 10)
+    monkeypatch.setattr(execution, "ACTIVITY_ROWS", 10)
+    monkeypatch.setattr(job, "FACTOR_ROWS", 10)
     # Blocks of columns' moments are a fixed number of values.
-    monkeypatch.setattr(_arrays, "READ_AT_ONCE", 500)
+    monkeypatch.setattr(arrays, "READ_AT_ONCE", 500)
     vae = small(batch_size=16, max_iter=2)
     with config_context(working_memory=0.02):
         vae.fit(mapped, sample_weight=n)
@@ -567,14 +563,14 @@ def search_both(estimator, X, **weights):
 @pytest.fixture
 def sizes(monkeypatch):
     """The sizes of the stacks that were trained."""
-    found, run = [], _stack.run
+    found, run = [], execution.train
 
     def watch(jobs, *args, **params):
         found.append(len(jobs))
         return run(jobs, *args, **params)
 
-    monkeypatch.setattr(_stack, "run", watch)
-    monkeypatch.setattr(_stack, "MOST_STACKS", 1)  # whatever the number of cores
+    monkeypatch.setattr(execution, "train", watch)
+    monkeypatch.setattr(packing, "MOST_STACKS", 1)  # whatever the number of cores
     return found
 
 

@@ -18,7 +18,14 @@ from sklearn import config_context
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from skvae import VAETransformer, _arrays, _factors, _model, _stack
+from skvae import VAETransformer
+from skvae._backend import devices
+from skvae._data.units import standardise
+from skvae._fit import execution, loading, packing
+from skvae._fit.job import has_known_optimum
+from skvae._model import factor_analysis, loop
+from skvae._model.stacking import stack_models
+from skvae._model.state import units_of
 from skvae.likelihoods import Gaussian
 
 
@@ -37,7 +44,7 @@ def job_of(X, **params):
 
 def in_units(job, X):
     """X as the model sees it."""
-    return _arrays.standardise(X, _model.units(job.state)).numpy()
+    return standardise(X, units_of(job.state)).numpy()
 
 
 # A row of 10 columns takes 40 bytes in float32, and 24 for its places.
@@ -50,7 +57,7 @@ def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stop
     with config_context(working_memory=SMALL):
         job = job_of(X, early_stopping=early_stopping)
         assert job.n_at_once == 65
-        read, judged, _ = _stack._read_in_parts(job, lambda epoch, share: None)
+        read, judged, _ = loading.read_in_parts(job, lambda epoch, share: None)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         # A tenth would be 100: as many as a part has room for, with 4 draws of 2 components.
         n_held_out = 65 * 10 // (10 + 8 * 2) if early_stopping else 0
@@ -71,12 +78,12 @@ def test_every_training_row_is_read_once_an_epoch_and_no_held_out_row(early_stop
 
 
 def test_parts_are_of_many_blocks_from_everywhere(monkeypatch):
-    monkeypatch.setattr(_stack, "READ_VALUES", 50)  # 5 rows
+    monkeypatch.setattr(loading, "READ_VALUES", 50)  # 5 rows
     X = table(4000)
     with config_context(working_memory=0.08):  # room for 1310 rows, 327 at once
         job = job_of(X, early_stopping=False)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
-        read, _, _ = _stack._read_in_parts(job, lambda epoch, share: None)
+        read, _, _ = loading.read_in_parts(job, lambda epoch, share: None)
         parts = [part.take(part.index)[0].numpy() for _, part in read(0)]
     for part in parts[:-1]:
         blocks = np.reshape([rows[tuple(row)] for row in part], (-1, 5))
@@ -89,7 +96,7 @@ def test_held_out_rows_are_spread_evenly():
     X = table(1000)
     with config_context(working_memory=SMALL):
         job = job_of(X)
-        _, judged, _ = _stack._read_in_parts(job, lambda epoch, share: None)
+        _, judged, _ = loading.read_in_parts(job, lambda epoch, share: None)
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         held_out = sorted(rows[tuple(row)] for row in judged.data.numpy())
         stretch = 1000 / len(held_out)
@@ -105,9 +112,9 @@ def test_rows_that_are_read_in_parts_or_at_once_are_judged_by_those_held_out():
             vae = VAETransformer(2, hidden_layer_sizes=(4,), batch_size=16, random_state=0)
             job = vae._prepare(X, None, weight, group)[0]
             if working_memory == SMALL:
-                _, judged, some = _stack._read_in_parts(job, lambda epoch, share: None)
+                _, judged, some = loading.read_in_parts(job, lambda epoch, share: None)
             else:
-                _, judged, some = _stack._read_once([job])
+                _, judged, some = loading.read_once([job])
         rows = {tuple(row): i for i, row in enumerate(in_units(job, X))}
         places = [rows[tuple(row)] for row in judged.take(judged.index)[0].numpy()]
         assert set(places) <= set(job.held_out.tolist())
@@ -125,17 +132,17 @@ def test_rows_that_are_read_in_parts_or_at_once_are_judged_by_those_held_out():
 
 def test_factor_analysis_of_the_same_rows_is_made_once_in_a_stack(monkeypatch):
     X, n_choices = table(100), []
-    choose = _stack._factors.choose
+    choose = factor_analysis.choose
     monkeypatch.setattr(
-        _stack._factors, "choose", lambda *args: n_choices.append(1) or choose(*args)
+        factor_analysis, "choose", lambda *args: n_choices.append(1) or choose(*args)
     )
     vae = VAETransformer(2, hidden_layer_sizes=(4,), max_iter=2, random_state=0)
     known = {}
     jobs = [vae.set_params(beta=beta)._prepare(X, known)[0] for beta in (0.5, 1, 2)]
-    _stack.run(jobs, lambda: None, lambda records, states: False)
+    execution.train(jobs, lambda: None, lambda records, states: False)
     assert len(n_choices) == 1
     jobs.append(vae.set_params(random_state=1)._prepare(X)[0])  # other rows are held out
-    _stack.run(jobs, lambda: None, lambda records, states: False)
+    execution.train(jobs, lambda: None, lambda records, states: False)
     assert len(n_choices) == 3
 
 
@@ -156,7 +163,7 @@ def test_factor_analysis_of_the_same_rows_is_made_once_in_a_stack(monkeypatch):
 )
 def test_factor_analysis_is_the_optimum_of_linear_gaussian_models_alone(params, known):
     plain = {"hidden_layer_sizes": (), "early_stopping": False}
-    assert _stack._has_known_optimum(job_of(table(100), **plain | params)) == known
+    assert has_known_optimum(job_of(table(100), **plain | params)) == known
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared"])
@@ -167,7 +174,7 @@ def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise):
     for max_iter in (3, 200):
         vae = VAETransformer(2, max_iter=max_iter, learning_rate=0.02, random_state=0, **plain)
         job, _ = vae._prepare(X)
-        (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+        (trained,) = execution.train([job], lambda: None, lambda records, states: False)
         missed[max_iter] = trained.shortfall
         Y = (X - job.state["location"]) / job.state["scale"]
         best = PCA(2).fit(Y).score(Y) if noise == "shared" else FactorAnalysis(2).fit(Y).score(Y)
@@ -185,26 +192,26 @@ def raise_as_torch(*args):
 
 
 def test_a_choice_of_factors_that_cannot_be_made_leaves_independent_columns(monkeypatch):
-    X, sizes, analyse = table(200), [], _factors.analyse
+    X, sizes, analyse = table(200), [], factor_analysis.analyse
 
     def watch(y, size, *args):
         sizes.append(size)
         return analyse(y, size, *args)
 
-    monkeypatch.setattr(_factors, "choose", raise_as_torch)
-    monkeypatch.setattr(_factors, "analyse", watch)
+    monkeypatch.setattr(factor_analysis, "choose", raise_as_torch)
+    monkeypatch.setattr(factor_analysis, "analyse", watch)
     vae = VAETransformer(2, max_iter=2, random_state=0).fit(X)
-    assert sizes == [_factors.ALONE] * 2  # of the rows trained on, and of all
+    assert sizes == [factor_analysis.ALONE] * 2  # of the rows trained on, and of all
     assert np.isfinite(vae.score(X))
 
 
 def test_factors_that_cannot_be_analysed_leave_independent_columns(monkeypatch):
-    X, analyse = table(200), _factors.analyse
+    X, analyse = table(200), factor_analysis.analyse
 
     def fail(y, size, *args):
-        return analyse(y, size, *args) if size == _factors.ALONE else raise_as_torch()
+        return analyse(y, size, *args) if size == factor_analysis.ALONE else raise_as_torch()
 
-    monkeypatch.setattr(_factors, "analyse", fail)
+    monkeypatch.setattr(factor_analysis, "analyse", fail)
     vae = VAETransformer(2, max_iter=1, learning_rate=1e-9, random_state=0)
     with pytest.warns(UserWarning, match="columns that are independent"):
         vae.fit(X)
@@ -217,13 +224,13 @@ def test_factors_that_cannot_be_analysed_leave_independent_columns(monkeypatch):
 def test_factors_of_all_rows_that_cannot_be_analysed_leave_those_of_the_rows_trained_on(
     monkeypatch,
 ):
-    X, analyse, found = table(200), _factors.analyse, []
+    X, analyse, found = table(200), factor_analysis.analyse, []
 
     def fail_later(y, *args):
         found.append(raise_as_torch() if found else analyse(y, *args))
         return found[-1]
 
-    monkeypatch.setattr(_factors, "analyse", fail_later)
+    monkeypatch.setattr(factor_analysis, "analyse", fail_later)
     vae = VAETransformer(2, max_iter=1, learning_rate=1e-9, random_state=0).fit(X)
     assert vae.kept_iter_ == 0
     np.testing.assert_allclose(vae.state_["decoder.linear"][:10], found[0].loading, rtol=1e-5)
@@ -231,13 +238,13 @@ def test_factors_of_all_rows_that_cannot_be_analysed_leave_those_of_the_rows_tra
 
 @pytest.mark.parametrize(("n", "n_trained_on"), [(10, 10), (19, 19), (60, 54)])
 def test_factors_are_of_each_row_once(monkeypatch, n, n_trained_on):
-    seen, analyse = [], _factors.analyse
+    seen, analyse = [], factor_analysis.analyse
 
     def watch(y, *args):
         seen.append(y)
         return analyse(y, *args)
 
-    monkeypatch.setattr(_factors, "analyse", watch)
+    monkeypatch.setattr(factor_analysis, "analyse", watch)
     VAETransformer(2, max_iter=1, random_state=0).fit(np.random.default_rng(0).normal(size=(n, 5)))
     # One analysis where nothing is held out: that of equal rows is made once.
     assert {len(y) for y in seen} == {n, n_trained_on}
@@ -262,8 +269,8 @@ def test_constant_columns_are_no_shortfall():
 @pytest.mark.parametrize("name", ["maximise", "log_likelihood"])
 def test_a_shortfall_that_cannot_be_known_is_none(monkeypatch, name):
     job = job_of(table(100), hidden_layer_sizes=(), early_stopping=False)
-    monkeypatch.setattr(_factors, name, raise_as_torch)
-    (trained,) = _stack.run([job], lambda: None, lambda records, states: False)
+    monkeypatch.setattr(factor_analysis, name, raise_as_torch)
+    (trained,) = execution.train([job], lambda: None, lambda records, states: False)
     assert trained.shortfall == 0
 
 
@@ -408,7 +415,7 @@ def test_a_part_has_a_batch_at_least():
     with config_context(working_memory=0):
         job = job_of(table(1000), batch_size=100, early_stopping=False)
         assert job.n_at_once == 100
-        assert {part.index.shape[1] for _, part in _stack._read_in_parts(job, print)[0](0)} == {100}
+        assert {part.index.shape[1] for _, part in loading.read_in_parts(job, print)[0](0)} == {100}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -440,11 +447,11 @@ def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():
         i: vae.set_params(random_state=i, n_components=1 + i % 2)._prepare(*folds[i % 3])[0]
         for i in range(30)
     }
-    own, rows = _stack._n_bytes(jobs[1]), _stack._row_bytes(jobs[1])
+    own, rows = packing._n_bytes(jobs[1]), packing._row_bytes(jobs[1])
     n_threads = torch.get_num_threads()
     for working_memory in (0.5, 1, 2):
         with config_context(working_memory=working_memory):
-            stacks = _stack.gather(jobs, "auto")
+            stacks = packing.gather(jobs, "auto")
         assert sorted(i for stack in stacks for i in stack) == list(range(30))
         for stack in stacks:
             taken = own * len(stack) + rows * len({id(jobs[i].data) for i in stack})
@@ -465,14 +472,14 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
             for stack in stacks
         ]
 
-    of_components = parts_of(_stack.gather(jobs, 6))
+    of_components = parts_of(packing.gather(jobs, 6))
     assert [n_components for n_components, _ in of_components] == [
         [16, 16, 16, 8, 8, 8],
         [4, 4, 4, 2, 2, 2],
     ]
-    own, rows = max(map(_stack._n_bytes, jobs.values())), _stack._row_bytes(jobs[0])
+    own, rows = max(map(packing._n_bytes, jobs.values())), packing._row_bytes(jobs[0])
     with config_context(working_memory=(4 * own + 2 * rows) * torch.get_num_threads() / 2**20):
-        of_rows = parts_of(_stack.gather(jobs, 4))
+        of_rows = parts_of(packing.gather(jobs, 4))
     assert [(n_components, len(sources)) for n_components, sources in of_rows] == [
         ([16, 8, 4, 2], 1)
     ] * 3
@@ -482,7 +489,7 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
 REUSE = """
 import ctypes
 import resource
-from skvae import _arrays
+from skvae._backend import devices
 
 libc = ctypes.CDLL(None)
 libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -499,7 +506,7 @@ def step():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-_arrays.keep_memory()
+devices.keep_memory()
 step()
 before = faults()
 for _ in range(10):
@@ -520,7 +527,7 @@ def test_members_that_have_left_keep_their_own_weights_alone():
     vae = VAETransformer(2, hidden_layer_sizes=(8,), random_state=0, early_stopping=False)
     jobs = [vae.set_params(max_iter=n)._prepare(X, {})[0] for n in range(1, 17)]
     jobs = [job._replace(data=jobs[0].data) for job in jobs]
-    kept, train = [], _stack._training.train
+    kept, train = [], loop.train
 
     def watched(*args, **more):
         records = train(*args, **more)
@@ -531,8 +538,8 @@ def test_members_that_have_left_keep_their_own_weights_alone():
         kept.append(sum(r.weights.nbytes for r in records))
         return records
 
-    with mock.patch.object(_stack._training, "train", watched):
-        _stack.run(jobs, lambda: None, lambda records, states: False)
+    with mock.patch.object(loop, "train", watched):
+        execution.train(jobs, lambda: None, lambda records, states: False)
     assert kept[0] == kept[1]
 
 
@@ -546,7 +553,7 @@ def test_states_are_those_of_the_members_in_training():
         seen.append([state["decoder.0.weight"].shape[1] for state in states()])
         return False
 
-    _stack.run(jobs, lambda: None, end_epoch)
+    execution.train(jobs, lambda: None, end_epoch)
     assert seen == [[1, 3, 2], [3, 2], [3]]
 
 
@@ -599,7 +606,7 @@ def test_only_the_products_of_the_networks_are_in_bfloat16(likelihood):
     # In bfloat16 a sum of 3 to 8 nats would have steps of 0.016 to 0.03 nats.
     assert len(np.unique(fitted.history_["validation_reconstruction"])) == 40
     job = job_of(X, likelihood=likelihood, precision="bf16")
-    stack = _stack._model.stack([job.architecture], [job.state], job.device)
+    stack = stack_models([job.architecture], [job.state], job.device)
     stack.low_precision = True
     y, eps = torch.from_numpy(in_units(job, X))[None], torch.zeros(1, 1, 300, 2)
     with torch.inference_mode():
@@ -631,7 +638,7 @@ def test_a_warm_start_goes_on_in_the_precision_that_is_asked_for():
 
 def test_a_device_without_float64_is_named():
     with pytest.raises(ValueError, match=r"device='mps' has no float64\. Use precision='float32'"):
-        _arrays.dtype_of("float64", torch.device("mps"))
+        devices.dtype_of("float64", torch.device("mps"))
 
 
 def test_a_precision_that_is_not_known_is_refused():

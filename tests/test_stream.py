@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from skvae import _stream
-from skvae._arrays import describe_columns, resolution_of
+from skvae._data import stream
+from skvae._data.arrays import resolution_of
+from skvae._data.statistics import describe_columns
 
 
 def compare(first, now):
     of_first, of_now = describe_columns(first), describe_columns(now)
     of_first = of_first._replace(mean=np.where(of_first.is_empty, np.nan, of_first.mean))
-    return _stream.compare(of_first, of_now, now, lambda block: block, resolution_of(float))
+    return stream.compare(of_first, of_now, now, lambda block: block, resolution_of(float))
 
 
 ORDINARY = {

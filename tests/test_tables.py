@@ -23,7 +23,7 @@ from torch import distributions as D
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skvae import VAEGridSearchCV, VAETransformer, metrics
-from skvae._arrays import Moments
+from skvae._data.statistics import Moments
 from skvae.likelihoods import (
     Bernoulli,
     Categorical,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skvae._tanh import tanh
+from skvae._backend.ops import tanh
 
 
 def test_tanh_is_right_to_the_last_digits_of_a_float32_near_1():

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from skvae import _arrays, _model, _objective, _stack, _training
-from skvae._training import Adam, Best, Plan, Record, Rows
+from skvae._backend import devices
+from skvae._data import statistics
+from skvae._fit import execution, loading
+from skvae._fit.job import Job
+from skvae._model import graphs, loop, objective
+from skvae._model.adam import Adam
+from skvae._model.member import Best, Plan, Record, Run, Simple
+from skvae._model.noise import draw_about, draw_noise
+from skvae._model.rows import Rows
+from skvae._model.stacking import learned_state, stack_models
+from skvae._model.state import cast_state, from_state, initial_state, n_noise
 from skvae.likelihoods import Bernoulli
 from skvae.networks import MLP
 
@@ -88,7 +97,7 @@ class Problem:
     @staticmethod
     def is_training(eps):
         """Whether this noise is that of a training step, and not of a judgement."""
-        return eps.shape[1] != _training.N_VALIDATION_DRAWS
+        return eps.shape[1] != loop.N_VALIDATION_DRAWS
 
     # --- what training asks of a stack ---
 
@@ -176,10 +185,10 @@ class Problem:
         for table, numbers, seed in zip(rows, plans, seeds, strict=True):
             places = held_out(len(table), numbers.n_held_out, seed)
             own = arrays[id(table)], len(table), ANY, units, numbers, seed, CPU, precision, places
-            jobs.append(_stack.Job(*own, **of_rows))
-        generators = [_arrays.generator(seed) for seed in seeds]
-        read, judged, _ = _stack._read_once(jobs)
-        return _training.train(
+            jobs.append(Job(*own, **of_rows))
+        generators = [devices.generator(seed) for seed in seeds]
+        read, judged, _ = loading.read_once(jobs)
+        return loop.train(
             self,
             read if cut is None else lambda epoch: cut(*read(epoch)),
             judged,
@@ -476,13 +485,13 @@ def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch
 def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
     monkeypatch, n_rows, n_held_out, n_block
 ):
-    monkeypatch.setattr(_stack, "LEAST_BLOCKS", 4)
-    monkeypatch.setattr(_stack, "READ_VALUES", 2 * n_block)
+    monkeypatch.setattr(loading, "LEAST_BLOCKS", 4)
+    monkeypatch.setattr(loading, "READ_VALUES", 2 * n_block)
     units = {"location": np.zeros(2), "scale": np.ones(2)}
     data, numbers = rows_of(n_rows).numpy(), plan(n_held_out=n_held_out)
     progress = []
     own = data, 20, ANY, units, numbers, 0, CPU, "float32", held_out(n_rows, n_held_out, 0)
-    read, judged, _ = _stack._read_in_parts(_stack.Job(*own), lambda *now: progress.append(now))
+    read, judged, _ = loading.read_in_parts(Job(*own), lambda *now: progress.append(now))
     out = numbers_of(judged.take(judged.index)[0]) if n_held_out else []
     assert len(set(out)) == n_held_out
     orders = []
@@ -516,7 +525,7 @@ def test_noise_of_training_is_new_for_every_row_and_every_epoch():
 def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
     monkeypatch, n_held_out, n_probe
 ):
-    monkeypatch.setattr(_training, "PROBE_ROWS", n_probe)
+    monkeypatch.setattr(loop, "PROBE_ROWS", n_probe)
     problem = Problem()
     problem.train(rows_of(20), plan(n_held_out=n_held_out, max_iter=4))
     (_, rows, noise, *_), *others = problem.judged[0]
@@ -526,7 +535,7 @@ def test_weights_are_judged_on_the_same_rows_and_noise_after_every_epoch(
         assert torch.equal(rows, same.rows)
         assert torch.equal(noise, same.noise)
     # Of each row its own, in pairs eps and -eps.
-    assert noise.shape == (_training.N_VALIDATION_DRAWS, len(rows), N_COMPONENTS)
+    assert noise.shape == (loop.N_VALIDATION_DRAWS, len(rows), N_COMPONENTS)
     rising = noise.sort(dim=0).values
     assert torch.equal(rising, -rising.flip(0))
     assert len(noise.unique()) == noise.numel()
@@ -550,14 +559,14 @@ def test_rows_and_units_have_noise_of_their_own_in_training_and_rows_alone_when_
         assert some.mean().abs() < 5 / math.sqrt(some.numel())
         assert (some.var() - 1).abs() < 5 * math.sqrt(2 / some.numel())
     (_, _, noise, _, about), *others = problem.judged[0]
-    assert noise.shape == (_training.N_VALIDATION_DRAWS, 50, N_COMPONENTS)  # no unit is dropped
+    assert noise.shape == (loop.N_VALIDATION_DRAWS, 50, N_COMPONENTS)  # no unit is dropped
     assert about.shape == (50, 2)  # but rows are drawn anew, the same way after every epoch
     assert all(torch.equal(about, same.about) for same in others)
 
 
 @pytest.mark.parametrize("n_values", [1, 300, 1 << 22])
 def test_noise_is_new_for_every_row_however_much_of_it_is_drawn_at_once(monkeypatch, n_values):
-    monkeypatch.setattr(_training, "NOISE_VALUES", n_values)
+    monkeypatch.setattr(loop, "NOISE_VALUES", n_values)
     problem = Problem()
     problem.train(rows_of(30), plan(n_noise=(0, 2, 0), batch_size=4, max_iter=3))
     for batches in (
@@ -655,7 +664,7 @@ def test_record_weighs_the_batches_of_an_epoch_by_their_rows(batch_size, n_parts
 def test_record_weighs_the_parts_of_the_held_out_rows_by_their_rows(monkeypatch, n_at_once):
     whole = Problem()
     expected = whole.train(rows_of(14), plan(n_held_out=10))
-    monkeypatch.setattr(_training, "JUDGED_ROWS", n_at_once)
+    monkeypatch.setattr(loop, "JUDGED_ROWS", n_at_once)
     problem = Problem()
     record = problem.train(rows_of(14), plan(n_held_out=10))
     for name, values in expected.history.items():
@@ -1205,7 +1214,7 @@ def test_a_model_that_has_converged_keeps_its_best_weights_under_ctrl_c():
 
 
 def test_noise_is_drawn_for_some_steps_at_once_whatever_the_others_have(monkeypatch):
-    monkeypatch.setattr(_training, "NOISE_VALUES", 16 * 4 * 3)  # three batches
+    monkeypatch.setattr(loop, "NOISE_VALUES", 16 * 4 * 3)  # three batches
     problem = Problem(lambda epoch, m: (1.0, 0.0), members=range(2))
     plans = [plan(batch_size=4, max_iter=2, n_components=n) for n in (1, 2)]
     problem.train_all([rows_of(31)] * 2, plans, [0, 1])
@@ -1227,11 +1236,11 @@ def generators(*seeds):
 @pytest.mark.parametrize("n_more", [0, 4])
 def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_components(n_more):
     plans = [plan(n_components=n) for n in (2, 5, 1)]
-    noise = _training.draw_noise((3, 7), 5, n_more, plans, generators(0, 1, 2))
+    noise = draw_noise((3, 7), 5, n_more, plans, generators(0, 1, 2))
     assert noise.shape == (3, 3, 7, 5 + n_more)
     for m, (own, numbers) in enumerate(zip(noise, plans, strict=True)):
         n_components = numbers.n_components
-        (alone,) = _training.draw_noise((3, 7), n_components, n_more, [numbers], generators(m))
+        (alone,) = draw_noise((3, 7), n_components, n_more, [numbers], generators(m))
         assert torch.equal(own[..., :n_components], alone[..., :n_components])
         assert (own[..., n_components:5] == 0).all()
         assert torch.equal(own[..., 5:], alone[..., n_components:])
@@ -1240,7 +1249,7 @@ def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_com
 
 @pytest.mark.parametrize("n_noise", [0, 1, 4])
 def test_noise_of_rows_is_that_of_the_generator_of_each_member(n_noise):
-    first, second, same = _training.draw_about(7, n_noise, generators(0, 1, 0))
+    first, second, same = draw_about(7, n_noise, generators(0, 1, 0))
     assert first.shape == second.shape == (7, n_noise)
     assert torch.equal(first, same)
     assert torch.equal(first, second) == (n_noise == 0)
@@ -1268,17 +1277,17 @@ def job_of(
     }
     if parts and "likelihood" in parts:
         data = 1 / (1 + np.exp(-data))
-    numbers = {"n_noise": _model.n_noise(architecture)} | numbers
-    state = _model.initial_state(architecture, _arrays.describe_columns(data), seed)
-    state = _model.cast(state, np.float64 if precision == "float64" else np.float32)
+    numbers = {"n_noise": n_noise(architecture)} | numbers
+    state = initial_state(architecture, statistics.describe_columns(data), seed)
+    state = cast_state(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
     out = held_out(len(data), numbers.n_held_out, seed)
     own = data, len(data), architecture, state, numbers, seed, device, precision, out
-    return _stack.Job(*own)
+    return Job(*own)
 
 
 def run(jobs):
-    return _stack.run(jobs, lambda: None, lambda records, states: False)
+    return execution.train(jobs, lambda: None, lambda records, states: False)
 
 
 def assert_same_trained(trained, alone):
@@ -1333,17 +1342,17 @@ def test_free_bits_of_0_are_none_in_a_stack_with_those_of_others():
     jobs = [job_of(0, free_bits=0.0), job_of(1, free_bits=0.5)]
     kl = torch.tensor([[[[-1e-9, 1.0]]], [[[0.1, 1.0]]]]).double()
     weights = members_of(jobs).weights
-    numbers, _, g_kl = _objective.loss((torch.zeros(2, 1, 1).double(), kl), weights)
+    numbers, _, g_kl = objective.loss((torch.zeros(2, 1, 1).double(), kl), weights)
     assert numbers[0].tolist() == [1 - 1e-9, 1.5]
     assert g_kl.tolist() == [[[[1, 1]]], [[[0, 1]]]]
 
 
 def members_of(jobs):
     """The models of jobs, about to be trained."""
-    stack = _model.stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
-    generators = [_arrays.generator(job.seed) for job in jobs]
-    _, judged, _ = _stack._read_once(jobs)
-    return _training.Members(stack, judged, [job.plan for job in jobs], generators)
+    stack = stack_models([job.architecture for job in jobs], [job.state for job in jobs], CPU)
+    generators = [devices.generator(job.seed) for job in jobs]
+    _, judged, _ = loading.read_once(jobs)
+    return loop.Members(stack, judged, [job.plan for job in jobs], generators)
 
 
 @pytest.mark.parametrize("alike", [alike for alike, _ in OBJECTIVES], ids=str)
@@ -1355,7 +1364,7 @@ def test_judgement_does_not_depend_on_how_many_rows_or_models_are_judged_at_once
     jobs = [job_of(m, **alike, **numbers, n_held_out=30) for m in range(3)]
     with torch.inference_mode():
         numbers, losses = zip(*(members_of([job]).judge() for job in jobs), strict=True)
-        monkeypatch.setattr(_training, "JUDGED_ROWS", n_at_once)
+        monkeypatch.setattr(loop, "JUDGED_ROWS", n_at_once)
         together = members_of(jobs).judge()
     for ours, alone in zip(together, [torch.cat(numbers, dim=1), torch.cat(losses)], strict=True):
         torch.testing.assert_close(ours, alone, rtol=1e-11, atol=1e-11)
@@ -1365,14 +1374,14 @@ def test_judgement_does_not_depend_on_how_many_rows_or_models_are_judged_at_once
 def test_judgement_with_free_bits_is_of_the_mean_divergence_of_all_judged_rows(
     monkeypatch, free_bits
 ):
-    monkeypatch.setattr(_training, "JUDGED_ROWS", 4)
+    monkeypatch.setattr(loop, "JUDGED_ROWS", 4)
     job = job_of(0, free_bits=free_bits, beta=2.0, n_held_out=30)
     with torch.inference_mode():
         members = members_of([job])
         judgement, losses = members.judge()
         loss, reconstruction, kl, far = judgement[:, 0].tolist()
         rows = members.judged.take(members.judged.index)[0]
-    model = _model.from_state(job.architecture, job.state)
+    model = from_state(job.architecture, job.state)
     with torch.no_grad():
         of_rows = model(rows, members.noise[0])
     of_components = of_rows.kl.mean((0, 1))
@@ -1395,7 +1404,7 @@ def test_judgement_of_importance_samples_is_of_as_many_antithetic_draws(k):
     assert noise.shape == (k, 30, 2)
     half = (k + 1) // 2
     assert torch.equal(noise[half:], -noise[: k - half])
-    model = _model.from_state(job.architecture, job.state)
+    model = from_state(job.architecture, job.state)
     with torch.no_grad():
         log_likelihood, log_ratio = model(rows, noise, by_draw=True)
     log_w = log_likelihood - log_ratio.sum(-1)
@@ -1446,20 +1455,20 @@ def test_models_go_on_as_they_do_alone_when_one_has_diverged():
 def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
     jobs = [job_of(m, n, weight_decay=weight_decay) for m, n in enumerate([1, 2, 5])]
     architectures = [job.architecture for job in jobs]
-    stack = _model.stack(architectures, [job.state for job in jobs], CPU)
-    generators = [_arrays.generator(job.seed) for job in jobs]
-    read, judged, _ = _stack._read_once(jobs)
+    stack = stack_models(architectures, [job.state for job in jobs], CPU)
+    generators = [devices.generator(job.seed) for job in jobs]
+    read, judged, _ = loading.read_once(jobs)
     plans = [job.plan for job in jobs]
     with torch.inference_mode():
-        records = _training.train(
+        records = loop.train(
             stack, read, judged, plans, generators, lambda: None, lambda records: False
         )
         states = [
-            {**job.state, **_model.learned(stack, job.architecture, record.weights)}
+            {**job.state, **learned_state(stack, job.architecture, record.weights)}
             for job, record in zip(jobs, records, strict=True)
         ]
         # Padded anew, the values of each are all that its weights were.
-        anew = _model.stack(architectures, states, CPU)
+        anew = stack_models(architectures, states, CPU)
         weights = torch.cat([p.flatten(1) for p in anew.parameters()], dim=1)
     for record, job, state, expected in zip(records, jobs, states, weights, strict=True):
         assert torch.equal(record.weights, expected)
@@ -1480,7 +1489,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-3, "bf16": 0.05}
 @pytest.mark.parametrize("precision", list(TOLERANCES))
 def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, precision):
     if rows == "in parts":
-        monkeypatch.setattr(_stack, "LEAST_BLOCKS", 5)
+        monkeypatch.setattr(loading, "LEAST_BLOCKS", 5)
         members = [(0, 2, {})]
     else:  # the second leaves, which captures the steps of the others anew
         members = [(0, 2, {}), (1, 5, {"max_iter": 2}), (2, 1, {"weight_decay": 0.3, "beta": 4.0})]
@@ -1500,7 +1509,7 @@ def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, p
     if rows == "in parts":
         jobs = [job._replace(n_at_once=16) for job in jobs]
     captured, captures = run(jobs), []
-    monkeypatch.setattr(_training, "capture", lambda step, changes: captures.append(step) or step)
+    monkeypatch.setattr(graphs, "capture", lambda step, changes: captures.append(step) or step)
     plain = run(jobs)
     assert captures
     for a, b in zip(captured, plain, strict=True):
@@ -1592,14 +1601,14 @@ def test_of_a_held_out_row_far_beyond_the_others_only_a_part_decides_which_epoch
 
 
 def test_progress_of_before_there_were_losses_of_rows_goes_on_without_a_simple_model():
-    run = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    run = Run(0, plan(n_held_out=4), torch.zeros(3))
     run.end_epoch([1.0] * 7, torch.ones(4), torch.ones(3), {})
-    run.simple = _training.Simple(torch.ones(4), torch.zeros(3), None, None)
+    run.simple = Simple(torch.ones(4), torch.zeros(3), None, None)
     progress = run.progress(torch.ones(3), {})
-    again = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    again = Run(0, plan(n_held_out=4), torch.zeros(3))
     again.go_on(progress)
     assert torch.equal(again.simple.rows, torch.ones(4))
-    old = _training.Run(0, plan(n_held_out=4), torch.zeros(3))
+    old = Run(0, plan(n_held_out=4), torch.zeros(3))
     old.go_on({**progress, "simple": {"loss": 3.0, "weights": torch.zeros(3)}})
     assert old.simple is None
     assert old.record.n_iter == 1

@@ -32,16 +32,11 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, RobustScaler,
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import (
-    VAETransformer,
-    _arrays,
-    _input,
-    _training,
-    likelihoods,
-    metrics,
-    posteriors,
-    priors,
-)
+from skvae import VAETransformer, likelihoods, metrics, posteriors, priors
+from skvae._backend import blocks
+from skvae._data import weighting
+from skvae._model.adam import Adam
+from skvae._model.member import Best
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -329,9 +324,9 @@ def test_there_are_as_many_threads_as_torch_has_and_as_fit_into_working_memory(
     X, quick, monkeypatch, working_memory, n_threads
 ):
     vae = quick(hidden_layer_sizes=(128,)).fit(X)
-    asked, map_rows = [], _arrays.map_rows
+    asked, map_rows = [], blocks.map_rows
     monkeypatch.setattr(
-        _arrays, "map_rows", lambda *args: (asked.append(args[-1]), map_rows(*args))[1]
+        blocks, "map_rows", lambda *args: (asked.append(args[-1]), map_rows(*args))[1]
     )
     with sklearn.config_context(working_memory=working_memory):
         vae.transform(X)
@@ -1007,7 +1002,7 @@ def test_groups_are_labels_of_any_kind(X, labels):
         given = labels.iloc[group]
     else:
         given = labels[group]
-    numbered = _input._number_groups(given, X)
+    numbered = weighting._number_groups(given, X)
     same = numbered[:, None] == numbered
     np.testing.assert_array_equal(same, group[:, None] == group)
     assert numbered.max() == 11
@@ -1374,7 +1369,7 @@ def interrupt(monkeypatch, owner, name, n_calls):
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize(
     "moment",
-    [(_training.Adam, "step", 3 * 4 + 2), (_training.Best, "judge", 4)],
+    [(Adam, "step", 3 * 4 + 2), (Best, "judge", 4)],
     ids=["during an epoch", "at its end"],
 )
 def test_ctrl_c_keeps_the_last_complete_epoch(X, quick, monkeypatch, early_stopping, moment):
@@ -1402,7 +1397,7 @@ def test_ctrl_c_before_the_first_epoch_is_complete_is_raised_again(X, quick, mon
     vae = quick(batch_size=16)
     if fitted:
         vae.fit(X)
-    interrupt(monkeypatch, _training.Adam, "step", 3)
+    interrupt(monkeypatch, Adam, "step", 3)
     with unchanged(vae), pytest.raises(KeyboardInterrupt):
         vae.fit(X)
 

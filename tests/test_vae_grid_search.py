@@ -24,7 +24,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
-from skvae import VAEGridSearchCV, VAETransformer, _stack
+from skvae import VAEGridSearchCV, VAETransformer
+from skvae._fit import execution, packing
+from skvae._model import loop
+from skvae._model.adam import Adam
 from skvae.likelihoods import Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP
 from skvae.priors import Mixture, Vamp
@@ -85,13 +88,13 @@ def search_both(estimator, grid, X, y=None, *, groups=None, max_stack="auto", **
 @pytest.fixture
 def trained(monkeypatch):
     """The sizes of the stacks that were trained."""
-    sizes, run = [], _stack.run
+    sizes, run = [], execution.train
 
     def counting(jobs, *args, **params):
         sizes.append(len(jobs))
         return run(jobs, *args, **params)
 
-    monkeypatch.setattr(_stack, "run", counting)
+    monkeypatch.setattr(execution, "train", counting)
     return sizes
 
 
@@ -287,7 +290,7 @@ def test_bad_input_is_refused_as_by_a_grid_search(wine):
 
 @pytest.mark.parametrize("max_stack", [2, 100])
 def test_ctrl_c_ends_the_search(wine, monkeypatch, max_stack):
-    steps, step = [], _stack._training.Adam.step
+    steps, step = [], Adam.step
 
     def press(self, *args):
         steps.append(1)
@@ -295,7 +298,7 @@ def test_ctrl_c_ends_the_search(wine, monkeypatch, max_stack):
             raise KeyboardInterrupt
         return step(self, *args)
 
-    monkeypatch.setattr(_stack._training.Adam, "step", press)
+    monkeypatch.setattr(Adam, "step", press)
     search = VAEGridSearchCV(small(max_iter=1000), {"beta": [0.5, 1, 2]}, max_stack=max_stack)
     with pytest.raises(KeyboardInterrupt):
         search.fit(wine)
@@ -306,7 +309,7 @@ def test_ctrl_c_ends_the_search(wine, monkeypatch, max_stack):
 def test_a_real_ctrl_c_ends_all_stacks_within_an_epoch(wine, monkeypatch, max_stack):
     # The signal arrives in the main thread, which waits for those that train.
     epochs, interrupted = [], []
-    judge = _stack._training.Members.judge
+    judge = loop.Members.judge
 
     def press(self):
         epochs.append(1)
@@ -317,7 +320,7 @@ def test_a_real_ctrl_c_ends_all_stacks_within_an_epoch(wine, monkeypatch, max_st
             interrupted.append(1)
         return judge(self)
 
-    monkeypatch.setattr(_stack._training.Members, "judge", press)
+    monkeypatch.setattr(loop.Members, "judge", press)
     search = VAEGridSearchCV(small(max_iter=100_000), {"beta": [0.5, 1, 2]}, max_stack=max_stack)
     n_threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
@@ -367,7 +370,7 @@ def test_stacks_have_room_in_working_memory(wine, trained):
 
 def test_members_that_have_ended_may_go_along_for_a_while(wine, monkeypatch):
     # As on CUDA, where each change of a stack captures its step anew.
-    monkeypatch.setattr(_stack._training, "IDLE_SHARE", {"cpu": 0.5})
+    monkeypatch.setattr(loop, "IDLE_SHARE", {"cpu": 0.5})
     grid = {"max_iter": [1, 2, 3, 5, 8], "n_components": [1, 3]}
     search_both(small(), grid, wine, max_stack=100)
 
@@ -425,26 +428,26 @@ def test_a_fitted_search_keeps_what_a_grid_search_does_and_no_folds(cv):
 
 
 def test_each_model_has_its_share_of_the_time(wine, monkeypatch):
-    run_all = _stack.run_all
+    run_all = packing.run_all
 
     def timed(*args):
         trained, _, errors = run_all(*args)
         return trained, {i: 1.0 + i for i in trained}, errors
 
-    monkeypatch.setattr(_stack, "run_all", timed)
+    monkeypatch.setattr(packing, "run_all", timed)
     results = VAEGridSearchCV(small(), {"beta": [0.5, 4]}, cv=FOLDS).fit(wine).cv_results_
     np.testing.assert_array_equal(results["mean_fit_time"], [2.0, 5.0])
     np.testing.assert_allclose(results["std_fit_time"], np.sqrt(2 / 3))
 
 
 def test_folds_train_one_after_the_other_where_memory_holds_the_rows_of_one(wine, monkeypatch):
-    widths, run = [], _stack.run
+    widths, run = [], execution.train
 
     def counted(jobs, *args):
         widths.append((len({id(job.data) for job in jobs}), len(jobs)))
         return run(jobs, *args)
 
-    monkeypatch.setattr(_stack, "run", counted)
+    monkeypatch.setattr(execution, "train", counted)
     search = VAEGridSearchCV(small(), {"beta": [0.5, 1, 4]}, cv=FOLDS, max_stack=100, refit=False)
     with config_context(working_memory=wine.nbytes * 2.5 / 2**20):
         few = search.fit(wine).cv_results_["mean_test_score"]
@@ -455,14 +458,14 @@ def test_folds_train_one_after_the_other_where_memory_holds_the_rows_of_one(wine
 
 
 def test_what_could_not_be_trained_in_a_stack_is_fitted_by_itself_with_a_warning(wine, monkeypatch):
-    run = _stack.run
+    run = execution.train
 
     def fail(jobs, *args):
         if len(jobs) > 1:
             raise RuntimeError("out of memory")
         return run(jobs, *args)
 
-    monkeypatch.setattr(_stack, "run", fail)
+    monkeypatch.setattr(execution, "train", fail)
     search = VAEGridSearchCV(small(), {"beta": [0.5, 4]}, cv=FOLDS, max_stack=6)
     with pytest.warns(UserWarning, match=r"6 of 6 models could not .*RuntimeError: out of memory"):
         search.fit(wine)

@@ -50,7 +50,7 @@ def models():
 
 def main():
     try:
-        written = importlib.import_module("skvae._files").FORMAT
+        written = importlib.import_module("skvae._backend.files").FORMAT
     except ImportError:  # before there were formats
         written = 0
     fitted, X = models(), tables()

@@ -1,0 +1,34 @@
+"""Operations whose rows round the same wherever they stand, and faster ones on a CPU."""
+
+import torch
+import torch.nn.functional as F
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W' + b, (..., n_out), of rows x (..., n_in)."""
+    n_out, n_in = weight.shape
+    narrow = max(0, 16 - n_out)
+    odd = n_in % 2 if x.dtype == torch.float64 else 0
+    if not narrow and not odd:
+        return F.linear(x, weight, bias)
+    wide = F.pad(weight, (0, odd, 0, narrow))
+    shift = None if bias is None else F.pad(bias, (0, narrow))
+    return F.linear(F.pad(x, (0, odd)), wide, shift)[..., :n_out]
+
+
+def each(matrices: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A_b x_sb, (..., S, B, L), of a matrix a row (..., B, L, L) and vectors x (..., S, B|1, L)."""
+    n = x.shape[-1]
+    if x.ndim == matrices.ndim == 3 and x.shape[1] == 1:  # one product, whose rows are those of A_b
+        of_all = linear(matrices.flatten(0, 1), x.squeeze(1))
+        return of_all.unflatten(0, matrices.shape[:2]).movedim(-1, 0)
+    more = -n % (64 // x.element_size())
+    rows = F.pad(x, (0, more)).movedim(-3, -1)  # (..., B, L', S)
+    return (F.pad(matrices, (0, more)) @ rows).movedim(-1, -3)
+
+
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    """tanh x, by way of the logistic function where that is faster."""
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return torch.rsub((x + x).sigmoid_(), -1, alpha=-2)  # 2 s - 1
+    return torch.tanh(x)

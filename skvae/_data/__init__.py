@@ -1,0 +1,1 @@
+"""Rows in, rows out: containers, columns, units and weights."""

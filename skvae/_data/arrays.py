@@ -1,0 +1,57 @@
+"""Rows of X as arrays: some of them, or all in blocks, dense or sparse."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from skvae._backend.tensors import Array
+
+READ_AT_ONCE = 1 << 20
+
+
+class Subset:
+    """Some rows of X, none of which is copied before it is asked for: X may be a memory map."""
+
+    def __init__(self, X: Array, rows: Array) -> None:
+        self.X, self.rows, self.dtype = X, rows, X.dtype
+        self.shape = len(rows), X.shape[1]
+
+    def __getitem__(self, rows: Any) -> Array:
+        return self.X[self.rows[rows]]
+
+
+def slices(X: Array, n_features: int) -> Iterator[Array]:
+    """`X` in dense blocks of rows, which become about a million values of so many features."""
+    n_rows = max(1, READ_AT_ONCE // n_features)
+    for start in range(0, X.shape[0], n_rows):
+        yield dense(X[start : start + n_rows])
+
+
+def dense(rows: Any) -> Array:
+    """Some rows of X, which may be sparse."""
+    return rows.toarray() if hasattr(rows, "toarray") else rows
+
+
+def float_blocks(X: Array, n_features: int) -> Iterator[Array]:
+    """`X` in blocks of rows, as float64."""
+    for block in slices(X, n_features):
+        # Contiguous, so that sums over it are taken in one order, whatever that of X.
+        yield np.ascontiguousarray(block, dtype=np.float64)
+
+
+# What takes values that are outside of a likelihood's support by rounding into it.
+Support = Callable[[Array], Array]
+
+
+def resolution_of(dtype: Any) -> float:
+    """The relative difference of numbers that are one by rounding: of this dtype, or in sums."""
+    dtype = np.dtype(dtype)
+    epsilon = np.finfo(dtype).eps if dtype.kind == "f" else 0.0
+    return float(max(2 * epsilon, 64 * np.finfo(np.float64).eps))
+
+
+def rounding_of(dtype: Any) -> float:
+    """Half of the relative difference of numbers that a sum in this dtype may leave of one."""
+    epsilon = np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float64).eps
+    return float(min(4 * epsilon, resolution_of(dtype) / 2))

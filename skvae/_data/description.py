@@ -1,0 +1,202 @@
+"""What `fit` learns of the columns before it trains, and its warnings of what it finds there."""
+
+import functools
+import warnings
+
+import numpy as np
+
+from skvae._data import arrays, containers, sentinels, statistics, words
+from skvae._data.units import FARTHEST
+from skvae._data.words import listed, n_rows_in_words
+
+# Rows of which it is looked up whether some are copies of others, and the least number of different
+# rows by which a column may be said to be of real values.
+MOST_COMPARED, LEAST_DIFFERENT = 100_000, 20
+
+
+def describe(
+    data, likelihood, attributes, weight, held_out, *, reset, partial=False, grouped=False
+):
+    """Moments of the features of the rows that are trained on, and what to know of the columns.
+
+    `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
+    Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
+    feature the moments of all rows: the value then does what it would do in a row trained on.
+    `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
+    in each column. `grouped`: rows that belong together are held out together.
+    """
+    labels = words.Labels(attributes.get("feature_names_in_"))
+    places = likelihood.columns_of(data.shape[1])
+    support = functools.partial(likelihood.check_support, labels=labels)
+    describe_rows = functools.partial(
+        statistics.describe_columns, support=support, labels=labels._replace(places=places)
+    )
+    training, others = np.delete(np.arange(data.shape[0]), held_out), np.sort(held_out)
+    if not len(held_out):
+        moments = describe_rows(data, weight=weight)
+    else:
+        own_weight = None if weight is None else weight[training]
+        moments = describe_rows(arrays.Subset(data, training), weight=own_weight)
+        extremes = statistics.find_extremes(arrays.Subset(data, others), support, len(places))
+        moments = moments._replace(suspects=_add_suspects(moments, extremes))
+        far = _is_out_of_reach(likelihood, moments, extremes)
+        if reset and far.any():
+            moments = _replace_where(far, moments, describe_rows(data, weight=weight))
+    n_values, n_others = np.zeros((2, data.shape[1]), np.int64)
+    n_values[places] = moments.n_values
+    if len(held_out):
+        n_others[places] = ~np.isnan(extremes[0])
+    if len(held_out) and not moments.has_holes:
+        n_incomplete = count_incomplete(arrays.Subset(data, others), n_values == 0)
+        moments = moments._replace(has_holes=n_incomplete > 0)
+    if reset:
+        _tell_of_empty(n_values, n_others, labels, partial)
+        unresolved = dict.fromkeys(places[moments.unresolved].tolist())
+        _warn_of_unresolved(unresolved, labels, data.dtype, 7)
+        _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
+        if not grouped:
+            _warn_of_copies(data, held_out)
+    return moments, {"n_values": n_values, "resolution": arrays.resolution_of(data.dtype)}
+
+
+def _is_out_of_reach(likelihood, moments, extremes):
+    """Whether the lowest or the highest value of a feature is too far from its units, (D,)."""
+    location, scale = likelihood.units(moments)
+    with np.errstate(over="ignore"):  # of values such as 1e308
+        distance = np.fmax(*(np.abs(value - location) for value in extremes))
+        return (scale > 0) & (distance > FARTHEST * scale)
+
+
+def _replace_where(chosen, moments, others):
+    """Moments of which the chosen features have those of `others`."""
+    names = "mean", "std", "n_values", "n_various"
+    pairs = {name: (getattr(others, name), getattr(moments, name)) for name in names}
+    return moments._replace(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
+
+
+def _add_suspects(moments, extremes):
+    """The suspects of some rows, and those among the lowest and highest values of others.
+
+    A value may be far beyond all of n others where it is more than n of their standard deviations
+    from their mean: the sum of their distances is at most as large.
+    """
+    suspects = moments.suspects.copy()
+    for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
+        with np.errstate(over="ignore"):  # of values such as 1e308
+            far = np.abs(value - moments.mean) > moments.n_values * moments.std
+        far &= moments.std > 0
+        suspects[side] = np.where(far, extreme(suspects[side], value), suspects[side])
+    return suspects
+
+
+def _tell_of_empty(n_values, n_others, labels, partial):
+    """Warn of columns that have no value; refuse them where later blocks may have values there.
+
+    `n_others` is above 0 where the rows that are held out have values.
+    """
+    empty = np.flatnonzero(n_values == 0)
+    if not len(empty):
+        return
+    where = " in the rows that are trained on" if n_others[empty].any() else ""
+    what = f"X has no value in {listed(map(labels.of, empty))}: all are missing{where}."
+    if partial:
+        raise ValueError(
+            f"{what} The first block of partial_fit decides the units of each column, so the model "
+            "could not learn values that later blocks have there. Begin with rows that have "
+            "values in each column, or drop the column."
+        )
+    warnings.warn(
+        f"{what} The model leaves such columns out of its density and gives them back as missing. "
+        "Drop them, or fit on rows that have values there.",
+        stacklevel=7,
+    )
+
+
+def warn_of_long_numbers(X, rows, categories):
+    """Warn of columns of a frame whose different whole numbers are one as float64."""
+    columns = []
+    for i in range(X.shape[1]):
+        ends = None if i in categories else containers.long_range(X, i, rows)
+        size = 0 if ends is None else max(map(abs, ends))
+        # Where more is left than rounding, the moments of the columns tell.
+        if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * arrays.rounding_of(np.float64) * size:
+            columns.append(i)
+    _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64, 9)
+
+
+def _warn_of_unresolved(columns, labels, dtype, stacklevel):
+    """Warn of columns that vary, but by so little that they are taken as constant."""
+    if columns:
+        share = 2 * arrays.resolution_of(dtype)
+        warnings.warn(
+            f"X has values in {listed(map(labels.of, columns))} that differ by less than "
+            f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
+            "offset from it, such as its least value, so that the differences count. If they are "
+            "rounding, drop the column.",
+            stacklevel=stacklevel,
+        )
+
+
+def _warn_of_sentinels(data, moments, support, places, labels, categories):
+    """Warn of columns in which one value is far beyond all others."""
+    suspects = np.where(np.isin(places, list(categories)), np.nan, moments.suspects)
+    found = sentinels.find_sentinels(data, suspects, support)
+    if found:
+        words = [
+            f"{value:.10g} in {labels.of(places[feature])} ({n_rows_in_words(n)})"
+            for feature, (value, n) in found.items()
+        ]
+        warnings.warn(
+            "X has values that are farther from the others in their column than all of these "
+            f"together are from their mean: {listed(words)}. To the model, the others hardly "
+            "differ. If the value stands for a missing one, make it NaN; if it is an error, "
+            "correct it; if it is real, transform the column, by its logarithm, say.",
+            stacklevel=7,
+        )
+
+
+def _warn_of_copies(data, held_out):
+    """Warn where most rows held out are copies of rows trained on, and not by chance."""
+    sparse = hasattr(getattr(data, "X", data), "tocsr")
+    if not len(held_out) or data.shape[0] > MOST_COMPARED or data.dtype.kind != "f" or sparse:
+        return
+    blocks = map(np.ascontiguousarray, arrays.slices(data, data.shape[1]))
+    # Keys of 8 bytes take little memory, however long the rows are.
+    keys = np.array([hash(row.tobytes()) for block in blocks for row in block])
+    n_copies = int(np.isin(keys[held_out], np.delete(keys, held_out)).sum())
+    if n_copies > len(held_out) / 2 and _is_real(data[np.unique(keys, return_index=True)[1]]):
+        warnings.warn(
+            f"{n_copies} of the {len(held_out)} rows held out are copies of rows that are trained "
+            "on. A model that learns rows by heart looks good by them, and is bad for new rows. "
+            "Give copies of a row the same label in groups, such as the number of the row they "
+            "were drawn from: np.unique(X, axis=0, return_inverse=True)[1] finds it in an array "
+            "without missing values. Or give each row once, with sample_weight for how often it "
+            "comes.",
+            stacklevel=7,
+        )
+
+
+def _is_real(rows):
+    """Whether a column has a value of its own for each of these different rows.
+
+    Whole numbers, categories and few levels in any units have not, and rows of such are equal by
+    chance. Nor does a column that varies alone tell chance from copies.
+    """
+    ordered = np.sort(rows, axis=0)
+    with np.errstate(invalid="ignore"):  # NaN in float16
+        n_values = 1 + (ordered[1:] > ordered[:-1]).sum(axis=0)
+        fractional = (np.isfinite(rows) & (rows != np.rint(rows))).mean(axis=0) > 0.5
+    own = n_values >= max(LEAST_DIFFERENT, 0.9 * len(rows))
+    return bool((own & fractional).any() and (n_values > 1).sum() > 1)
+
+
+def count_incomplete(data, empty):
+    """How many rows have missing values, in columns other than those that are `empty` in fit."""
+    if data.dtype.kind != "f":
+        return 0
+    if hasattr(data, "tocsr"):
+        entries = data.tocoo()
+        return len(np.unique(entries.row[np.isnan(entries.data) & ~empty[entries.col]]))
+    # The least of some values is NaN if one of them is, and is found faster than each NaN.
+    blocks = (b for b in arrays.slices(data, data.shape[1]) if np.isnan(b.min()))
+    return sum(int(np.isnan(block[:, ~empty]).any(axis=1).sum()) for block in blocks)

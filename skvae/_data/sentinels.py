@@ -1,0 +1,81 @@
+"""Values that stand for a missing one, such as 1e20 or -999."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from skvae._backend.tensors import Array
+from skvae._data.arrays import Support, float_blocks
+
+# A sentinel is farther than this many mean distances, and farther than all of them together.
+FAR_DISTANCES = 50
+
+
+def stand_out(total: Array, square: Array, n_there: Array, n_equal: Array) -> Array:
+    """Whether the lowest and the highest value, -1 and 1, may be sentinels: (2, D).
+
+    `total` and `square` are sums of `n_there` values in [-1, 1] and of their squares. `n_equal`,
+    (2, D), is how often the value comes. With the mean m of the n others, and e the distance of
+    the value from the mean of all, the others have
+
+        sum (x_i - m)**2 = sum of the same of all - e**2 n_equal n_there / n,
+
+    which is below the square of sum |x_i - m|, and that below that of the value's distance from m,
+    e n_there / n, where the value is a sentinel.
+    """
+    n_there = np.maximum(n_there, 1)
+    n_others = np.maximum(n_there - n_equal, 1)
+    mean = total / n_there
+    far = (np.stack([-1 - mean, 1 - mean]) * n_there) ** 2 / n_others
+    of_all = square - mean * total
+    # Besides, less than half of the values are.
+    rounding = 1e-6 * square
+    alone = of_all - far * n_equal / n_there <= far / n_others + rounding
+    return alone & (n_equal < n_others)
+
+
+def find_sentinels(
+    X: Array, suspects: Array, support: Support = lambda block: block
+) -> dict[int, tuple[float, int]]:
+    """Columns with a value that is far beyond all others: the value, and in how many rows it is.
+
+    `suspects` are those of `describe_columns`. A value is far beyond the others where its
+    distance from their mean is larger than the sum of their own distances, and than
+    `FAR_DISTANCES` times the mean of these over the values that are not at the one end at which
+    most are, which in a column of counts is 0. It may be in several rows, but in fewer than half
+    of those that have a value.
+
+    Moments of all values would not do: beside 1e20, float64 knows nothing of the others. So
+    each column is read again, in blocks, without the value.
+    """
+    sides, columns = np.nonzero(~np.isnan(suspects))
+    if not len(columns):
+        return {}
+    value, n_features = suspects[sides, columns], suspects.shape[1]
+    start, low, high = (np.full(len(columns), np.nan) for _ in range(3))
+    total, n_others, n_equal = (np.zeros(len(columns)) for _ in range(3))
+
+    def others() -> Iterator[tuple[Array, Array]]:
+        for block in map(support, float_blocks(X, n_features)):
+            own = block[:, columns]
+            yield np.where(own == value, np.nan, own), (own == value).sum(axis=0)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # of values such as 1e308
+        for own, n in others():
+            there = ~np.isnan(own)
+            low, high = np.fmin(low, np.fmin.reduce(own)), np.fmax(high, np.fmax.reduce(own))
+            # From a value of the column, so that the sum keeps the digits of differences.
+            first = own[there.argmax(axis=0), np.arange(len(columns))]
+            start = np.where(np.isnan(start), first, start)
+            total += np.where(there, own - start, 0.0).sum(axis=0)
+            n_others, n_equal = n_others + there.sum(axis=0), n_equal + n
+        mean = start + total / np.maximum(n_others, 1)
+        spread, at_low, at_high = (np.zeros(len(columns)) for _ in range(3))
+        for own, _ in others():
+            spread += np.nan_to_num(np.abs(own - mean), posinf=np.inf).sum(axis=0)
+            at_low, at_high = at_low + (own == low).sum(axis=0), at_high + (own == high).sum(axis=0)
+        distance = np.abs(value - mean)
+        n_various = n_others - np.maximum(at_low, at_high)
+        far = (distance > spread) & (distance * n_various > FAR_DISTANCES * spread)
+        far &= (spread > 0) & (n_various >= 2) & (n_equal < n_others)
+    return {int(columns[i]): (float(value[i]), int(n_equal[i])) for i in np.flatnonzero(far)}

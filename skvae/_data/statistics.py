@@ -1,0 +1,160 @@
+"""Moments of columns of any magnitude, in blocks of rows."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from skvae._backend.tensors import Array
+from skvae._data.arrays import (
+    READ_AT_ONCE,
+    Support,
+    dense,
+    float_blocks,
+    resolution_of,
+    rounding_of,
+    slices,
+)
+from skvae._data.sentinels import stand_out
+from skvae._data.words import UNNAMED, Labels
+
+
+class Moments(NamedTuple):
+    """What a likelihood needs to know of the columns: arrays of shape (n_features,)."""
+
+    mean: Array  # float64; the constant itself where the column is constant
+    std: Array  # float64; 0 where the column is constant
+    has_holes: bool = False  # whether values are missing, in a column that has some
+    n_values: Array | None = None  # rows in which the column has a value; None: all
+    # The lowest and the highest value, (2, n_features), where it is so far from the mean that it
+    # may be no value but stand for a missing one; NaN elsewhere.
+    suspects: Array | None = None
+    # Rows whose value is not the one that more than half of the rows have; None: not known.
+    n_various: Array | None = None
+    # Whether the column is taken as constant, although its values differ by more than rounding, or
+    # are whole numbers that are one as float64; None: not known.
+    unresolved: Array | None = None
+
+    @property
+    def is_empty(self) -> Array:
+        """Whether the column has no value at all, (n_features,); its mean is then 1."""
+        return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
+
+
+# Rows that say which value of a column may be the one that more than half of them have, and the
+# values that are read of them at once.
+MEDIAN_ROWS = 10_000
+
+
+def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, Array]:
+    """The lowest and the highest value of each feature, (D,), in blocks; NaN where there is none.
+
+    They are float64: those of a longdouble may be infinity then.
+    """
+    low = high = np.full(n_features, np.nan)
+    for block in map(support, slices(X, n_features)):
+        low = np.fmin(low, np.fmin.reduce(block, axis=0))
+        high = np.fmax(high, np.fmax.reduce(block, axis=0))
+    with np.errstate(over="ignore"):
+        return np.asarray(low, np.float64), np.asarray(high, np.float64)
+
+
+def describe_columns(
+    X: Array,
+    support: Support = lambda block: block,
+    labels: Labels = UNNAMED,
+    weight: Array | None = None,
+) -> Moments:
+    """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
+
+    The columns are those that `support` makes of those of X, which `labels` are of. NaN are
+    missing values. A column is constant when its range is below the `resolution` of X. `weight`
+    (n_samples,), above 0, is how much each row counts.
+
+    A column without any value has a mean of 1, which every likelihood supports, and a standard
+    deviation of 0.
+    """
+    n_features = X.shape[1] if labels.places is None else len(labels.places)
+    low, high = find_extremes(X, support, n_features)
+    empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
+    if empty.all():
+        raise ValueError(
+            "Input X has only missing values. A model needs some values to learn from."
+        )
+    low, high = np.where(empty, 1.0, low), np.where(empty, 1.0, high)
+    if infinite.any():  # under assume_finite=True, or as float64
+        raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
+    # Halves, since the range of the largest floats overflows.
+    centre, radius = low / 2 + high / 2, high / 2 - low / 2
+    size = np.maximum(abs(low), abs(high))
+    constant = radius <= resolution_of(X.dtype) * size
+    # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
+    unit = np.where(constant, 1.0, radius)
+    total = square = n_there = np.zeros(n_features)
+    plain_total = plain_square = np.zeros(n_features)  # without weights
+    n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
+    # A value that more than half of the rows have is the median.
+    common, n_common = _find_common(X, support, n_features), np.zeros(n_features, np.int64)
+    start, has_holes = 0, False
+    for block in map(support, float_blocks(X, n_features)):
+        if np.isnan(common[~empty]).any():  # values that are too rare to be met before
+            common = np.where(np.isnan(common), _median(block[:MEDIAN_ROWS]), common)
+        n_common += (block == common).sum(axis=0)
+        moved = (block - centre) / unit
+        there = ~np.isnan(moved)
+        has_holes = has_holes or not (there | empty).all()
+        n_values += there.sum(axis=0)
+        n_equal += [(block == low).sum(axis=0), (block == high).sum(axis=0)]
+        moved[~there] = 0.0
+        counted = moved
+        if weight is not None:
+            plain_total = plain_total + moved.sum(axis=0)
+            plain_square = plain_square + np.einsum("nd,nd->d", moved, moved)
+            own = weight[start : start + len(block), None]
+            counted, there = own * moved, own * there
+        n_there = n_there + there.sum(axis=0)
+        total = total + counted.sum(axis=0)
+        square = square + np.einsum("nd,nd->d", moved, counted)
+        start += len(block)
+    n_there = np.where(empty, 1.0, n_there)
+    mean = total / n_there
+    std = unit * np.sqrt(np.maximum(square / n_there - mean**2, 0.0))
+    if weight is None:
+        plain_total, plain_square = total, square
+    suspects = np.stack([low, high])
+    suspects[:, constant] = np.nan
+    suspects[~stand_out(plain_total, plain_square, n_values, n_equal)] = np.nan
+    centre = np.where(constant, low, centre + unit * mean)
+    std = np.where(constant, 0.0, std)
+    unresolved = constant & (radius > rounding_of(X.dtype) * size)
+    unresolved |= _is_one_as_float(X, support, constant & (size > 2**53))
+    return Moments(centre, std, has_holes, n_values, suspects, n_values - n_common, unresolved)
+
+
+def _is_one_as_float(X: Array, support: Support, chosen: Array) -> Array:
+    """Whether a `chosen` feature has different whole numbers, which float64 rounds to one, (D,)."""
+    differs = np.zeros(len(chosen), bool)
+    if X.dtype.kind not in "iu" or not chosen.any():
+        return differs
+    first = support(dense(X[:1]))
+    for block in map(support, slices(X, len(chosen))):
+        differs |= (block != first).any(axis=0)
+    return chosen & differs
+
+
+def _find_common(X: Array, support: Support, n_features: int) -> Array:
+    """The lower median of each feature, (D,), by rows from everywhere; NaN where these have none.
+
+    One row of each stretch of neighbouring rows is taken, at random: the first rows of a table that
+    is sorted are no sample of it, nor is each 24th row of one that repeats itself after 24.
+    """
+    n = min(X.shape[0], MEDIAN_ROWS, max(1, READ_AT_ONCE // n_features))
+    stretches = np.arange(n + 1) * X.shape[0] // n
+    rows = np.random.default_rng(0).integers(stretches[:-1], stretches[1:])
+    return _median(support(np.asarray(dense(X[rows]), dtype=np.float64)))
+
+
+def _median(rows: Array) -> Array:
+    """The lower median of the values of each column, (D,); NaN where there is none."""
+    ordered = np.sort(rows, axis=0)  # NaN last
+    last = (~np.isnan(ordered)).sum(axis=0) - 1
+    return np.take_along_axis(ordered, np.maximum(last, 0)[None] // 2, axis=0)[0]

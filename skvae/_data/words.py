@@ -1,0 +1,46 @@
+"""Words for columns and rows in messages."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from skvae._backend.tensors import Array
+
+
+class Labels(NamedTuple):
+    """What to call the columns of a block: by their places in X, and by names if they have any."""
+
+    names: Array | None = None  # of all columns of X
+    places: Array | None = None  # of those of the block; None: all
+
+    def of(self, column: int) -> str:
+        """Words for a column of the block."""
+        place = column if self.places is None else self.places[column]
+        name = "" if self.names is None else f" ({str(self.names[place])!r})"
+        return f"column {place}{name}"
+
+
+UNNAMED = Labels()
+
+
+def cell(X: Array, where: Array, labels: Labels) -> tuple[str, int]:
+    """Words for the first value of X that is marked in `where`, and its column."""
+    row, column = np.argwhere(where)[0]
+    return f"{X[row, column]:.10g} in {labels.of(column)}", column
+
+
+def n_rows_in_words(n):
+    """Words for a number of rows."""
+    return "1 row" if n == 1 else f"{n} rows"
+
+
+def listed(words, most=5):
+    """The first of some words, and how many more there are."""
+    words = list(words)
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def rows_in_words(rows):
+    """Words for these rows, in their order: how many there are, and the first."""
+    return f"1 row: {rows[0]}" if len(rows) == 1 else f"{len(rows)} rows, the first is {rows[0]}"

@@ -1,0 +1,1 @@
+"""From rows and parameters to a trained state."""

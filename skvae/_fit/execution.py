@@ -1,0 +1,137 @@
+"""From numpy to a training run and back: a fit is a stack of one model, a search of many.
+
+Jobs whose tensors have one shape train together. Jobs on the same rows in the same units,
+such as the candidates of one fold, share those rows.
+
+On a CPU, stacks of small models train side by side in threads of one core each: threads
+that share the operations of one stack would wait for each other in every one of them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from skvae._backend import devices
+from skvae._backend.tensors import to_array, to_tensor
+from skvae._data import arrays
+from skvae._data.units import fill_standardised
+from skvae._fit.analyses import Analyses
+from skvae._fit.job import (
+    Job,
+    Trained,
+    has_known_optimum,
+    in_parts,
+    is_small,
+    support_of,
+    torch_dtype,
+)
+from skvae._fit.loading import read_in_parts, read_once
+from skvae._model import loop
+from skvae._model.member import Record
+from skvae._model.stacking import learned_state, stack_models
+from skvae._model.state import n_active, units_of
+from skvae._model.vae import VAE, State
+
+ACTIVITY_ROWS = 1000  # that are asked which components are active
+
+
+def _state_of(stack: VAE, job: Job, record: Record) -> State:
+    return {**job.state, **learned_state(stack, job.architecture, record.weights)}
+
+
+def _n_active(job: Job, state: State) -> int:
+    rows = arrays.dense(job.data[:ACTIVITY_ROWS])
+    y = torch.empty(
+        (len(rows), job.architecture["n_features"]), dtype=torch_dtype(job), device="cpu"
+    )
+    fill_standardised(y, rows, units_of(state), support_of(job))
+    return n_active(job.architecture, state, y)
+
+
+def to_arrays(progress: Any) -> Any:
+    """The progress of a training run as arrays, numbers and strings."""
+    if isinstance(progress, Mapping):
+        return {name: to_arrays(value) for name, value in progress.items()}
+    return to_array(progress) if isinstance(progress, torch.Tensor) else progress
+
+
+def _to_tensors(progress: Any, device: torch.device) -> Any:
+    """The opposite of `to_arrays`."""
+    if isinstance(progress, Mapping):
+        # A generator's state is on the CPU wherever the generator is.
+        where = {"generator": torch.device("cpu")}
+        return {name: _to_tensors(v, where.get(name, device)) for name, v in progress.items()}
+    return to_tensor(progress, device) if isinstance(progress, np.ndarray) else progress
+
+
+def train(
+    jobs: Sequence[Job],
+    begin_epoch: Callable[[], None],
+    end_epoch: Callable[[Sequence[Record], Callable[[], list[State]]], bool],
+    end_part: Callable[[int, float], None] = lambda epoch, share: None,
+) -> list[Trained]:
+    """Train the models of jobs of one shape.
+
+    `end_epoch` gets the records of those in training and a function that copies their
+    states; training stops where it returns True. `end_part` is told of rows that are read
+    in parts: the epoch, from 0, and the share of it that is done.
+    """
+    first = jobs[0]
+    if first.device.type == "cpu":
+        devices.keep_memory()
+    with devices.computing(first.device, one_thread=is_small(first)):
+        stack = stack_models(
+            [job.architecture for job in jobs], [job.state for job in jobs], first.device
+        )
+        stack.low_precision = first.precision == "bf16"
+
+        def states(records: Iterable[Record]) -> list[State]:
+            return [_state_of(stack, jobs[record.member], record) for record in records]
+
+        # The seed itself has drawn the first weights.
+        generators = [devices.generator(job.seed + 1, first.device) for job in jobs]
+        if in_parts(first):
+            read, judged, some = read_in_parts(first, end_part)
+        else:
+            read, judged, some = read_once(jobs)
+        analyses = Analyses(jobs, stack.factor_noise) if stack.contains_factors else None
+
+        def become_simple(of_all: bool) -> None:
+            assert analyses is not None
+            stack.become_factors(analyses.of(some(of_all), again=of_all))
+
+        def end(records: Sequence[Record]) -> list[Trained]:
+            missed = [0.0] * len(jobs)
+            if analyses is not None and all(map(has_known_optimum, jobs)):
+                missed = analyses.shortfalls(some(False), records)
+            ends = zip(jobs, records, states(records), missed, strict=True)
+            return [
+                # Without its weights, a row of a matrix that holds those of all.
+                Trained(replace(r, weights=torch.empty(0)), state, _n_active(job, state), nats)
+                for job, r, state, nats in ends
+            ]
+
+        records: list[Record] = []
+        try:
+            records = loop.train(
+                stack,
+                read,
+                judged,
+                [job.plan for job in jobs],
+                generators,
+                begin_epoch,
+                lambda records: end_epoch(records, lambda: states(records)),
+                None if analyses is None else become_simple,
+                [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
+                keep_progress=first.keeps_progress,
+            )
+            return end(records)
+        except KeyboardInterrupt:
+            if not records:
+                raise
+            for record in records:
+                record.interrupted = True
+            return end(records)

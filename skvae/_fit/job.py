@@ -1,0 +1,114 @@
+"""All that decides the training of one model, and what jobs have in common."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from skvae._backend import devices
+from skvae._backend.tensors import Array
+from skvae._data import arrays
+from skvae._model.member import Plan, Record
+from skvae._model.state import n_weights
+from skvae._model.vae import State
+from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.networks import MLP, NETWORKS
+from skvae.posteriors import Flow
+from skvae.priors import PRIORS, StandardNormal
+
+# Rows, and their values, of a factor analysis that a model is to beat; with missing values, each
+# row has a posterior of its own.
+FACTOR_ROWS, FACTOR_VALUES, HOLED_ROWS = 20000, 1 << 23, 2000
+
+
+class Job(NamedTuple):
+    """All that decides the training of one model."""
+
+    data: Array  # (n_rows, n_features) in the units of X
+    n_at_once: int  # rows that may be in memory, all or a part
+    architecture: dict[str, Any]
+    state: State  # units and first weights
+    plan: Plan
+    seed: int
+    device: torch.device
+    precision: str
+    held_out: Array = np.empty(0, np.intp)  # places of rows, in random order
+    group: Array | None = None  # (n_rows,), the number of each row's group
+    sample_weight: Array | None = None  # (n_rows,), float64, above 0; None: all the same
+    progress: Mapping[str, Any] | None = None  # where it goes on, in arrays and numbers
+    keeps_progress: bool = False  # whether it is to be known, after each epoch, how to go on
+
+
+class Trained(NamedTuple):
+    """What became of a job."""
+
+    record: Record
+    state: State
+    n_active: int  # components that say something of the rows, by the first of them
+    shortfall: float = 0.0  # nats a row by which a linear model misses the optimum, where known
+
+
+def shape(job: Job) -> Hashable:
+    """What jobs of one stack have in common."""
+    parts, plan = dict(job.architecture), job.plan
+    network = NETWORKS.get(parts["network"], parts["network"])
+    prior, posterior = parts.get("prior", "standard_normal"), parts.get("posterior", "diagonal")
+    prior, flow = PRIORS.get(prior, prior), isinstance(posterior, Flow)
+    # Where nothing tells components that are not there from those that are: see `_model`. The
+    # log q(z|x) of a draw has a term of each, which would be learned.
+    padded = type(network) is MLP and not network.residual
+    padded = padded and isinstance(prior, StandardNormal) and not flow
+    if padded and not plan.free_bits and plan.n_importance_samples == 1:
+        del parts["n_components"]
+    parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
+    numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
+    rows = job.data.shape, len(job.held_out), job.sample_weight is None, job.group is None
+    return rows, tuple(parts.items()), numbers, job.device, job.precision, is_small(job)
+
+
+def is_small(job: Job) -> bool:
+    """Whether its steps are too short for more than one thread."""
+    n_products = job.plan.batch_size * n_weights(job.state)
+    return n_products < devices.FEW_PRODUCTS
+
+
+def has_known_optimum(job: Job) -> bool:
+    """Whether factor analysis of the training rows is what a whole fit should come to."""
+    plan = job.plan
+    plain = plan.beta == 1 and plan.n_importance_samples == 1 and not plan.free_bits
+    whole = plan.max_iter > 1 and not plan.n_held_out and not plan.continues
+    likelihood = job.architecture["likelihood"]
+    normal = isinstance(LIKELIHOODS.get(likelihood, likelihood), Gaussian)
+    # An encoder that is linear in the mask cannot reach the posterior of rows with missing values.
+    linear = not job.architecture["hidden_layer_sizes"] and not job.architecture["missing"]
+    few = job.data.shape[0] <= n_factor_rows(job)
+    return plain and whole and normal and linear and few
+
+
+def in_parts(job: Job) -> bool:
+    return job.n_at_once < job.data.shape[0]
+
+
+def torch_dtype(job: Job) -> torch.dtype:
+    return torch.float64 if job.precision == "float64" else torch.float32
+
+
+def support_of(job: Job) -> arrays.Support:
+    likelihood = job.architecture["likelihood"]
+    return LIKELIHOODS.get(likelihood, likelihood).check_support
+
+
+def source_of(job: Job) -> Hashable:
+    """What jobs have in common whose rows are the same, in the same units."""
+    units = job.state["location"].tobytes(), job.state["scale"].tobytes()
+    return id(job.data), id(job.sample_weight), *units
+
+
+def n_factor_rows(job: Job) -> int:
+    most = HOLED_ROWS if job.architecture["missing"] else FACTOR_ROWS
+    return min(most, FACTOR_VALUES // job.architecture["n_features"] + 2)
+
+
+def itemsize(job: Job) -> int:
+    return 8 if job.precision == "float64" else 4

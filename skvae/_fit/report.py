@@ -1,0 +1,110 @@
+"""What a fit says of itself: a line an epoch, its history, and how it ended."""
+
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from skvae._model.state import ACTIVE_VARIANCE
+
+# Epochs after which it says something that the first one was the best.
+EPOCHS = 10
+# Nats by which a linear model may miss its optimum without a warning.
+SHORTFALL = 0.5
+
+
+def print_epoch(record):
+    """Print a line on the latest epoch."""
+    latest = {name: values[-1] for name, values in record.history.items()}
+    line = f"Iteration {record.n_iter}, loss = {latest['loss']:.8f}"
+    if "validation_loss" in latest:
+        line += f", validation loss = {latest['validation_loss']:.8f}"
+    print(line)
+
+
+def join(before, n_before, now, n_now):
+    """Two histories one after the other; NaN where one of them has no such number."""
+    missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
+    return {
+        name: np.concatenate([before.get(name, missing[0]), now.get(name, missing[1])])
+        for name in {**before, **now}
+    }
+
+
+def check_outcome(trained, plan, n_varying, *, keep=True):
+    """Warn of how training ended, and of the model; raise where no weights are to be kept.
+
+    `n_varying` columns are not constant in the rows that were trained on.
+    """
+    _check_end(trained.record, plan, keep)
+    _check_model(trained, plan, n_varying)
+
+
+def _check_end(record, plan, keep):
+    """Warn of a training run that did not come to its end; raise if nothing of it is kept."""
+    epoch = record.n_iter + 1
+    kept = "factor analysis was" if record.is_simple else f"the weights of epoch {record.kept} were"
+    if record.outcome == "diverged":
+        rate = plan.rate_at(epoch - 1)
+        where = f"The loss was not finite in epoch {epoch}, at learning rate {rate:.3g}"
+        remedy = "Use a smaller learning_rate, or look for extreme values in X."
+        if not keep or (record.kept == 0 and not record.is_simple):
+            raise ValueError(f"{where}. {remedy}")
+        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=6)
+    elif record.interrupted:
+        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=6)
+    elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
+        # A rate that falls to 0 ends training by itself.
+        warnings.warn(
+            f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
+            f"stopped falling by tol={plan.tol}. Increase max_iter.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+
+
+def _check_model(trained, plan, n_varying):
+    """Warn of a model that is not what it could be, or that ignores z."""
+    record = trained.record
+    if trained.shortfall > SHORTFALL:
+        warnings.warn(
+            f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
+            "the best that a model without hidden layers can be on its training rows. Increase "
+            "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+    if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
+        warnings.warn(
+            f"The weights of epoch 1 of {record.n_iter} were kept, since all later ones were worse "
+            f"on the {plan.n_held_out} rows that were held out: the model has hardly learned. It "
+            "may learn rows by heart, or the rows held out are unlike the others. Use a smaller "
+            "learning_rate, fewer or smaller hidden layers or more rows; rows that belong together "
+            "need groups; or set early_stopping=False.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
+    if n_varying == 0:
+        warnings.warn(
+            "All columns of X are constant in the rows that fit trained on, so that there is "
+            "nothing to model: latent features say nothing of a row. Fit on rows that differ.",
+            stacklevel=6,
+        )
+    elif trained.n_active > 0 or n_varying == 1:  # one column has nothing to share with another
+        return
+    elif record.is_simple:
+        judged = ", and no epoch was better" if plan.n_held_out else ""
+        warnings.warn(
+            f"All {plan.n_components} components are inactive: columns that are independent of "
+            f"each other make rows left out as likely as any linear model{judged}. The columns "
+            "have nothing in common, or the rows are too few to show it.",
+            stacklevel=6,
+        )
+    else:
+        warnings.warn(
+            f"All {plan.n_components} components are inactive: no posterior mean has a variance "
+            f"above {ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
+            "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
+            "have nothing in common.",
+            stacklevel=6,
+        )

@@ -1,0 +1,1 @@
+"""A fitted model asked about rows."""

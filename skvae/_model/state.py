@@ -1,0 +1,191 @@
+"""The arrays that a model is made of, and the model that is made of them."""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._device import device_decorator
+
+from skvae import networks
+from skvae._backend.devices import generator
+from skvae._backend.tensors import Array, to_array, to_tensor
+from skvae._data.statistics import Moments
+from skvae._data.units import Units, standardise
+from skvae._model.vae import ENCODER_BOUND, VAE, State
+from skvae.likelihoods import LIKELIHOODS
+from skvae.networks import MLP
+from skvae.posteriors import Flow
+
+# Variance of the posterior means above which a component is active (Burda, Grosse &
+# Salakhutdinov, Importance weighted autoencoders, 2016, section 5.2).
+ACTIVE_VARIANCE = 0.01
+
+
+def empty_model(architecture: Mapping[str, Any]) -> VAE:
+    """A model without values, made without asking any generator for them."""
+    # Not by a `with` of ours, whose end Ctrl-C may prevent: all of torch would stay on "meta".
+    return device_decorator(torch.device("meta"), lambda: VAE(**architecture))()
+
+
+# torch's generator is everybody's.
+_borrowing = threading.Lock()
+
+
+def _new(architecture: Mapping[str, Any], seed: int) -> VAE:
+    """A model whose foreign modules have their own first values, and ours have none."""
+    network, posterior = architecture["network"], architecture.get("posterior", "diagonal")
+    if not isinstance(network, networks.Own) and not isinstance(posterior, Flow):
+        model = empty_model(architecture)
+        # Not by `to_empty`, whose first call imports sympy: half a second and 30 MiB.
+        tensors = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            for name, tensor in model.state_dict().items()
+        }
+        model.load_state_dict(tensors, assign=True)
+        return model
+    with _borrowing, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return VAE(**architecture)
+
+
+def initial_state(
+    architecture: Mapping[str, Any],
+    columns: Moments,
+    seed: int,
+    take: Callable[[int], Array] = lambda n: np.empty(0),
+) -> State:
+    """Units and first weights of a model: the same on every device.
+
+    `take` gives so many rows of the data, in the units of X, to a prior that asks for them.
+    """
+    model = _new(architecture, seed)
+    g = generator(seed)
+    location, scale = model.likelihood.units(columns)
+    # A column without a value is no part of the density, and is given back as missing.
+    location = np.where(columns.is_empty, np.nan, location)
+    scale = np.where(columns.is_empty, 0.0, scale)
+    with torch.no_grad():
+        model.location.copy_(to_tensor(location, "cpu"))
+        model.scale.copy_(to_tensor(scale, "cpu"))
+        model.varies.copy_(model.scale > 0)
+        model.has_units.copy_(torch.from_numpy(model.likelihood.has_units(len(scale))))
+        unit = np.where(scale > 0, scale, 1.0)
+        typical = np.where(columns.is_empty, 0.0, (columns.mean - location) / unit)
+        model.typical.copy_(to_tensor(typical, "cpu"))
+        if hasattr(model.network, "initialise"):
+            model.network.initialise(model.encoder, g)
+            model.network.initialise(model.decoder, g)
+        model.likelihood.initialise(model.observation, columns, scale)
+        linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
+        spread = _spread_seen(model, columns)
+        model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread))
+        last = networks.last_layer(model.decoder)
+        if last is not None:  # all rows have one variance at first
+            last.weight[list(model.likelihood.held_back(len(scale)))] = 0.0
+        rows = None
+        if model.prior.n_pseudo_inputs:
+            rows = standardise(take(model.prior.n_pseudo_inputs), Units.of(location, scale))
+            rows = torch.where(rows.isnan(), model.typical, rows)
+            rows = model.likelihood.seen(model.observation, rows)
+        model.prior.initialise(model.mixture, rows, g)
+        if isinstance(model.posterior, Flow):
+            model.posterior.initialise(model.flow, g)
+        n_outputs = model.posterior.n_outputs(model.n_components)
+        pairs = [
+            (model.encoder, "encoder", (1 + model.missing) * len(location), n_outputs),
+            (model.decoder, "decoder", model.n_components, model.likelihood.n_outputs(len(scale))),
+        ]
+        for module, part, n_in, n_out in pairs:
+            if not isinstance(module, networks.Layers):
+                networks.check_outputs(module, part, n_in, n_out)
+    return {name: to_array(tensor) for name, tensor in model.state_dict().items()}
+
+
+def _spread_seen(model: VAE, columns: Moments) -> float:
+    """The largest distance of mean and mean + std of a column, as the encoder sees them."""
+    location, scale = to_array(model.location), to_array(model.scale)
+    rows = np.stack([columns.mean, columns.mean + columns.std])
+    rows = np.divide(rows - location, scale, out=np.zeros_like(rows), where=scale > 0)
+    seen = model.likelihood.seen(model.observation, torch.from_numpy(rows))
+    return float((seen[1] - seen[0]).abs().max())
+
+
+def cast_state(state: State, dtype: Any) -> State:
+    """The state with weights of this dtype; units stay float64."""
+    units = ("location", "scale")
+    return {
+        name: array.astype(dtype, copy=False)
+        if name not in units and array.dtype.kind == "f"
+        else array
+        for name, array in state.items()
+    }
+
+
+def from_state(
+    architecture: Mapping[str, Any], state: State, device: torch.device | str = "cpu"
+) -> VAE:
+    """The model with this state, on `device`."""
+    model = empty_model(architecture)
+    state = widened(state, model)
+    tensors = {name: to_tensor(array, device) for name, array in state.items()}
+    model.load_state_dict(tensors, assign=True)
+    model.limit = float(state["bound"])
+    model.has_holes = True  # whatever it was trained on
+    return model
+
+
+def observation(architecture: Mapping[str, Any], state: State) -> nn.Module:
+    """What the likelihood of the model with this state has learned, without the model."""
+    likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
+    prefix, module = "observation.", likelihood.build(architecture["n_features"])
+    own = {name: array for name, array in state.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): array for name, array in own.items()}
+    tensors = {name: to_tensor(array, "cpu") for name, array in widened(own, module).items()}
+    module.load_state_dict(tensors, assign=True)
+    return module
+
+
+def widened(state: State, module: nn.Module) -> State:
+    """The state of a module; in files of earlier versions all columns share one noise floor."""
+    wide = {name: tuple(b.shape) for name, b in module.named_buffers() if name.endswith("floor")}
+    return {**state, **{name: np.broadcast_to(state[name], shape) for name, shape in wide.items()}}
+
+
+def n_active(architecture: Mapping[str, Any], state: State, y: torch.Tensor) -> int:
+    """Number of components whose posterior mean varies over rows y (B, D), on the CPU."""
+    means = from_state(architecture, state).encode_mean(y).double()
+    return int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+
+
+def n_noise(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Standard normals of a training step besides those of z.
+
+    For each draw, of units to drop; for each row, to draw it anew, and of units to drop.
+    """
+    model = empty_model(architecture)
+    of_draw, of_row = (getattr(part, "n_noise", 0) for part in (model.decoder, model.encoder))
+    return of_draw, model.n_redrawn, of_row
+
+
+def units_of(state: State) -> Units:
+    """The units of a model's rows."""
+    return Units.of(state["location"], state["scale"])
+
+
+def log_scales(state: State) -> Array:
+    """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary or has no units."""
+    varies = (state["scale"] > 0) & (state["has_units"] > 0)
+    return np.log(np.where(varies, state["scale"], 1.0))
+
+
+def log_jacobian(state: State) -> float:
+    """log p(y) - log p(x) in nats, the sum of all columns'."""
+    return float(log_scales(state).sum())
+
+
+def n_weights(state: State) -> int:
+    """Number of values of the model: about its multiplications for a row."""
+    return sum(array.size for array in state.values())

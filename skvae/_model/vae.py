@@ -1,0 +1,579 @@
+"""The variational autoencoder: encoder, posterior, prior, decoder and likelihood joined.
+
+    log p(x) = ELBO(x) + KL(q(z|x) || p(z|x)),
+    ELBO(x)  = E_q[log p(x|z)] - KL(q(z|x) || p(z)) = E_q[log p(x|z) + log p(z) - log q(z|x)]
+
+(Kingma & Welling 2013, arXiv:1312.6114, eq. 1-3). The model lives in its own units
+y = (x - location) / scale. The density of x is that of y divided by the scales, so
+
+    log p(x) = log p(y) - sum_d log scale_d,
+
+over the columns that vary: a constant column (scale 0) is no part of the density. One that had
+no value in `fit` has the location NaN besides, which is what it is given back as.
+
+Letters: M models, S draws of noise, B rows, D features, L components; tensors are (S, B, .),
+with M in front where models are stacked. A fit trains a stack, of one model or of many: all
+tensors of a stack have a leading M. Models with fewer components than the widest of their
+stack are padded with weights and noise of 0. Then the components that are not theirs stay
+what they are: the encoder says N(0, 1) of them, whose KL divergence is 0, z is 0 there and
+meets decoder weights of 0, and every gradient among them is 0.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from skvae import networks
+from skvae._backend import autograd
+from skvae._backend.blocks import draws_at_once
+from skvae._backend.normal import LOG_2PI
+from skvae._backend.tensors import Array
+from skvae._model import factor_analysis
+from skvae.likelihoods import LIKELIHOODS, Likelihood
+from skvae.networks import NETWORKS, Conv
+from skvae.posteriors import POSTERIORS, Diagonal, Full, Normal, unbend
+from skvae.priors import PRIORS, Mixture, StandardNormal
+
+State = Mapping[str, Array]
+
+
+# The encoder sees no value farther than 20 standard deviations from the location: a pixel
+# that hardly varied in `fit` and stands out by 100 would else drive z, and all other pixels
+# with it, where no row has been. The values of up to 400 rows cannot reach it. A linear
+# model has no bound: it is factor analysis for every row.
+ENCODER_BOUND = 20.0
+
+
+class Terms(NamedTuple):
+    """What every bound is made of, in nats."""
+
+    log_likelihood: torch.Tensor  # log p(y|z) of each draw, (S, B)
+    # KL(q(z|x) || p(z)) of each component, (1, B, L); of all where it is no sum over them,
+    # (1, B, 1); its estimate log q(z|x) - log p(z) by each draw, (S, B, 1).
+    kl: torch.Tensor
+
+
+class Unseen(NamedTuple):
+    """Rows of a block whose category in one column `fit` has not seen."""
+
+    features: torch.Tensor  # of the column
+    rows: torch.Tensor  # (B,), whether it is so there
+    nats: float  # that it costs at least
+
+
+# Gradients of the log-likelihoods and the KL terms -> of the parameters.
+Pullback = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
+
+
+class _Draw(nn.Module):
+    """Draws from a posterior, as a module whose values can be replaced."""
+
+    def __init__(self, posterior: Any, flow: nn.Module) -> None:
+        super().__init__()
+        self.posterior, self.flow = posterior, flow
+
+    def forward(self, raw: torch.Tensor, eps: torch.Tensor) -> Any:
+        """z and log q(z|x) of draws, from raw encoder outputs (B, P) and noise (S, B, L)."""
+        return self.posterior.draw(self.flow, self.posterior.parameters(raw), eps)
+
+
+class VAE(nn.Module):
+    """A VAE in torch: `encode` and `decode` in the units of X.
+
+    Parameters
+    ----------
+    n_features, n_components : int
+        D and L.
+    likelihood, network, prior, posterior : str or value
+        Parts of the model: `skvae.likelihoods`, `skvae.networks`, `skvae.priors`,
+        `skvae.posteriors`.
+    hidden_layer_sizes : tuple of int
+        Widths of the encoder's hidden layers; the decoder's are reversed.
+    activation : str
+        A key of `skvae.networks.ACTIVATIONS`.
+    missing : bool
+        Whether values may be missing, NaN: the encoder then also sees which are not.
+    """
+
+    location: torch.Tensor
+    scale: torch.Tensor
+    varies: torch.Tensor
+    has_units: torch.Tensor  # 1 for densities, 0 for probabilities
+    typical: torch.Tensor  # what stands in for a missing value: the mean
+    bound: torch.Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        n_components: int,
+        likelihood: Any,
+        network: Any,
+        hidden_layer_sizes: tuple[int, ...],
+        activation: str,
+        prior: Any = "standard_normal",
+        posterior: Any = "diagonal",
+        missing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.likelihood = LIKELIHOODS.get(likelihood, likelihood)
+        self.network = NETWORKS.get(network, network)
+        self.prior = PRIORS.get(prior, prior)
+        self.posterior = POSTERIORS.get(posterior, posterior)
+        if self.prior.n_pseudo_inputs and not hasattr(self.posterior, "log_density"):
+            raise ValueError(
+                f"prior={self.prior!r} needs a posterior whose density is known everywhere: "
+                f'"diagonal" or "full". Got posterior={self.posterior!r}.'
+            )
+        self.n_components = n_components
+        self.missing = missing
+        # What is known of the rows: whether values may be missing, and whether the encoder's
+        # bound may be reached.
+        self.has_holes, self.is_far = missing, True
+        self.unseen: Sequence[Unseen] = ()
+        n_seen = (1 + missing) * n_features
+        if isinstance(self.network, Conv):
+            self.network.check_rows(n_features)
+        self.encoder = self.network.encoder(
+            n_seen, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
+        )
+        self.decoder = self.network.decoder(
+            n_components,
+            self.likelihood.n_outputs(n_features),
+            hidden_layer_sizes[::-1],
+            activation,
+        )
+        # What the parts learn or keep besides the networks.
+        self.observation = self.likelihood.build(n_features)
+        self.mixture = self.prior.build(n_features, n_components)
+        self.flow = self.posterior.build(n_components)
+        # Of the widest layer: the largest side of any weights.
+        self.width = max(max(weights.shape, default=1) for weights in self.parameters())
+        # Standard normals of a row that is drawn anew.
+        self.n_redrawn = self.likelihood.n_redrawn(n_features)
+        # The divergence from the prior is known for the standard normal one alone.
+        self.has_kl = self.posterior.has_kl and isinstance(self.prior, StandardNormal)
+        self.register_buffer("varies", torch.empty(n_features))
+        self.register_buffer("has_units", torch.empty(n_features))
+        self.register_buffer("typical", torch.empty(n_features))
+        self.register_buffer("bound", torch.empty(()))
+        # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
+        self.limit: float | torch.Tensor = math.inf
+        self.eval()  # a foreign module's own dropout would make results a matter of chance
+        self.low_precision = False  # whether a stack's networks multiply in bfloat16
+        self.float()  # whatever torch's default dtype is; units alone are float64
+        self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
+        self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
+
+    def __copy__(self) -> "VAE":
+        # As torch does it, without its checks for what pickles of older versions lack.
+        new = object.__new__(type(self))
+        vars(new).update(vars(self))
+        return new
+
+    # --- in the units of X ---
+
+    def encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of q(z|x), each (B, L), of rows x (B, D)."""
+        unit = torch.where(self.scale > 0, self.scale, 1.0)
+        y = (x - self.location) / unit * self.varies
+        return self.encode_rows(y.to(self.varies.dtype))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """E[x|z], (B, D), of latent rows z (B, L)."""
+        return self.location + self.scale * self.decode_mean(z)
+
+    # --- in the model's own units ---
+
+    def forward(self, y: torch.Tensor, eps: torch.Tensor, *, by_draw: bool = False) -> Terms:
+        """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
+
+        `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
+        that the terms are those of log weights.
+        """
+        y, weight, more = self._complete(y)
+        q = self._encode(y, weight)
+        known = self.has_kl and not by_draw
+        log_likelihood, kl = [], []
+        for some in eps.split(draws_at_once(len(y), self.width)):
+            if known:  # the density of a draw, which nobody asks for, would cost a tenth
+                z = self.posterior.rsample(q, some)
+            else:
+                z, log_q = self.posterior.draw(self.flow, q, some)
+                kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
+            raw = self.raw(z)
+            total = self.likelihood.total(self.observation, raw, y, weight) + more
+            for _, nats in self._charge(raw):
+                total = total - nats
+            log_likelihood.append(total)
+        if known:
+            kl = [self.posterior.kl(q).unsqueeze(0)]
+        return Terms(torch.cat(log_likelihood), torch.cat(kl))
+
+    def expect(self, reach: float, unseen: Sequence[Unseen] = ()) -> None:
+        """Set what is known of the rows that come next, at most `reach` from 0.
+
+        NaN: some values are missing. Those of `unseen` categories are, too, to the encoder.
+        """
+        self.has_holes, self.unseen = math.isnan(reach), unseen
+        as_they_are = type(self.likelihood).seen is Likelihood.seen
+        # A foreign encoder may write into what it is given: that stays a copy.
+        own = not isinstance(self.network, networks.Own)
+        self.is_far = not (own and as_they_are and reach <= self.limit)
+
+    def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
+        """Rows without missing values, the weight of each value, and what to add to log p.
+
+        With scale s, log p(x) = log p(y) - sum_d log s_d over the values that are there; the sum
+        over all is taken elsewhere, so that what is missing is to be added.
+        """
+        weight = self.varies.unsqueeze(-2)
+        if not self.has_holes:
+            return y, weight, 0.0
+        there = ~y.isnan()
+        y = torch.where(there, y, self.typical.unsqueeze(-2))
+        return y, weight * there, (self.log_scale.unsqueeze(-2) * ~there).sum(-1)
+
+    def _charge(self, raw: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """What categories that `fit` has not seen cost by each draw, in nats, (S, B).
+
+        With the first feature of their column. As much as the category costs that is the least
+        probable of those seen, given z, and not less than `Unseen.nats`.
+        """
+        if not self.unseen:
+            return
+        levels = self.likelihood.log_levels(self.observation, raw, len(self.varies))
+        for features, rows, nats in self.unseen:
+            seen = self.typical[features] > 0
+            rarest = torch.where(seen, levels[..., features], 0.0).amin(-1)
+            yield int(features[0]), torch.where(rows, (-rarest).clamp(min=nats), 0.0)
+
+    @property
+    def log_scale(self) -> torch.Tensor:
+        """log p(y_d) - log p(x_d) of each column in nats, (D,): 0 where it doesn't vary."""
+        varies = (self.scale > 0) & (self.has_units > 0)
+        return torch.where(varies, self.scale, 1.0).log().to(self.varies.dtype)
+
+    def see(self, y: torch.Tensor) -> torch.Tensor:
+        """What the encoder sees of rows y (B, D) or (M, B, D)."""
+        y, weight, _ = self._complete(y)
+        return self._see(y, weight)
+
+    def _see(self, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        seen = self.likelihood.seen(self.observation, y)
+        seen = self._bounded(seen) if self.is_far else seen
+        return torch.cat([seen, weight.expand_as(seen)], dim=-1) if self.missing else seen
+
+    def _encode(self, y: torch.Tensor, weight: torch.Tensor) -> Normal:
+        return self.posterior.parameters(self.encoder(self._see(y, weight)))
+
+    def _bounded(self, seen: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(seen, -self.limit, self.limit)  # type: ignore[arg-type]
+
+    def encode_posterior(self, y: torch.Tensor) -> Normal:
+        """Parameters of q(z|x) of rows y (B, D)."""
+        return self.posterior.parameters(self.encoder(self.see(y)))
+
+    def _see_pseudo_inputs(self) -> torch.Tensor:
+        # These are what an encoder sees, whatever of, and nothing is missing.
+        seen = self._bounded(self.mixture.pseudo_inputs)
+        return torch.cat([seen, torch.ones_like(seen)], dim=-1) if self.missing else seen
+
+    def _encode_pseudo_inputs(self) -> Normal:
+        return self.posterior.parameters(self.encoder(self._see_pseudo_inputs()))
+
+    def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
+        """Mean of q(z|x), (B, L), of rows y (B, D)."""
+        return self.posterior.mean(self.flow, self.encoder(self.see(y)))
+
+    def encode_rows(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of q(z|x), each (B, L), of rows y (B, D)."""
+        return self.posterior.mean_std(self.flow, self.encode_posterior(y))
+
+    def weigh(self, y: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws z from q(z|x), (S, B, L), and log p(y, z) - log q(z|x) of each, (S, B)."""
+        y, weight, _ = self._complete(y)
+        z, log_q = self.posterior.draw(self.flow, self._encode(y, weight), eps)
+        log_p = self.likelihood.total(self.observation, self.raw(z), y, weight)
+        return z, log_p + self.log_prior(z) - log_q
+
+    def encode_draws(self, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Draws from q(z|x), (S, B, L), of rows y (B, D) by noise (S, B, L)."""
+        return self.posterior.draw(self.flow, self.encode_posterior(y), eps)[0]
+
+    def log_prior(self, z: torch.Tensor) -> torch.Tensor:
+        """log p(z) in nats, (...), of latent rows (..., L)."""
+        if not self.prior.n_pseudo_inputs:
+            return self.prior.log_prob(self.mixture, z)
+        q = self._encode_pseudo_inputs()
+        return self.prior.log_prob(
+            self.mixture, z, lambda z: self.posterior.log_density(self.flow, q, z)
+        )
+
+    def draw_prior(self, eps: torch.Tensor) -> torch.Tensor:
+        """Draws from p(z), (B, L), by noise (B, prior.n_noise(L))."""
+        if not self.prior.n_pseudo_inputs:
+            return self.prior.rsample(self.mixture, eps)
+        q = self._encode_pseudo_inputs()
+
+        def draw(chosen: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+            own = Normal(*(None if values is None else values[chosen] for values in q))  # type: ignore[arg-type]
+            return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
+
+        return self.prior.rsample(self.mixture, eps, draw)
+
+    def raw(self, z: torch.Tensor) -> torch.Tensor:
+        """What the decoder gives, (..., P), for latent rows (..., L)."""
+        return self.decoder(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
+
+    def log_prob(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary.
+
+        `log_scale` where a value is missing: log p(x_d|z) is then 0. What a category costs that
+        `fit` has not seen is in the first feature of its column.
+        """
+        y, weight, _ = self._complete(y)
+        raw = self.raw(z)
+        log_prob = self.likelihood.log_prob(self.observation, raw, y)
+        log_prob = torch.where(weight == 0, self.log_scale, log_prob)
+        for feature, nats in self._charge(raw):
+            log_prob[..., feature] -= nats
+        return log_prob
+
+    def decode_mean(self, z: torch.Tensor) -> torch.Tensor:
+        """E[y|z], (..., D)."""
+        return self.likelihood.mean(self.observation, self.raw(z))
+
+    def decode_sample(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draws from p(y|z), (..., D)."""
+        return self.likelihood.sample(self.observation, self.raw(z), generator)
+
+    # --- M models at once ---
+
+    def vjp(
+        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+    ) -> tuple[Terms, Pullback]:
+        """`forward` of each model of a stack, and the pullback of its terms' gradients.
+
+        From rows y (M, B, D) and noise eps (M, S, B, L) to terms with a leading M; from their
+        gradients to those of all parameters, as autograd has them. Columns of eps beyond L
+        drop units of the decoder. `about` (M, B, N) is noise of the rows: for those that are
+        drawn anew, and then, in training, for units of the encoder to drop.
+        """
+        n_models, n_draws, n_rows, n_noise = eps.shape
+        drop_encoder = drop_decoder = None
+        if n_noise > self.n_components:
+            drop_decoder = eps[..., self.n_components :].flatten(1, 2)
+            eps = eps[..., : self.n_components]
+        y, weight, more = self._complete(y)
+        if about.shape[-1]:
+            if self.n_redrawn:
+                drawn = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+                y = torch.where(weight > 0, drawn, y) if self.has_holes else drawn
+            if about.shape[-1] > self.n_redrawn:
+                drop_encoder = about[..., self.n_redrawn :]
+        n_pseudo, seen = self.prior.n_pseudo_inputs, self._see(y, weight)
+        if n_pseudo:
+            pseudo_inputs = self.mixture.pseudo_inputs
+            seen = torch.cat([seen, self._see_pseudo_inputs()], dim=1)
+            if drop_encoder is not None:  # all units of these are there
+                drop_encoder = nn.functional.pad(drop_encoder, (0, 0, 0, n_pseudo), value=math.inf)
+        raw, pull_encoder = self._network_vjp(
+            self.encoder, seen, drop_encoder, to_input=n_pseudo > 0
+        )
+        z, kl, pull_latent = self._latent_vjp(raw, eps, n_rows, by_draw=by_draw)
+        flat = z.view(n_models, -1, self.n_components)
+        outputs, pull_decoder = self._network_vjp(self.decoder, flat, drop_decoder, to_input=True)
+        if n_draws > 1:
+            y = y.repeat(1, n_draws, 1)
+            weight = weight.repeat(1, n_draws, 1) if self.has_holes else weight
+        log_likelihood, pull_likelihood = self.likelihood.vjp(self.observation, outputs, y, weight)
+        log_likelihood = log_likelihood.view(n_models, n_draws, -1)
+        if self.has_holes:
+            log_likelihood = log_likelihood + more.unsqueeze(1)  # type: ignore[union-attr]
+
+        def pull(g_log_likelihood: torch.Tensor, g_kl: torch.Tensor) -> list[torch.Tensor]:
+            g_outputs, observation = pull_likelihood(g_log_likelihood.view(n_models, -1))
+            g_z, decoder = pull_decoder(g_outputs)
+            assert g_z is not None  # it was asked for
+            g_raw, mixture, flow = pull_latent(g_z.view_as(z), g_kl)
+            g_seen, encoder = pull_encoder(g_raw)
+            if n_pseudo:
+                assert g_seen is not None
+                inside = pseudo_inputs.abs() < self.limit
+                mixture = [g_seen[:, n_rows:, : inside.shape[-1]] * inside]
+            return [*encoder, *decoder, *observation, *mixture, *flow]
+
+        return Terms(log_likelihood, kl), pull
+
+    def _latent_vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int, *, by_draw: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """z, the KL terms, and the pullback to raw and what prior and posterior learn.
+
+        The raw outputs of pseudo-inputs stand behind those of the rows.
+        """
+        if isinstance(self.posterior, Diagonal | Full) and isinstance(self.prior, StandardNormal):
+            z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
+            return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
+        # Written out in float64, which not every device has.
+        written = isinstance(self.posterior, Diagonal) or (
+            isinstance(self.posterior, Full) and isinstance(self.prior, Mixture)
+        )
+        if written and raw.device.type != "mps":
+            return self._mixture_vjp(raw, eps, n_rows)
+        draw = _Draw(self.posterior, self.flow)
+        names = [name for name, _ in draw.named_parameters()]
+        kept = [name for name, _ in draw.named_buffers()]
+        flow, buffers = autograd.values(draw)
+        # Pseudo-inputs are learned by way of the encoder.
+        mixture = [] if self.prior.n_pseudo_inputs else list(self.mixture.parameters())
+        known = self.has_kl and not by_draw
+
+        def of_one(
+            raw: torch.Tensor, eps: torch.Tensor, mixture: Any, flow: Any, buffers: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            own, pseudo = raw[:n_rows], raw[n_rows:]
+            state = dict(zip([*names, *kept], [*flow, *buffers], strict=True))
+            z, log_q = torch.func.functional_call(draw, state, (own, eps))
+            if known:
+                return z, self.posterior.kl(self.posterior.parameters(own)).unsqueeze(0)
+            q = self.posterior.parameters(pseudo)
+            log_p = self.prior.log_prob(
+                autograd.holder(self.mixture, mixture) if mixture else None,
+                z,
+                lambda z: self.posterior.log_density(self.flow, q, z),
+            )
+            return z, (log_q - log_p).unsqueeze(-1)
+
+        def latent(inputs: Any, constants: Any) -> Any:
+            raw, learned, eps, buffers = inputs[0], inputs[1:], constants[0], constants[1:]
+            groups = learned[: len(mixture)], learned[len(mixture) :], buffers
+            return autograd.each(of_one, raw, eps, *groups)
+
+        (z, kl), backward = autograd.vjp(latent, [raw, *mixture, *flow], [eps, *buffers])
+
+        def pull_all(g_z: torch.Tensor, g_kl: torch.Tensor) -> Any:
+            g_raw, *others = backward([g_z, g_kl])
+            return g_raw, others[: len(mixture)], others[len(mixture) :]
+
+        return z, kl, pull_all
+
+    def _mixture_vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """`_latent_vjp` of a prior that is a mixture of normals of independent components."""
+        # log q(z|x) - log N(z; 0, I), of which the latter makes room for log p(z).
+        z, from_standard, pull_own = self.posterior.vjp(raw[:, :n_rows], eps, by_draw=True)
+        q, pull_pseudo = Diagonal().parameters_vjp(raw[:, n_rows:])
+        log_p, pull_prior = self.prior.vjp(self.mixture, z.flatten(1, 2), q)
+        standard = -0.5 * (z.square() + LOG_2PI).sum(-1, keepdim=True)
+        kl = from_standard + standard - log_p.view_as(standard)
+
+        def pull(g_z: torch.Tensor, g_kl: torch.Tensor) -> Any:
+            g_point, mixture, g_q = pull_prior(-g_kl.flatten(1))
+            g_z = g_z + g_point.view_as(z) - z * g_kl
+            g_raw = pull_own(g_z, g_kl)
+            if g_q is not None:
+                g_raw = torch.cat([g_raw, pull_pseudo(*g_q)], dim=1)
+            return g_raw, mixture, []
+
+        return z, kl, pull
+
+    def _network_vjp(
+        self,
+        module: nn.Module,
+        x: torch.Tensor,
+        noise: torch.Tensor | None,
+        *,
+        to_input: bool,
+    ) -> tuple[torch.Tensor, networks.Pullback]:
+        """The network's vjp, its products in bfloat16 if so asked; all else is as it was."""
+        if not self.low_precision:
+            return networks.vjp(module, x, noise, to_input=to_input)
+        products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        with products:
+            outputs, pull_inside = networks.vjp(module, x, noise, to_input=to_input)
+
+        def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+            with products:
+                g_x, gradients = pull_inside(g)
+            gradients = [gradient.to(x.dtype) for gradient in gradients]
+            return None if g_x is None else g_x.to(x.dtype), gradients
+
+        return outputs.to(x.dtype), pull
+
+    def decays(self) -> list[bool]:
+        """Whether weight decay applies to each parameter of a stack, in their order.
+
+        It applies to the matrices and kernels of the three networks: encoder, decoder, and what
+        moves a posterior's draws. It does not apply to biases, nor to what prior and likelihood
+        learn, whose 0 is no simpler value than any other.
+        """
+        networks = ("encoder.", "decoder.", "flow.")
+        return [
+            name.startswith(networks) and parameter.ndim > 2  # M is in front
+            for name, parameter in self.named_parameters()
+        ]
+
+    def at(self, shares: torch.Tensor) -> None:
+        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+        self.likelihood.at(self.observation, shares)
+
+    @property
+    def contains_factors(self) -> bool:
+        """Whether factor analysis is one of the models that this can become."""
+        both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
+        normal = self.posterior.has_kl and hasattr(self.prior, "become_standard")
+        return both and normal and hasattr(self.likelihood, "begin")
+
+    @property
+    def factor_noise(self) -> list[factor_analysis.Noise]:
+        """The noise of factor analysis that each model of a stack can become."""
+        noise = self.likelihood.noise
+        kind = noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
+        floors = self.observation.floor.cpu().double()
+        if kind != "per_feature":
+            return [factor_analysis.Noise(floor, kind) for floor in floors]
+        # Each column has a scale of its own, so that PCA in the table's units is another model.
+        units = torch.where(self.scale > 0, self.scale, 1.0).cpu().double()
+        return [factor_analysis.Noise(f, kind, u) for f, u in zip(floors, units, strict=True)]
+
+    def become_factors(self, found: Sequence[factor_analysis.Factors]) -> None:
+        """Become factor analysis: one for each model of a stack."""
+        (n_models, n_features), wide = self.location.shape, self.n_components
+        n_raw = self.posterior.n_outputs(wide)
+        new = partial(torch.zeros, dtype=self.varies.dtype, device="cpu")
+        n_seen = (1 + self.missing) * n_features
+        encode, of_encoder = new(n_models, n_raw, n_seen), new(n_models, n_raw)
+        n_outputs = self.likelihood.n_outputs(n_features)
+        decode, of_decoder = new(n_models, n_outputs, wide), new(n_models, n_outputs)
+        variance = new(n_models, n_features, dtype=torch.float64)
+        for m, factors in enumerate(found):
+            n = factors.loading.shape[1]
+            decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
+            of_decoder[m, :n_features] = factors.mean
+            # The posterior's own scale is bent; what is linear in the mask is taken before that.
+            bent = factors.log_std.clone()
+            bent[:, -1] = unbend(factors.log_std[:, -1])
+            for first, linear in ((0, factors.encode), (wide, bent)):
+                # Without a mask the last column is all that is left of it.
+                encode[m, first : first + n] = linear[:, :n_seen]
+                of_encoder[m, first : first + n] = linear[:, -1]
+        networks.become_linear(self.encoder, encode, of_encoder)
+        networks.become_linear(self.decoder, decode, of_decoder)
+        self.likelihood.begin(self.observation, variance)
+        self.prior.become_standard(self.mixture)
+
+    def keep(self, members: torch.Tensor) -> None:
+        """Keep these models of a stack."""
+        for module in self.modules():
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data[members]
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[name] = buffer[members]
+        if isinstance(self.limit, torch.Tensor):
+            self.limit = self.limit[members]

@@ -1,0 +1,34 @@
+"""Likelihoods p(x|z): what the decoder's outputs say of a row.
+
+A likelihood is a value with pure functions of tensors. x is in the model's own units
+(`skvae._data.units`), `raw` are the decoder's outputs, and `log_prob` gives log-densities per
+feature in nats with every constant kept; the model sums them over the features and adds the
+log-Jacobian of its units.
+
+`vjp` is the derivative of the log-density written out, for M models at once as in
+`skvae.networks`; likelihoods without one have it by autograd.
+"""
+
+from skvae.likelihoods._base import Likelihood
+from skvae.likelihoods._categories import Categorical
+from skvae.likelihoods._columns import Columns
+from skvae.likelihoods._counts import NegativeBinomial, Poisson, ZeroInflated
+from skvae.likelihoods._levels import DiscretizedLogistic
+from skvae.likelihoods._named import LIKELIHOODS as LIKELIHOODS
+from skvae.likelihoods._reals import Gaussian, Laplace, StudentT
+from skvae.likelihoods._unit_interval import Bernoulli, ContinuousBernoulli
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Columns",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "Laplace",
+    "Likelihood",
+    "NegativeBinomial",
+    "Poisson",
+    "StudentT",
+    "ZeroInflated",
+]

@@ -1,0 +1,131 @@
+"""Which likelihood is whose: the parts of `Columns` placed in a table, and what "auto" chooses."""
+
+import warnings
+
+import numpy as np
+from sklearn.utils._indexing import _get_column_indices
+
+from skvae._data import containers
+from skvae._data.words import Labels
+from skvae.likelihoods._categories import Categorical
+from skvae.likelihoods._columns import Columns
+from skvae.likelihoods._named import LIKELIHOODS
+from skvae.likelihoods._reals import Gaussian
+from skvae.likelihoods._unit_interval import Bernoulli
+
+# Different values below which a column of whole numbers may be something else.
+FEW_VALUES = 20
+
+
+def is_read(likelihood):
+    """Whether a likelihood reads a table, whose columns may be no numbers."""
+    if isinstance(likelihood, str):
+        likelihood = LIKELIHOODS.get(likelihood, likelihood)
+    return likelihood == "auto" or isinstance(likelihood, Columns | Categorical)
+
+
+def has_categories(X):
+    """Whether X is a table with a column that is no number."""
+    X = containers.to_validate(X)
+    return containers.is_table(X) and "O" in {containers.kind(X, i) for i in range(X.shape[1])}
+
+
+def place(likelihood, X):
+    """The likelihood of the columns of X by their positions; and as a user would write it.
+
+    Raises a ValueError where columns are in no part or in two, or are none of X, and a TypeError
+    where a likelihood is no value.
+    """
+    try:
+        likelihood = LIKELIHOODS.get(likelihood, likelihood)
+    except TypeError as error:
+        raise TypeError(
+            f"A likelihood has to be a value, which has a hash. Got {likelihood!r} ({error}): make "
+            "its class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
+            "strings and tuples."
+        ) from None
+    if isinstance(likelihood, str):  # "auto"
+        likelihood = _choose(X) if containers.is_table(X) and X.shape[1] else Gaussian()
+    if not isinstance(likelihood, Columns) or not containers.is_table(X):
+        return likelihood, likelihood
+    names, owners, parts = containers.names(X), {}, []
+    for part, columns in likelihood.parts:
+        if part not in LIKELIHOODS and isinstance(part, str):
+            raise ValueError(
+                f"Columns has a part {part!r}, which is no likelihood. Give a value of "
+                f"skvae.likelihoods, or one of {sorted(LIKELIHOODS)}."
+            )
+        positions = _positions(columns, X)
+        for position in positions:
+            owners.setdefault(position, []).append(part)
+        if positions:
+            parts.append((LIKELIHOODS.get(part, part), tuple(positions)))
+    for position in range(X.shape[1]):
+        own = owners.get(position, [])
+        if len(own) != 1:
+            what = f"in {len(own)} parts of" if own else "in no part of"
+            raise ValueError(
+                f"{Labels(names).of(position).capitalize()} is {what} {likelihood!r}. Each column "
+                "belongs to one: name all columns, or drop those that are not to be modelled."
+            )
+    if names is None:
+        return Columns(parts), Columns(parts)
+    named = [(part, [str(names[i]) for i in positions]) for part, positions in parts]
+    return Columns(parts), Columns(named)
+
+
+def _positions(columns, X):
+    """Positions of columns that are given as a `ColumnTransformer` takes them."""
+    if callable(columns):
+        columns = columns(X)
+    if isinstance(columns, slice) and not isinstance(columns.start or columns.stop, str):
+        return list(range(X.shape[1])[columns])
+    columns = list(columns) if isinstance(columns, tuple) else columns
+    try:
+        found = _get_column_indices(X, columns)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Columns cannot find {columns!r} in X: {error}") from None
+    return [int(position) for position in np.atleast_1d(found)]
+
+
+def _choose(X):
+    """Likelihoods by the kinds of the columns of X."""
+    if hasattr(X, "columns") or str(X.dtype) in containers.LOOSE:
+        kinds = [containers.kind(X, i) for i in range(X.shape[1])]
+    else:  # as containers.kind says of one dtype
+        kinds = [containers.kind(X, 0)] * X.shape[1]
+    names = containers.names(X)
+    known = {"f": Gaussian(), "b": Bernoulli(), "O": Categorical()}
+    few = []
+    if not hasattr(X, "toarray"):  # whose columns are long to read, and many
+        whole = [i for i, kind in enumerate(kinds) if kind == "i"]
+        few = [i for i in whole if 0 < _n_values(X, i) < FEW_VALUES]
+    if few:
+        shown = ", ".join(map(Labels(names).of, few[:5]))
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        warnings.warn(
+            f"{shown}{more}: whole numbers of fewer than {FEW_VALUES} different values, taken as "
+            "real values. Say with skvae.likelihoods.Columns if they are categories or counts, or "
+            "make them floats.",
+            stacklevel=8,
+        )
+    kinds = [kind.replace("i", "f") for kind in kinds]
+    if len(set(kinds)) == 1:
+        return known[kinds[0]]
+    parts = []
+    for kind, likelihood in known.items():
+        own = [i for i, other in enumerate(kinds) if other == kind]
+        if own:
+            parts.append((likelihood, own))
+    return Columns(parts)
+
+
+def _n_values(X, i):
+    """Different values of a column, or enough of them."""
+    found = set()
+    for value in containers.items(X, i):
+        if len(found) == FEW_VALUES:
+            break
+        if not containers.is_missing(value):
+            found.add(value)
+    return len(found)
