@@ -27,11 +27,12 @@ bookkeeping that is left is shared. All other modules have theirs by autograd, s
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -190,8 +191,97 @@ class HiddenLayers(nn.Module):
         return h if self.linear is None else h + ops.linear(x, self.linear)
 
 
+class Network(ABC):
+    """What a network of your own inherits from: encoder and decoder, as torch modules.
+
+    A network is a value, such as a frozen dataclass. It has to say `encoder` and `decoder`; the
+    rest has defaults. The output of a module for a row must depend neither on other rows nor on
+    chance.
+
+    Attributes
+    ----------
+    initialises_all : bool
+        Of the class: whether `initialise` sets every value of the modules, so that they may be made
+        without values. False by default.
+    is_foreign : bool
+        Of the class: whether its modules may write into what they are given. True by default.
+    """
+
+    initialises_all: ClassVar[bool] = False
+    is_foreign: ClassVar[bool] = True
+
+    @abstractmethod
+    def encoder(
+        self, n_in: int, n_out: int, hidden_layer_sizes: Sequence[int], activation: str
+    ) -> nn.Module:
+        """Make the module from rows (B, n_in) to what the posterior reads, (B, n_out).
+
+        Parameters
+        ----------
+        n_in : int
+            Number of features; twice that where the encoder also sees which values are there.
+        n_out : int
+            Number of outputs for a row.
+        hidden_layer_sizes : sequence of int
+            Those of the estimator.
+        activation : str
+            That of the estimator, a key of `ACTIVATIONS`.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            Its parameters are learned, its buffers kept.
+        """
+
+    @abstractmethod
+    def decoder(
+        self, n_in: int, n_out: int, hidden_layer_sizes: Sequence[int], activation: str
+    ) -> nn.Module:
+        """Make the module from latent rows (B, n_in) to what the likelihood reads, (B, n_out).
+
+        Parameters
+        ----------
+        n_in : int
+            Number of components.
+        n_out : int
+            Number of outputs for a row.
+        hidden_layer_sizes : sequence of int
+            Those of the estimator, the last one first.
+        activation : str
+            That of the estimator, a key of `ACTIVATIONS`.
+
+        Returns
+        -------
+        module : torch.nn.Module
+            Its parameters are learned, its buffers kept.
+        """
+
+    def initialise(  # noqa: B027, modules may begin as they were made
+        self, module: nn.Module, generator: torch.Generator
+    ) -> None:
+        """Draw the first weights of `module`, on the CPU; by default it stays as it was made."""
+
+    def n_noise(self, hidden_layer_sizes: Sequence[int]) -> int:
+        """Standard normals that a row takes to drop units of the encoder, and of the decoder."""
+        return 0
+
+    def check_rows(  # noqa: B027, all may be accepted
+        self, n_features: int, n_columns: int
+    ) -> None:
+        """Raise a ValueError where rows of so many features, made of columns, cannot be read."""
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        """Whether encoder and decoder are linear functions of their input."""
+        return False
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether inputs and outputs of 0 beside a row's own change nothing of these."""
+        return False
+
+
 @dataclass(frozen=True)
-class MLP:
+class MLP(Network):
     """Multilayer perceptron of fully connected layers.
 
     Its sizes and activation are those of the estimator (`hidden_layer_sizes`,
@@ -231,6 +321,9 @@ class MLP:
     layer_norm: bool = False
     linear: bool = True
 
+    initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse what is no such layer."""
         for name in ("residual", "layer_norm", "linear"):
@@ -262,6 +355,19 @@ class MLP:
         return Layers(*layers, last, linear=linear)
 
     decoder = encoder
+
+    def n_noise(self, hidden_layer_sizes: Sequence[int]) -> int:
+        """Standard normals that a row takes to drop units of the encoder, and of the decoder."""
+        return sum(hidden_layer_sizes) if self.dropout else 0
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        """Whether there are no hidden layers."""
+        return not hidden_layer_sizes
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether inputs and outputs of 0 beside a row's own change nothing of these."""
+        return not self.residual
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Draw the weights of `module`, on the CPU, from `generator`."""
@@ -312,7 +418,7 @@ def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(Network):
     """Convolutions for images that are given as rows.
 
     The encoder halves height and width with each convolution, of 3 x 3 pixels, and goes on
@@ -342,6 +448,9 @@ class Conv:
     image_shape: tuple[int, int, int]
     channels: tuple[int, ...] = (32, 64)
 
+    initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         """Refuse what is no shape of images."""
         for name in ("image_shape", "channels"):
@@ -365,8 +474,13 @@ class Conv:
             sizes.append((-(-height // 2), -(-width // 2)))
         return sizes
 
-    def check_rows(self, n_features: int) -> None:
+    def check_rows(self, n_features: int, n_columns: int) -> None:
         """Raise where rows are no images of this shape."""
+        if n_features != n_columns:
+            raise ValueError(
+                f"network={self!r} is for pixels that are numbers. Got categories, which become "
+                f"{n_features} features: use 'mlp', or a likelihood of numbers."
+            )
         n_values = math.prod(self.image_shape)
         if n_features != n_values:
             raise ValueError(
@@ -419,7 +533,7 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Own:
+class Own(Network):
     """A user's own modules, made by callables ``(n_in, n_out) -> nn.Module``.
 
     Their first values are those that the callables give them.
@@ -488,7 +602,5 @@ def vjp(
 
     return result, pull
 
-
-Network = MLP | Conv | Own
 
 NETWORKS: dict[str, MLP] = {"mlp": MLP()}

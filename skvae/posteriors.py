@@ -15,9 +15,10 @@ z through further invertible maps f, with log q(f(z)) = log q(z) - log |det df/d
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from skvae._backend import normal, ops
 from skvae._backend.normal import LOG_2PI
 from skvae._backend.quadrature import score_noise
 
-__all__ = ["Diagonal", "Flow", "Full"]
+__all__ = ["Diagonal", "Flow", "Full", "Normal", "Posterior"]
 
 aten = torch.ops.aten
 
@@ -58,8 +59,174 @@ def unbend(log_std: torch.Tensor) -> torch.Tensor:
     return LOG_STD_BOUND * torch.atanh((log_std / LOG_STD_BOUND).clamp(-0.999, 0.999))
 
 
+class Posterior(ABC):
+    """What a posterior of your own inherits from: q(z|x), by the encoder's outputs for a row.
+
+    A posterior is a value, such as a frozen dataclass, with pure functions of tensors. It has to
+    say `n_outputs`, `parameters`, `mean_std` and `draw`; the rest has defaults. What it learns
+    besides the encoder is in the module that `build` makes and `initialise` fills. Derivatives come
+    by autograd.
+
+    Attributes
+    ----------
+    has_kl : bool
+        Of the class: whether `kl` gives the divergence from N(0, I), else it is estimated by draws.
+        False by default.
+    factorises : bool
+        Of the class: whether that divergence is a sum over the components. False by default.
+    has_density : bool
+        Of the class: whether `log_density` gives the density everywhere. False by default.
+    initialises_all : bool
+        Of the class: whether `initialise` sets every value of the module, so that it may be made
+        without values. False by default.
+
+    Examples
+    --------
+    Components with tails like those of the logistic distribution:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import torch
+    >>> from skvae import VAETransformer
+    >>> from skvae.posteriors import Normal, Posterior
+    >>> @dataclass(frozen=True)
+    ... class Logistic(Posterior):
+    ...     def n_outputs(self, n_components):
+    ...         return 2 * n_components
+    ...
+    ...     def parameters(self, raw):
+    ...         mean, log_scale = raw.chunk(2, dim=-1)
+    ...         return Normal(mean, log_scale.clamp(-15, 15))
+    ...
+    ...     def mean_std(self, module, q):
+    ...         return q.mean, q.log_std.exp() * np.pi / np.sqrt(3)
+    ...
+    ...     def draw(self, module, q, eps):
+    ...         unit = torch.special.ndtr(eps).clamp(1e-6, 1 - 1e-6).logit()
+    ...         z = q.mean + q.log_std.exp() * unit
+    ...         log_density = -unit - 2 * torch.nn.functional.softplus(-unit) - q.log_std
+    ...         return z, log_density.sum(-1)
+    >>> X = np.random.default_rng(0).normal(size=(200, 4))
+    >>> vae = VAETransformer(2, posterior=Logistic(), max_iter=5, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (200, 2)
+    """
+
+    has_kl: ClassVar[bool] = False
+    factorises: ClassVar[bool] = False
+    has_density: ClassVar[bool] = False
+    has_vjp: ClassVar[bool] = False  # whether the gradient is written out
+    initialises_all: ClassVar[bool] = False
+
+    @abstractmethod
+    def n_outputs(self, n_components: int) -> int:
+        """Return the number of the encoder's outputs for a row.
+
+        Parameters
+        ----------
+        n_components : int
+            Number of components.
+
+        Returns
+        -------
+        n_outputs : int
+            Length of the last dimension of `raw`.
+        """
+
+    @abstractmethod
+    def parameters(self, raw: torch.Tensor) -> "Normal":
+        """Return what the encoder's outputs say.
+
+        Parameters
+        ----------
+        raw : tensor of shape (..., n_rows, n_outputs)
+            The encoder's outputs, any numbers: early in training, large ones.
+
+        Returns
+        -------
+        q : Normal
+            Tensors of each row. ``mean`` and ``log_std`` have the shape (..., n_rows,
+            n_components), ``below`` and ``context`` any.
+        """
+
+    @abstractmethod
+    def mean_std(self, module: Any, q: "Normal") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of z.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned besides the encoder.
+        q : Normal
+            Parameters of rows.
+
+        Returns
+        -------
+        mean, std : tensors of shape (n_rows, n_components)
+            Of each component.
+        """
+
+    @abstractmethod
+    def draw(
+        self, module: Any, q: "Normal", eps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return draws of z and their log-densities.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            What is learned besides the encoder.
+        q : Normal
+            Parameters of rows.
+        eps : tensor of shape (n_draws, n_rows or 1, n_components)
+            Standard normal noise, all that is random.
+
+        Returns
+        -------
+        z : tensor of shape (n_draws, n_rows, n_components)
+            Latent rows.
+        log_q : tensor of shape (n_draws, n_rows)
+            log q(z|x) of each, in nats, with every constant.
+        """
+
+    def build(self, n_components: int) -> nn.Module:
+        """Make the module of what is learned besides the encoder; by default of nothing."""
+        return nn.Module()
+
+    def initialise(  # noqa: B027, it may do nothing
+        self, module: nn.Module, generator: torch.Generator
+    ) -> None:
+        """Fill the module with where its values start; by default they stay as they were made."""
+
+    def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
+        """Mean of z, (B, L), from raw encoder outputs (B, P)."""
+        return self.mean_std(module, self.parameters(raw))[0]
+
+    def rsample(self, q: "Normal", eps: torch.Tensor) -> torch.Tensor:
+        """Draws of z, (S, B, L), without their density, where the divergence is known."""
+        return self.draw(None, q, eps)[0]
+
+    def kl(self, q: "Normal") -> torch.Tensor:
+        """KL(q || N(0, I)) in nats, (..., B, L), or (..., B, 1) where it is no sum."""
+        raise NotImplementedError
+
+    def log_density(self, module: Any, q: "Normal", z: torch.Tensor) -> torch.Tensor:
+        """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
+        raise NotImplementedError
+
+    def vjp(
+        self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, "Pullback"]:
+        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models."""
+        raise NotImplementedError
+
+    def places(self, n_components: int, n_wider: int) -> list[int]:
+        """Where the raw outputs for L components stand among those for more of them."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Posterior):
     """Independent normal components, N(mean, diag(std**2)).
 
     Examples
@@ -72,8 +239,11 @@ class Diagonal:
     tensor([0.])
     """
 
-    # Whether the KL divergence from N(0, I) is known, and a sum over the components.
-    has_kl = factorises = True
+    has_kl: ClassVar[bool] = True
+    factorises: ClassVar[bool] = True
+    has_density: ClassVar[bool] = True
+    has_vjp: ClassVar[bool] = True
+    initialises_all: ClassVar[bool] = True
 
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
@@ -82,10 +252,6 @@ class Diagonal:
     def places(self, n_components: int, n_wider: int) -> list[int]:
         """Where the raw outputs for L components stand among those for more of them."""
         return [*range(n_components), *range(n_wider, n_wider + n_components)]
-
-    def build(self, n_components: int) -> nn.Module:
-        """Make the module of what is learned besides the encoder: nothing."""
-        return nn.Module()
 
     def parameters(self, raw: torch.Tensor) -> Normal:
         """Read raw encoder outputs (..., B, 2L)."""
@@ -185,7 +351,7 @@ def _square(lower: torch.Tensor, n_components: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Posterior):
     """Normal components that depend on each other: N(mean, T T'), T lower-triangular.
 
     The encoder has L (L + 1) / 2 outputs for T, so that this suits few components.
@@ -197,7 +363,10 @@ class Full:
     9
     """
 
-    has_kl, factorises = True, False
+    has_kl: ClassVar[bool] = True
+    has_density: ClassVar[bool] = True
+    has_vjp: ClassVar[bool] = True
+    initialises_all: ClassVar[bool] = True
 
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
@@ -208,10 +377,6 @@ class Full:
         below = n_components * (n_components - 1) // 2  # row by row: the first rows come first
         diagonal = Diagonal().places(n_components, n_wider)
         return [*diagonal, *range(2 * n_wider, 2 * n_wider + below)]
-
-    def build(self, n_components: int) -> nn.Module:
-        """Make the module of what is learned besides the encoder: nothing."""
-        return nn.Module()
 
     def parameters(self, raw: torch.Tensor) -> Normal:
         """Read raw encoder outputs (..., B, P)."""
@@ -302,7 +467,7 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Posterior):
     """A normal distribution sent through inverse autoregressive maps, by way of zuko.
 
     Each map moves and stretches every component by what a masked network makes of the
@@ -333,8 +498,6 @@ class Flow:
     n_transforms: int = 2
     hidden_layer_sizes: tuple[int, ...] = (64,)
     n_context: int = 16
-
-    has_kl = factorises = False
 
     def __post_init__(self) -> None:
         """Refuse what is no flow."""
@@ -419,7 +582,5 @@ class Flow:
             log_prob = log_prob - log_slope
         return z, log_prob
 
-
-Posterior = Diagonal | Full | Flow
 
 POSTERIORS: dict[str, Posterior] = {"diagonal": Diagonal(), "full": Full()}

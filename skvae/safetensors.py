@@ -6,7 +6,6 @@ else as JSON in its metadata. Needs the extra ``skvae[safetensors]``.
 
 import dataclasses
 import json
-from typing import get_args
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from skvae import likelihoods
 from skvae._backend import files
 from skvae._vae import FITTED, VAETransformer
 from skvae.networks import MLP, Conv
-from skvae.posteriors import Posterior
-from skvae.priors import Prior
+from skvae.posteriors import Diagonal, Flow, Full
+from skvae.priors import Mixture, StandardNormal, Vamp
 
 __all__ = ["load", "save"]
 
@@ -23,7 +22,7 @@ __all__ = ["load", "save"]
 _LIKELIHOODS = [getattr(likelihoods, name) for name in likelihoods.__all__]
 _PARTS = {
     part.__name__: part
-    for part in (*_LIKELIHOODS, *get_args(Prior), *get_args(Posterior), MLP, Conv)
+    for part in (*_LIKELIHOODS, Mixture, StandardNormal, Vamp, Diagonal, Flow, Full, MLP, Conv)
 }
 _PLAIN = (bool, int, float, str, type(None))
 _SEALED = {"_skvae_format", "_skvae_checksum"}

@@ -39,14 +39,12 @@ ACTIVITY_ROWS = 1000  # that are asked which components are active
 
 
 def _state_of(stack: VAE, job: Job, record: Record) -> State:
-    return {**job.state, **learned_state(stack, job.architecture, record.weights)}
+    return {**job.state, **learned_state(stack, job.architecture, job.state, record.weights)}
 
 
 def _n_active(job: Job, state: State) -> int:
     rows = arrays.dense(job.data[:ACTIVITY_ROWS])
-    y = torch.empty(
-        (len(rows), job.architecture["n_features"]), dtype=torch_dtype(job), device="cpu"
-    )
+    y = torch.empty((len(rows), job.architecture.n_features), dtype=torch_dtype(job), device="cpu")
     fill_standardised(y, rows, units_of(state), support_of(job))
     return n_active(job.architecture, state, y)
 

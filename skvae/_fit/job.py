@@ -1,6 +1,7 @@
 """All that decides the training of one model, and what jobs have in common."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +10,11 @@ import torch
 from skvae._backend import devices
 from skvae._backend.tensors import Array
 from skvae._data import arrays
+from skvae._model.architecture import Architecture
 from skvae._model.member import Plan, Record
 from skvae._model.state import n_weights
 from skvae._model.vae import State
-from skvae.likelihoods import LIKELIHOODS, Gaussian
-from skvae.networks import MLP, NETWORKS
-from skvae.posteriors import Flow
-from skvae.priors import PRIORS, StandardNormal
+from skvae.likelihoods import Gaussian
 
 # Rows, and their values, of a factor analysis that a model is to beat; with missing values, each
 # row has a posterior of its own.
@@ -27,7 +26,7 @@ class Job(NamedTuple):
 
     data: Array  # (n_rows, n_features) in the units of X
     n_at_once: int  # rows that may be in memory, all or a part
-    architecture: dict[str, Any]
+    architecture: Architecture
     state: State  # units and first weights
     plan: Plan
     seed: int
@@ -51,20 +50,15 @@ class Trained(NamedTuple):
 
 def shape(job: Job) -> Hashable:
     """What jobs of one stack have in common."""
-    parts, plan = dict(job.architecture), job.plan
-    network = NETWORKS.get(parts["network"], parts["network"])
-    prior, posterior = parts.get("prior", "standard_normal"), parts.get("posterior", "diagonal")
-    prior, flow = PRIORS.get(prior, prior), isinstance(posterior, Flow)
+    parts, plan = job.architecture, job.plan
     # Where nothing tells components that are not there from those that are: see `_model`. The
     # log q(z|x) of a draw has a term of each, which would be learned.
-    padded = type(network) is MLP and not network.residual
-    padded = padded and isinstance(prior, StandardNormal) and not flow
+    padded = parts.network.can_be_padded and parts.prior.is_standard and parts.posterior.has_vjp
     if padded and not plan.free_bits and plan.n_importance_samples == 1:
-        del parts["n_components"]
-    parts["hidden_layer_sizes"] = tuple(parts["hidden_layer_sizes"])
+        parts = replace(parts, n_components=0)
     numbers = plan.n_held_out, plan.batch_size, plan.n_importance_samples
     rows = job.data.shape, len(job.held_out), job.sample_weight is None, job.group is None
-    return rows, tuple(parts.items()), numbers, job.device, job.precision, is_small(job)
+    return rows, parts, numbers, job.device, job.precision, is_small(job)
 
 
 def is_small(job: Job) -> bool:
@@ -78,10 +72,9 @@ def has_known_optimum(job: Job) -> bool:
     plan = job.plan
     plain = plan.beta == 1 and plan.n_importance_samples == 1 and not plan.free_bits
     whole = plan.max_iter > 1 and not plan.n_held_out and not plan.continues
-    likelihood = job.architecture["likelihood"]
-    normal = isinstance(LIKELIHOODS.get(likelihood, likelihood), Gaussian)
+    normal = isinstance(job.architecture.likelihood, Gaussian)
     # An encoder that is linear in the mask cannot reach the posterior of rows with missing values.
-    linear = not job.architecture["hidden_layer_sizes"] and not job.architecture["missing"]
+    linear = not job.architecture.hidden_layer_sizes and not job.architecture.missing
     few = job.data.shape[0] <= n_factor_rows(job)
     return plain and whole and normal and linear and few
 
@@ -95,8 +88,7 @@ def torch_dtype(job: Job) -> torch.dtype:
 
 
 def support_of(job: Job) -> arrays.Support:
-    likelihood = job.architecture["likelihood"]
-    return LIKELIHOODS.get(likelihood, likelihood).check_support
+    return job.architecture.likelihood.check_support
 
 
 def source_of(job: Job) -> Hashable:
@@ -106,8 +98,8 @@ def source_of(job: Job) -> Hashable:
 
 
 def n_factor_rows(job: Job) -> int:
-    most = HOLED_ROWS if job.architecture["missing"] else FACTOR_ROWS
-    return min(most, FACTOR_VALUES // job.architecture["n_features"] + 2)
+    most = HOLED_ROWS if job.architecture.missing else FACTOR_ROWS
+    return min(most, FACTOR_VALUES // job.architecture.n_features + 2)
 
 
 def itemsize(job: Job) -> int:

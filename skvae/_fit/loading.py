@@ -36,7 +36,7 @@ def rows_at_once(n_rows: int, n_features: int, dtype: Any, n_least: int) -> int:
 def read_once(jobs: Sequence[Job]) -> tuple[Read, Rows, Some]:
     """The training rows of all jobs, each in its own units, those held out, and some of them."""
     first = jobs[0]
-    n_rows, n_features = first.data.shape[0], first.architecture["n_features"]
+    n_rows, n_features = first.data.shape[0], first.architecture.n_features
     sources: dict[Hashable, tuple[int, Job]] = {}
     starts, held_out, training = [], [], []
     for job in jobs:
@@ -113,7 +113,7 @@ def read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Rea
     gradient descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
 
     """
-    n_rows, n_features, plan = job.data.shape[0], job.architecture["n_features"], job.plan
+    n_rows, n_features, plan = job.data.shape[0], job.architecture.n_features, job.plan
     weight = job.sample_weight
     units = units_of(job.state)
     rng = np.random.default_rng(job.seed + 1)

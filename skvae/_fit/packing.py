@@ -88,13 +88,13 @@ def _n_threads(job: Job) -> int:
 
 def _row_bytes(job: Job) -> int:
     """What the rows of a job take in training."""
-    return itemsize(job) * job.data.shape[0] * job.architecture["n_features"]
+    return itemsize(job) * job.data.shape[0] * job.architecture.n_features
 
 
 def _n_bytes(job: Job) -> int:
     """About what a model takes in training, besides its rows."""
-    plan, n_rows, n_features = job.plan, job.data.shape[0], job.architecture["n_features"]
-    sizes = job.architecture["hidden_layer_sizes"]
+    plan, n_rows, n_features = job.plan, job.data.shape[0], job.architecture.n_features
+    sizes = job.architecture.hidden_layer_sizes
     # Adam's five matrices, three copies of the weights and the gradients.
     weights = 9 * n_weights(job.state)
     # Values before and after each layer and their gradients; about 8 passes over a row.

@@ -10,8 +10,7 @@ from skvae._backend import files
 from skvae._data import arrays
 from skvae._model import evidence, loop
 from skvae._model.member import Plan
-from skvae._model.state import log_jacobian, n_noise
-from skvae.likelihoods import LIKELIHOODS
+from skvae._model.state import log_jacobian
 
 # With early_stopping="auto", fewer rows than this are all trained on; factor analysis of them is
 # kept, where the model can become that.
@@ -35,7 +34,7 @@ def plan_training(vae, job, continues, partial):
         run = earlier["run"]
         same = job
         if run["seed"] != job.seed:
-            shape = job.data.shape[0], job.architecture["n_features"]
+            shape = job.data.shape[0], job.architecture.n_features
             held_out = hold_out(vae, shape, job.n_at_once, run["seed"], job.group)
             same = job._replace(seed=run["seed"], held_out=held_out)
         same = same._replace(plan=_plan(vae, same, run["continues"]))
@@ -107,15 +106,14 @@ def _n_judged(vae, shape, n_at_once):
 def _plan(vae, job, continues):
     """The numbers of the training run, with "auto" resolved."""
     architecture, n_rows = job.architecture, job.data.shape[0]
-    n_judged = _n_judged(vae, (n_rows, architecture["n_features"]), job.n_at_once)
+    n_judged = _n_judged(vae, (n_rows, architecture.n_features), job.n_at_once)
     n_held_out = min(len(job.held_out), n_judged)
     n_training = n_rows - len(job.held_out)
     batch_size = vae.batch_size
     if batch_size == "auto":
         # About 16 steps an epoch, in batches of 32 to 256 rows.
         batch_size = 2 ** math.floor(math.log2(max(32, min(256, n_training / 16))))
-    likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
-    share_held_back = 0.0 if continues else likelihood.share_held_back
+    share_held_back = 0.0 if continues else architecture.likelihood.share_held_back
     return Plan(
         n_components=vae.n_components,
         n_held_out=n_held_out,
@@ -130,7 +128,7 @@ def _plan(vae, job, continues):
         n_cycles=vae.n_beta_cycles,
         n_importance_samples=vae.n_importance_samples,
         free_bits=float(vae.free_bits),
-        n_noise=n_noise(architecture),
+        n_noise=architecture.n_noise,
         patience=vae.n_iter_no_change,
         n_held_back=math.ceil(share_held_back * vae.max_iter),
         n_errors=_needed_errors(vae, job, n_held_out),

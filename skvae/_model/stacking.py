@@ -1,7 +1,7 @@
 """M models as one, with stacked weights, and the weights of one of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from skvae._backend.tensors import to_array, to_tensor
+from skvae._model.architecture import Architecture
 from skvae._model.state import empty_model, widened
 from skvae._model.vae import VAE, State
 
 
 def stack_models(
-    architectures: Sequence[Mapping[str, Any]], states: Sequence[State], device: torch.device
+    architectures: Sequence[Architecture], states: Sequence[State], device: torch.device
 ) -> VAE:
     """M models at once, alike but for `n_components`, on `device`."""
-    wide = max(architectures, key=lambda architecture: architecture["n_components"])
+    wide = max(architectures, key=lambda architecture: architecture.n_components)
     model = empty_model(wide)
     states = [widened(state, model) for state in states]
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -40,12 +41,12 @@ def stack_models(
 def places_of(
     model: VAE,
     name: str,
-    architecture: Mapping[str, Any],
+    architecture: Architecture,
     wide: tuple[int, ...],
     narrow: tuple[int, ...],
 ) -> Any:
     """Index of a model's own values in an array of a stack that has more components."""
-    own, all_ = architecture["n_components"], model.n_components
+    own, all_ = architecture.n_components, model.n_components
     if own == all_:
         return ...
     places = list(range(own))
@@ -55,17 +56,18 @@ def places_of(
     return np.ix_(*sides) if wide else ()
 
 
-def learned_state(model: VAE, architecture: Mapping[str, Any], weights: torch.Tensor) -> State:
+def learned_state(
+    model: VAE, architecture: Architecture, before: State, weights: torch.Tensor
+) -> State:
     """The part of a model's state that training changes.
 
     `weights` are the parameters of one model of the stack `model`, end to end.
     """
-    narrow = empty_model(architecture)
     state, start = {}, 0
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape[1:])
         end = start + math.prod(shape)
-        own = places_of(model, name, architecture, shape, tuple(narrow.get_parameter(name).shape))
+        own = places_of(model, name, architecture, shape, before[name].shape)
         state[name] = to_array(weights[start:end].view(shape))[own]
         start = end
     return state

@@ -1,7 +1,7 @@
 """The arrays that a model is made of, and the model that is made of them."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,30 +14,27 @@ from skvae._backend.devices import generator
 from skvae._backend.tensors import Array, to_array, to_tensor
 from skvae._data.statistics import Moments
 from skvae._data.units import Units, standardise
+from skvae._model.architecture import Architecture
 from skvae._model.vae import ENCODER_BOUND, VAE, State
-from skvae.likelihoods import LIKELIHOODS
-from skvae.networks import MLP
-from skvae.posteriors import Flow
 
 # Variance of the posterior means above which a component is active (Burda, Grosse &
 # Salakhutdinov, Importance weighted autoencoders, 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01
 
 
-def empty_model(architecture: Mapping[str, Any]) -> VAE:
+def empty_model(architecture: Architecture) -> VAE:
     """A model without values, made without asking any generator for them."""
     # Not by a `with` of ours, whose end Ctrl-C may prevent: all of torch would stay on "meta".
-    return device_decorator(torch.device("meta"), lambda: VAE(**architecture))()
+    return device_decorator(torch.device("meta"), lambda: VAE(architecture))()
 
 
 # torch's generator is everybody's.
 _borrowing = threading.Lock()
 
 
-def _new(architecture: Mapping[str, Any], seed: int) -> VAE:
+def _new(architecture: Architecture, seed: int) -> VAE:
     """A model whose foreign modules have their own first values, and ours have none."""
-    network, posterior = architecture["network"], architecture.get("posterior", "diagonal")
-    if not isinstance(network, networks.Own) and not isinstance(posterior, Flow):
+    if architecture.initialises_all:
         model = empty_model(architecture)
         # Not by `to_empty`, whose first call imports sympy: half a second and 30 MiB.
         tensors = {
@@ -48,11 +45,11 @@ def _new(architecture: Mapping[str, Any], seed: int) -> VAE:
         return model
     with _borrowing, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        return VAE(**architecture)
+        return VAE(architecture)
 
 
 def initial_state(
-    architecture: Mapping[str, Any],
+    architecture: Architecture,
     columns: Moments,
     seed: int,
     take: Callable[[int], Array] = lambda n: np.empty(0),
@@ -75,11 +72,10 @@ def initial_state(
         unit = np.where(scale > 0, scale, 1.0)
         typical = np.where(columns.is_empty, 0.0, (columns.mean - location) / unit)
         model.typical.copy_(to_tensor(typical, "cpu"))
-        if hasattr(model.network, "initialise"):
-            model.network.initialise(model.encoder, g)
-            model.network.initialise(model.decoder, g)
+        model.network.initialise(model.encoder, g)
+        model.network.initialise(model.decoder, g)
         model.likelihood.initialise(model.observation, columns, scale)
-        linear = not architecture["hidden_layer_sizes"] and isinstance(model.network, MLP)
+        linear = model.network.is_linear(architecture.hidden_layer_sizes)
         spread = _spread_seen(model, columns)
         model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread))
         last = networks.last_layer(model.decoder)
@@ -91,11 +87,10 @@ def initial_state(
             rows = torch.where(rows.isnan(), model.typical, rows)
             rows = model.likelihood.seen(model.observation, rows)
         model.prior.initialise(model.mixture, rows, g)
-        if isinstance(model.posterior, Flow):
-            model.posterior.initialise(model.flow, g)
+        model.posterior.initialise(model.flow, g)
         n_outputs = model.posterior.n_outputs(model.n_components)
         pairs = [
-            (model.encoder, "encoder", (1 + model.missing) * len(location), n_outputs),
+            (model.encoder, "encoder", architecture.n_encoder_inputs, n_outputs),
             (model.decoder, "decoder", model.n_components, model.likelihood.n_outputs(len(scale))),
         ]
         for module, part, n_in, n_out in pairs:
@@ -124,9 +119,7 @@ def cast_state(state: State, dtype: Any) -> State:
     }
 
 
-def from_state(
-    architecture: Mapping[str, Any], state: State, device: torch.device | str = "cpu"
-) -> VAE:
+def from_state(architecture: Architecture, state: State, device: torch.device | str = "cpu") -> VAE:
     """The model with this state, on `device`."""
     model = empty_model(architecture)
     state = widened(state, model)
@@ -137,10 +130,9 @@ def from_state(
     return model
 
 
-def observation(architecture: Mapping[str, Any], state: State) -> nn.Module:
+def observation(architecture: Architecture, state: State) -> nn.Module:
     """What the likelihood of the model with this state has learned, without the model."""
-    likelihood = LIKELIHOODS.get(architecture["likelihood"], architecture["likelihood"])
-    prefix, module = "observation.", likelihood.build(architecture["n_features"])
+    prefix, module = "observation.", architecture.likelihood.build(architecture.n_features)
     own = {name: array for name, array in state.items() if name.startswith(prefix)}
     own = {name.removeprefix(prefix): array for name, array in own.items()}
     tensors = {name: to_tensor(array, "cpu") for name, array in widened(own, module).items()}
@@ -154,20 +146,10 @@ def widened(state: State, module: nn.Module) -> State:
     return {**state, **{name: np.broadcast_to(state[name], shape) for name, shape in wide.items()}}
 
 
-def n_active(architecture: Mapping[str, Any], state: State, y: torch.Tensor) -> int:
+def n_active(architecture: Architecture, state: State, y: torch.Tensor) -> int:
     """Number of components whose posterior mean varies over rows y (B, D), on the CPU."""
     means = from_state(architecture, state).encode_mean(y).double()
     return int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum())
-
-
-def n_noise(architecture: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Standard normals of a training step besides those of z.
-
-    For each draw, of units to drop; for each row, to draw it anew, and of units to drop.
-    """
-    model = empty_model(architecture)
-    of_draw, of_row = (getattr(part, "n_noise", 0) for part in (model.decoder, model.encoder))
-    return of_draw, model.n_redrawn, of_row
 
 
 def units_of(state: State) -> Units:

@@ -33,10 +33,9 @@ from skvae._backend.blocks import draws_at_once
 from skvae._backend.normal import LOG_2PI
 from skvae._backend.tensors import Array
 from skvae._model import factor_analysis
-from skvae.likelihoods import LIKELIHOODS, Likelihood
-from skvae.networks import NETWORKS, Conv
-from skvae.posteriors import POSTERIORS, Diagonal, Full, Normal, unbend
-from skvae.priors import PRIORS, Mixture, StandardNormal
+from skvae._model.architecture import Architecture
+from skvae.likelihoods import Likelihood
+from skvae.posteriors import Diagonal, Normal, unbend
 
 State = Mapping[str, Array]
 
@@ -81,22 +80,31 @@ class _Draw(nn.Module):
         return self.posterior.draw(self.flow, self.posterior.parameters(raw), eps)
 
 
+class _Encoded(NamedTuple):
+    """The posteriors of pseudo-inputs: `skvae.priors.Encoded`."""
+
+    posterior: Any
+    flow: nn.Module
+    q: Normal
+
+    def log_density(self, z: torch.Tensor) -> torch.Tensor:
+        """log q(z|u_k) in nats, (..., K), of latent rows z (..., L)."""
+        return self.posterior.log_density(self.flow, self.q, z)
+
+    def rsample(self, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Draws (B, L) from those of these indices (B,), by standard normal noise (B, L)."""
+        own = Normal(*(None if values is None else values[index] for values in self.q))  # type: ignore[arg-type]
+        return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
+
+
 class VAE(nn.Module):
     """A VAE in torch: `encode` and `decode` in the units of X.
 
     Parameters
     ----------
-    n_features, n_components : int
-        D and L.
-    likelihood, network, prior, posterior : str or value
-        Parts of the model: `skvae.likelihoods`, `skvae.networks`, `skvae.priors`,
-        `skvae.posteriors`.
-    hidden_layer_sizes : tuple of int
-        Widths of the encoder's hidden layers; the decoder's are reversed.
-    activation : str
-        A key of `skvae.networks.ACTIVATIONS`.
-    missing : bool
-        Whether values may be missing, NaN: the encoder then also sees which are not.
+    architecture : Architecture
+        Sizes and parts of the model. `hidden_layer_sizes` are those of the encoder; the decoder's
+        are reversed.
     """
 
     location: torch.Tensor
@@ -106,45 +114,31 @@ class VAE(nn.Module):
     typical: torch.Tensor  # what stands in for a missing value: the mean
     bound: torch.Tensor
 
-    def __init__(
-        self,
-        n_features: int,
-        n_components: int,
-        likelihood: Any,
-        network: Any,
-        hidden_layer_sizes: tuple[int, ...],
-        activation: str,
-        prior: Any = "standard_normal",
-        posterior: Any = "diagonal",
-        missing: bool = False,
-    ) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.likelihood = LIKELIHOODS.get(likelihood, likelihood)
-        self.network = NETWORKS.get(network, network)
-        self.prior = PRIORS.get(prior, prior)
-        self.posterior = POSTERIORS.get(posterior, posterior)
-        if self.prior.n_pseudo_inputs and not hasattr(self.posterior, "log_density"):
+        n_features, n_components = architecture.n_features, architecture.n_components
+        sizes, activation = architecture.hidden_layer_sizes, architecture.activation
+        self.likelihood, self.network = architecture.likelihood, architecture.network
+        self.prior, self.posterior = architecture.prior, architecture.posterior
+        self.n_components, self.missing = n_components, architecture.missing
+        if self.prior.n_pseudo_inputs and not self.posterior.has_density:
             raise ValueError(
                 f"prior={self.prior!r} needs a posterior whose density is known everywhere: "
                 f'"diagonal" or "full". Got posterior={self.posterior!r}.'
             )
-        self.n_components = n_components
-        self.missing = missing
         # What is known of the rows: whether values may be missing, and whether the encoder's
         # bound may be reached.
-        self.has_holes, self.is_far = missing, True
+        self.has_holes, self.is_far = self.missing, True
         self.unseen: Sequence[Unseen] = ()
-        n_seen = (1 + missing) * n_features
-        if isinstance(self.network, Conv):
-            self.network.check_rows(n_features)
+        self.network.check_rows(n_features, n_features)
         self.encoder = self.network.encoder(
-            n_seen, self.posterior.n_outputs(n_components), hidden_layer_sizes, activation
+            architecture.n_encoder_inputs,
+            self.posterior.n_outputs(n_components),
+            sizes,
+            activation,
         )
         self.decoder = self.network.decoder(
-            n_components,
-            self.likelihood.n_outputs(n_features),
-            hidden_layer_sizes[::-1],
-            activation,
+            n_components, self.likelihood.n_outputs(n_features), sizes[::-1], activation
         )
         # What the parts learn or keep besides the networks.
         self.observation = self.likelihood.build(n_features)
@@ -155,7 +149,7 @@ class VAE(nn.Module):
         # Standard normals of a row that is drawn anew.
         self.n_redrawn = self.likelihood.n_redrawn(n_features)
         # The divergence from the prior is known for the standard normal one alone.
-        self.has_kl = self.posterior.has_kl and isinstance(self.prior, StandardNormal)
+        self.has_kl = self.posterior.has_kl and self.prior.is_standard
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
@@ -221,7 +215,7 @@ class VAE(nn.Module):
         self.has_holes, self.unseen = math.isnan(reach), unseen
         as_they_are = type(self.likelihood).seen is Likelihood.seen
         # A foreign encoder may write into what it is given: that stays a copy.
-        own = not isinstance(self.network, networks.Own)
+        own = not self.network.is_foreign
         self.is_far = not (own and as_they_are and reach <= self.limit)
 
     def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
@@ -282,8 +276,12 @@ class VAE(nn.Module):
         seen = self._bounded(self.mixture.pseudo_inputs)
         return torch.cat([seen, torch.ones_like(seen)], dim=-1) if self.missing else seen
 
-    def _encode_pseudo_inputs(self) -> Normal:
-        return self.posterior.parameters(self.encoder(self._see_pseudo_inputs()))
+    def _encoded(self) -> list["_Encoded"]:
+        """The posteriors of the pseudo-inputs, for a prior that has some; of others, none."""
+        if not self.prior.n_pseudo_inputs:
+            return []
+        q = self.posterior.parameters(self.encoder(self._see_pseudo_inputs()))
+        return [_Encoded(self.posterior, self.flow, q)]
 
     def encode_mean(self, y: torch.Tensor) -> torch.Tensor:
         """Mean of q(z|x), (B, L), of rows y (B, D)."""
@@ -306,24 +304,11 @@ class VAE(nn.Module):
 
     def log_prior(self, z: torch.Tensor) -> torch.Tensor:
         """log p(z) in nats, (...), of latent rows (..., L)."""
-        if not self.prior.n_pseudo_inputs:
-            return self.prior.log_prob(self.mixture, z)
-        q = self._encode_pseudo_inputs()
-        return self.prior.log_prob(
-            self.mixture, z, lambda z: self.posterior.log_density(self.flow, q, z)
-        )
+        return self.prior.log_prob(self.mixture, z, *self._encoded())
 
     def draw_prior(self, eps: torch.Tensor) -> torch.Tensor:
         """Draws from p(z), (B, L), by noise (B, prior.n_noise(L))."""
-        if not self.prior.n_pseudo_inputs:
-            return self.prior.rsample(self.mixture, eps)
-        q = self._encode_pseudo_inputs()
-
-        def draw(chosen: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-            own = Normal(*(None if values is None else values[chosen] for values in q))  # type: ignore[arg-type]
-            return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
-
-        return self.prior.rsample(self.mixture, eps, draw)
+        return self.prior.rsample(self.mixture, eps, *self._encoded())
 
     def raw(self, z: torch.Tensor) -> torch.Tensor:
         """What the decoder gives, (..., P), for latent rows (..., L)."""
@@ -416,13 +401,11 @@ class VAE(nn.Module):
 
         The raw outputs of pseudo-inputs stand behind those of the rows.
         """
-        if isinstance(self.posterior, Diagonal | Full) and isinstance(self.prior, StandardNormal):
+        if self.posterior.has_vjp and self.prior.is_standard:
             z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
             return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
         # Written out in float64, which not every device has.
-        written = isinstance(self.posterior, Diagonal) or (
-            isinstance(self.posterior, Full) and isinstance(self.prior, Mixture)
-        )
+        written = self.posterior.has_vjp and self.prior.has_vjp(self.posterior)
         if written and raw.device.type != "mps":
             return self._mixture_vjp(raw, eps, n_rows)
         draw = _Draw(self.posterior, self.flow)
@@ -441,12 +424,12 @@ class VAE(nn.Module):
             z, log_q = torch.func.functional_call(draw, state, (own, eps))
             if known:
                 return z, self.posterior.kl(self.posterior.parameters(own)).unsqueeze(0)
-            q = self.posterior.parameters(pseudo)
-            log_p = self.prior.log_prob(
-                autograd.holder(self.mixture, mixture) if mixture else None,
-                z,
-                lambda z: self.posterior.log_density(self.flow, q, z),
-            )
+            encoded = []
+            if self.prior.n_pseudo_inputs:
+                q = self.posterior.parameters(pseudo)
+                encoded = [_Encoded(self.posterior, self.flow, q)]
+            module = autograd.holder(self.mixture, mixture) if mixture else self.mixture
+            log_p = self.prior.log_prob(module, z, *encoded)
             return z, (log_q - log_p).unsqueeze(-1)
 
         def latent(inputs: Any, constants: Any) -> Any:
@@ -527,14 +510,13 @@ class VAE(nn.Module):
     def contains_factors(self) -> bool:
         """Whether factor analysis is one of the models that this can become."""
         both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
-        normal = self.posterior.has_kl and hasattr(self.prior, "become_standard")
-        return both and normal and hasattr(self.likelihood, "begin")
+        normal = self.posterior.has_kl and self.prior.can_be_standard
+        return both and normal and self.likelihood.can_begin
 
     @property
     def factor_noise(self) -> list[factor_analysis.Noise]:
         """The noise of factor analysis that each model of a stack can become."""
-        noise = self.likelihood.noise
-        kind = noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
+        kind = self.likelihood.noise_kind
         floors = self.observation.floor.cpu().double()
         if kind != "per_feature":
             return [factor_analysis.Noise(floor, kind) for floor in floors]

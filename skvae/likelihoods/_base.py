@@ -79,6 +79,10 @@ class Likelihood(ABC):
     is_mass: ClassVar[bool] = False
     # Standard normals that a row takes to be drawn anew in each epoch, for each feature.
     n_noise: ClassVar[int] = 0
+    # Whether `initialise` sets every value of the module, which may then be made without values.
+    initialises_all: ClassVar[bool] = False
+    # Whether the noise can begin at given variances, by `begin`, as that of factor analysis.
+    can_begin: ClassVar[bool] = False
     # Share of the epochs before all that is to be learned is being learned.
     share_held_back: float = 0.0
 
@@ -131,6 +135,10 @@ class Likelihood(ABC):
     def n_redrawn(self, n_features: int) -> int:
         """Standard normals that a row takes to be drawn anew."""
         return self.n_noise * n_features
+
+    def redraw(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """Rows x (..., D) drawn anew by standard normal noise (..., n_redrawn)."""
+        raise NotImplementedError
 
     def held_back(self, n_features: int) -> Sequence[int]:
         """Decoder outputs that are to be 0 for all rows at first."""
@@ -204,6 +212,15 @@ class Likelihood(ABC):
         scale : ndarray of shape (n_features,)
             What `units` gave as the scale.
         """
+
+    @property
+    def noise_kind(self) -> str | None:
+        """Of a noise variance that is learned: "per_feature" or "shared"; None where it is not."""
+        return None
+
+    def begin(self, module: Any, variance: torch.Tensor) -> None:
+        """Give each column a noise variance (M, D), on the CPU, where the noise `can_begin`."""
+        raise NotImplementedError
 
     def variance(self, module: Any) -> torch.Tensor | None:
         """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""

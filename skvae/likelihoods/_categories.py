@@ -62,6 +62,7 @@ class Categorical(Likelihood):
     n_categories: tuple[int, ...] = ()
 
     is_mass: ClassVar[bool] = True
+    initialises_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what is no way to handle a category."""

@@ -78,6 +78,11 @@ class Columns(Likelihood):
     # What follows is of parts whose columns are positions: `skvae._tables.place`.
 
     @property
+    def initialises_all(self) -> bool:  # type: ignore[override]
+        """Whether `initialise` sets every value of the modules of all parts."""
+        return all(part.initialises_all for part, _ in self.parts)
+
+    @property
     def share_held_back(self) -> float:  # type: ignore[override]
         """Share of the epochs before all that is to be learned is being learned."""
         return max(part.share_held_back for part, _ in self.parts)

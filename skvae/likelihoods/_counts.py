@@ -52,6 +52,7 @@ class _Counts(Likelihood):
     """
 
     is_mass: ClassVar[bool] = True
+    initialises_all: ClassVar[bool] = True
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """X with what rounding moved put back, or a ValueError naming the value that is no count.

@@ -56,6 +56,7 @@ class DiscretizedLogistic(Likelihood):
     levels: int = 256
 
     is_mass: ClassVar[bool] = True
+    initialises_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse what is no number of levels."""

@@ -20,7 +20,7 @@ was up to 1e11 nats a row worse on new rows than independent columns; it is 125 
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -52,6 +52,9 @@ LEAST_DF, DF_BOUND = 2.1, 8.0
 
 class _RealValues(Likelihood):
     """Real values with a mean, and a variance of the observation noise."""
+
+    initialises_all: ClassVar[bool] = True
+    can_begin: ClassVar[bool] = True
 
     noise: Literal["per_sample", "per_feature", "shared"] | float
 
@@ -107,6 +110,12 @@ class _RealValues(Likelihood):
         """Hold back the rows' own variances in the first epochs."""
         if self.noise == "per_sample":
             module.released.copy_((shares >= MEAN_FIRST).unsqueeze(-1))
+
+    @property
+    def noise_kind(self) -> str | None:
+        """Of a noise variance that is learned: "per_feature" or "shared"; None where it is not."""
+        noise = self.noise
+        return noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
 
     def begin(self, module: Any, variance: torch.Tensor) -> None:
         """Give each column a noise variance (M, D), on the CPU, as far as it is learned."""

@@ -27,6 +27,8 @@ LOG_ODDS_BOUND = 1000.0  # of a continuous Bernoulli: a density of at most 1000
 class _UnitInterval(Likelihood):
     """Numbers in [0, 1], whose log-odds the decoder gives besides those of each column."""
 
+    initialises_all: ClassVar[bool] = True
+
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """X clipped to [0, 1], or a ValueError naming the value that is outside.
 
