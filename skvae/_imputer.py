@@ -25,9 +25,9 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skvae._backend import blocks, devices, quadrature
+from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_tensor
-from skvae._data import containers, reading, schema, weighting, words
+from skvae._data import codes, containers, schema, weighting, words
 from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian, _choice
 
@@ -217,7 +217,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             )
         validate_data(self, X, skip_check_array=True)
         self.estimator_ = self._fit_model(estimator, X, of_rows)
-        X = self.estimator_._read_again(X)
+        X = self.estimator_._fitted.read(X)
         self._end_fit(X, np.isnan(X).all(axis=0))
 
     def _fit_model(self, estimator, X, of_rows):
@@ -248,12 +248,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             DataFrame where one with columns of several kinds was fitted.
         """
         check_is_fitted(self)
-        if self.estimator_._gives_tables:
+        if self.estimator_._fitted.schema.gives_tables:
             return self._transform_table(X)
         X = self._read(X, reset=False)
-        if not self.estimator_._knows_holes:  # in a file of an earlier version
+        if not self.estimator_._fitted.knows_holes:  # in a file of an earlier version
             n_incomplete = int(np.isnan(X[:, ~self._empty]).any(axis=1).sum())
-            self.estimator_._warn_of_holes(n_incomplete, len(X))
+            self.estimator_._fitted.warn_of_holes(n_incomplete, len(X))
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
         holes = np.isnan(X)
         if self.estimator_.n_features_in_ == X.shape[1]:
@@ -269,12 +269,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     def _transform_table(self, X):
         X = containers.to_validate(X)
         validate_data(self, X, reset=False, skip_check_array=True)
-        vae, container = self.estimator_, _get_output_config("transform", self)["dense"]
-        numbers = np.array(vae._read_again(X))
+        fitted, container = self.estimator_._fitted, _get_output_config("transform", self)["dense"]
+        numbers = np.array(fitted.read(X))
         # A category that `fit` has not seen is no hole, though the model doesn't see it.
-        for i in vae._categories:
-            numbers[numbers[:, i] == schema.UNSEEN, i] = np.nan
-        filled = vae._contain(self._fill(numbers), getattr(X, "index", None), container)
+        for i in fitted.schema.categories:
+            numbers[numbers[:, i] == codes.UNSEEN, i] = np.nan
+        own = None if container == "default" else container
+        filled = fitted.schema.write(self._fill(numbers), getattr(X, "index", None), own)
         holes = containers.holes(X)
         for i in np.flatnonzero(self._empty).tolist():
             filled = containers.replace(filled, i, 0)
@@ -297,30 +298,29 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         except ValueError as error:
             if "infinity" in str(error):
                 numbers = check_array(X, ensure_all_finite=False, **how)
-                reading.refuse_infinity(numbers, containers.names(X))
+                schema.refuse_infinity(numbers, containers.names(X))
             raise
         if not is_nan:
             X[marked == X] = np.nan
         return X
 
     def _fill(self, X):
-        vae, missing = self.estimator_, np.isnan(X)
+        fitted, missing = self.estimator_._fitted, np.isnan(X)
         wanted = ~self._empty if X.shape[1] == len(self._empty) else slice(None)
         rows = np.flatnonzero(missing[:, wanted].any(axis=1))
         if not len(rows):
             return X
         data, filled = X[rows], np.empty((len(rows), X.shape[1]))
         fill = self._draw if self.sample_posterior else self._expect
-        block = vae._blocks(data, row_of=rows)
-        vae._map_rows(fill(vae, block), filled, n_draws=self.n_draws)
+        block = fitted.blocks(data, row_of=rows)
+        fitted.map_rows(fill(fitted, block), filled, n_draws=self.n_draws, whole_blocks=True)
         block.warn()
         X[rows] = np.where(missing[rows], filled, data)
         return X
 
-    def _expect(self, vae, block):
+    def _expect(self, fitted, block):
         """Expected rows, by the fixed draws of the score."""
-        noise = quadrature.score_noise(self.n_draws, vae._n_features_out)[:, None, :]
-        noise = noise.astype(vae.state_["varies"].dtype)
+        noise = fitted.score_noise(self.n_draws)
 
         def expect(model, rows):
             y = block(model, rows)
@@ -333,28 +333,28 @@ class VAEImputer(TransformerMixin, BaseEstimator):
                 total = shrink * total + weight.sum(0)
                 own = (weight.unsqueeze(-1) * model.decode_mean(z)).sum(0)
                 mean = shrink.unsqueeze(-1) * mean + own
-            return [vae._give_back(model, mean / total.unsqueeze(-1))]
+            return [fitted.restore(model, mean / total.unsqueeze(-1))]
 
         return expect
 
-    def _draw(self, vae, block):
+    def _draw(self, fitted, block):
         """Rows drawn by z that are chosen by their weights."""
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        dtype = vae.state_["varies"].dtype
+        dtype = fitted.dtype
 
         def draw(model, rows):
             y, device = block(model, rows), model.varies.device
             # Of the block's own, whichever thread takes it and however many blocks there are.
             rng = np.random.default_rng([seed, rows.start])
             generator = devices.generator(int(rng.integers(2**32)))
-            shape = self.n_draws, len(y), vae._n_features_out
+            shape = self.n_draws, len(y), fitted.n_components
             eps = to_tensor(rng.standard_normal(shape, dtype), device)
             uniform = to_tensor(rng.random(len(y), dtype), device)
             z, log_weight = model.weigh(y, eps)
             shares = log_weight.softmax(0).cumsum(0)
             chosen = (shares < uniform * shares[-1]).sum(0)
             own = z[chosen, torch.arange(len(y), device=device)]
-            return [vae._give_back(model, model.decode_sample(own, generator), drawn=True)]
+            return [fitted.restore(model, model.decode_sample(own, generator), drawn=True)]
 
         return draw
 

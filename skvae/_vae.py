@@ -5,15 +5,12 @@ is made from them for each call and forgotten, so files hold no device, copies a
 threads share nothing.
 """
 
-import copy
-import warnings
+from dataclasses import fields
 from numbers import Integral, Real
-from typing import get_args
 
 import numpy as np
 import torch
 from scipy.stats import qmc
-from sklearn import get_config
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -25,36 +22,32 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
-from skvae._backend import blocks, devices, files, quadrature
+from skvae._backend import blocks, devices, files
 from skvae._backend.tensors import to_array, to_tensor
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae._data import (
     arrays,
     containers,
     description,
-    reading,
     schema,
     statistics,
     stream,
     weighting,
     words,
 )
-from skvae._data.units import FARTHEST, restore
+from skvae._data.units import FARTHEST
 from skvae._fit import execution, loading, planning, report
 from skvae._fit.job import Job
-from skvae._inference import unseen
+from skvae._inference.fitted import FittedModel
 from skvae._model import objective
+from skvae._model.architecture import NAMED, Architecture, name_of, part_of
 from skvae._model.member import OF_STEPS, SCHEDULES
 from skvae._model.state import (
     cast_state,
-    from_state,
     initial_state,
-    log_jacobian,
-    n_weights,
-    observation,
 )
 from skvae.likelihoods import LIKELIHOODS, Likelihood, _choice
-from skvae.networks import ACTIVATIONS, MLP, NETWORKS, Conv, Own
+from skvae.networks import ACTIVATIONS, NETWORKS, Network, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
 
@@ -384,9 +377,9 @@ class VAETransformer(
     _parameter_constraints: dict = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
-        "prior": [StrOptions(set(PRIORS)), *get_args(Prior)],
-        "posterior": [StrOptions(set(POSTERIORS)), *get_args(Posterior)],
-        "network": [StrOptions(set(NETWORKS)), MLP, Conv, tuple],
+        "prior": [StrOptions(set(PRIORS)), Prior],
+        "posterior": [StrOptions(set(POSTERIORS)), Posterior],
+        "network": [StrOptions(set(NETWORKS)), Network, tuple],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "beta": [Interval(Real, 0, None, closed="left")],
@@ -634,18 +627,20 @@ class VAETransformer(
             known[key] = description.describe(data, likelihood, attributes, weight, held_out, **how)
         moments, seen = known[key]
         has_holes = bool(moments.has_holes or change is not None)
-        self._check_network(data.shape[1], shape[1])
         missing = self._decide_missing(has_holes, warm, partial)
         architecture = self._describe_architecture(likelihood, shape[1], missing)
-        self._check_free_bits()
+        architecture.network.check_rows(shape[1], data.shape[1])
+        self._check_free_bits(architecture)
         if warm:
-            _check_same_architecture(self._architecture, architecture)
+            before = self._fitted.architecture
+            for name in [field.name for field in fields(before)]:
+                _check_same(name, getattr(before, name), getattr(architecture, name))
             self._compare_with_first(data, moments, likelihood)
             state, first_seen = self.state_, self._first_seen
-            has_seen_holes = bool(has_holes or self._knows_holes)
+            has_seen_holes = bool(has_holes or self._fitted.knows_holes)
         else:
             state = initial_state(
-                architecture, moments, seed, lambda n: reading.take(data, n, seed, likelihood)
+                architecture, moments, seed, lambda n: schema.take(data, n, seed, likelihood)
             )
             first_seen = {"mean": moments.mean, "std": moments.std}
             has_seen_holes = has_holes
@@ -666,7 +661,7 @@ class VAETransformer(
         )
         job = planning.plan_training(self, job, warm, partial)
         attributes |= {
-            "_architecture": architecture,
+            "_architecture": architecture.to_dict(),
             "_first_seen": first_seen,
             "_has_seen_holes": has_seen_holes,
         }
@@ -685,13 +680,14 @@ class VAETransformer(
         if not warm:
             # A first block doesn't say whether later ones have holes.
             return has_holes or partial
-        if has_holes and not self._architecture["missing"]:
+        missing = self._fitted.architecture.missing
+        if has_holes and not missing:
             raise ValueError(
                 "X has missing values or unknown categories, but training goes on with a model "
                 "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
                 "rows of which some have missing values, or by partial_fit from the first rows on."
             )
-        return self._architecture["missing"]
+        return missing
 
     def _describe_outcome(self, job, attributes, warm, partial):
         """What makes all attributes of a record and a state: a function that holds no rows."""
@@ -736,29 +732,47 @@ class VAETransformer(
         )
         placed, chosen = _choice.place(self.likelihood, table)
         if warm:
-            before = _part(self._architecture["likelihood"]).with_categories({})
-            _check_same_architecture({"likelihood": before}, {"likelihood": placed})
+            before = self._fitted.likelihood.with_categories({})
+            _check_same("likelihood", before, placed)
         if placed not in known:
             categories = self._categories if warm else None
-            # Validation sets attributes: on a copy, so that a failure leaves self alone.
-            reader = copy.copy(self)
-            known[placed] = reading.read_first(reader, table, placed, categories, rows)
-            known[placed] = *known[placed], weight, group
-        likelihood, data, attributes, weight, group = known[placed]
-        output = containers.describe(
-            table, data.dtype, as_table=as_table, categories=attributes["_categories"]
-        )
-        attributes = {**attributes, "_likelihood": _by_name(chosen), "_output": output}
+            known[placed] = (
+                *schema.Schema.learn(self, table, placed, categories, rows, as_table),
+                weight,
+                group,
+            )
+        learned, likelihood, data, weight, group = known[placed]
+        attributes = {**learned.attributes, "_likelihood": name_of("likelihood", chosen)}
         return likelihood, data, weight, group, attributes
 
     def _become(self, attributes):
         """Be fitted, with these attributes."""
         kept = {name: v for name, v in vars(self).items() if name != "feature_names_in_"}
-        self.__dict__ = kept | attributes  # all at once, whenever Ctrl-C comes
+        new = object.__new__(type(self))
+        vars(new).update(kept | attributes)
+        # All at once, whenever Ctrl-C comes.
+        self.__dict__ = vars(new) | {"_fitted_model": new._join()}
         return self
 
+    def _join(self):
+        """All that was fitted, as one object."""
+        return FittedModel(
+            self._architecture,
+            self.state_,
+            schema.Schema.of(self, self._categories, self._output),
+            seen=self._seen,
+            knows_holes=self._has_seen_holes,
+            device=self.device,
+        )
+
+    @property
+    def _fitted(self):
+        """The fitted model, to ask it for something."""
+        check_is_fitted(self)
+        return self._fitted_model.on(self.device)
+
     def _describe_architecture(self, likelihood, n_features, missing):
-        """What the model is made of, in plain values, as it was at the time of `fit`."""
+        """What the model is made of."""
         sizes = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
         if not all(
@@ -768,35 +782,27 @@ class VAETransformer(
                 "The 'hidden_layer_sizes' parameter of VAETransformer must hold positive "
                 f"integers. Got {self.hidden_layer_sizes!r} instead."
             )
-        return {
-            "n_features": n_features,
-            "n_components": int(self.n_components),
-            "likelihood": _by_name(likelihood),
-            "prior": self.prior,
-            "posterior": self.posterior,
-            "network": _network(self.network),
-            "hidden_layer_sizes": tuple(map(int, sizes)),
-            "activation": self.activation,
-            "missing": missing,
-        }
+        return Architecture(
+            n_features=n_features,
+            n_components=int(self.n_components),
+            likelihood=likelihood,
+            network=part_of("network", _network(self.network)),
+            hidden_layer_sizes=tuple(map(int, sizes)),
+            activation=self.activation,
+            prior=part_of("prior", self.prior),
+            posterior=part_of("posterior", self.posterior),
+            missing=missing,
+        )
 
-    def _check_network(self, n_columns, n_features):
-        if isinstance(self.network, Conv) and n_features != n_columns:
-            raise ValueError(
-                f"network={self.network!r} is for pixels that are numbers. Got categories, which "
-                f"become {n_features} features: use 'mlp', or a likelihood of numbers."
-            )
-
-    def _check_free_bits(self):
+    def _check_free_bits(self, architecture):
         if not self.free_bits:
             return
-        prior, posterior = _part(self.prior), _part(self.posterior)
         if self.n_importance_samples > 1:
             raise ValueError(
                 f"free_bits={self.free_bits} needs n_importance_samples=1, since the bound of "
                 f"several draws has no KL divergence of its own. Got {self.n_importance_samples}."
             )
-        if not posterior.factorises or prior != PRIORS["standard_normal"]:
+        if not (architecture.posterior.factorises and architecture.prior.is_standard):
             raise ValueError(
                 f"free_bits={self.free_bits} needs a KL divergence that is a sum over the "
                 "components: posterior='diagonal' and prior='standard_normal'. Got "
@@ -808,12 +814,6 @@ class VAETransformer(
     # Moments of the features in the rows that decided the units, and whether any rows had holes.
     # None in files of versions that didn't keep them.
     _first_seen = _has_seen_holes = None
-
-    @property
-    def _knows_holes(self):
-        """Whether the encoder was trained on missing values."""
-        known = self._has_seen_holes
-        return self._architecture["missing"] if known is None else known
 
     def _compare_with_first(self, data, moments, likelihood):
         """Warn where rows that training goes on with are not as the first ones."""
@@ -843,11 +843,15 @@ class VAETransformer(
     _seen = None
 
     def __getstate__(self):
-        return files.seal(super().__getstate__(), [*self._get_param_names(), *FITTED])
+        # What is joined of the rest is joined anew.
+        state = {k: v for k, v in super().__getstate__().items() if k != "_fitted_model"}
+        return files.seal(state, [*self._get_param_names(), *FITTED])
 
     def __setstate__(self, state):
         names = [*self._get_param_names(), *FITTED]
         super().__setstate__(files.unseal(state, names))
+        if self.__sklearn_is_fitted__():
+            self._fitted_model = self._join()
 
     def __copy__(self):
         new = object.__new__(type(self))
@@ -872,14 +876,15 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, n_components)
             Latent features, the same at every call.
         """
-        data = self._read_again(X)
-        Z = np.empty((data.shape[0], self._n_features_out), self._dtype_out)
-        block = self._blocks(data)
+        fitted = self._fitted
+        data = fitted.read(X)
+        Z = np.empty((data.shape[0], fitted.n_components), fitted.dtype_out)
+        block = fitted.blocks(data)
 
         def encode(model, rows):
             return [to_array(model.encode_mean(block(model, rows)))]
 
-        self._map_rows(encode, Z)
+        fitted.map_rows(encode, Z)
         block.warn()
         return Z
 
@@ -896,15 +901,16 @@ class VAETransformer(
         mean, std : ndarrays of shape (n_samples, n_components)
             Parameters of q(z|x), a normal distribution with independent components.
         """
-        data = self._read_again(X)
-        shape = (data.shape[0], self._n_features_out)
-        mean, std = (np.empty(shape, self._dtype_out) for _ in range(2))
-        block = self._blocks(data)
+        fitted = self._fitted
+        data = fitted.read(X)
+        shape = (data.shape[0], fitted.n_components)
+        mean, std = (np.empty(shape, fitted.dtype_out) for _ in range(2))
+        block = fitted.blocks(data)
 
         def encode(model, rows):
             return map(to_array, model.encode_rows(block(model, rows)))
 
-        self._map_rows(encode, mean, std)
+        fitted.map_rows(encode, mean, std)
         block.warn()
         return mean, std
 
@@ -925,18 +931,19 @@ class VAETransformer(
         Z : ndarray of shape (n_draws, n_samples, n_components)
             Latent rows, independent of each other.
         """
-        data = self._read_again(X)
+        fitted = self._fitted
+        data = fitted.read(X)
         check_scalar(n_draws, "n_draws", Integral, min_val=1)
-        shape = n_draws, data.shape[0], self._n_features_out
-        Z = np.empty(shape, self._dtype_out)
-        block = self._blocks(data)
+        shape = n_draws, data.shape[0], fitted.n_components
+        Z = np.empty(shape, fitted.dtype_out)
+        block = fitted.blocks(data)
 
         def draw(model, rows, noise):
             eps = noise(n_draws)
             z = model.encode_draws(block(model, rows), eps)
             return [to_array(z).swapaxes(0, 1)]
 
-        self._map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
+        fitted.map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
         block.warn()
         return Z
 
@@ -954,7 +961,7 @@ class VAETransformer(
             In the units of `fit`; a DataFrame where one was fitted. In a table with columns of
             several kinds, the most probable category, and whole numbers where there were such.
         """
-        check_is_fitted(self)
+        fitted = self._fitted
         latent = check_array(
             containers.to_validate(X),
             dtype=containers.float_dtypes(X),
@@ -962,13 +969,13 @@ class VAETransformer(
             estimator=self,
             input_name="X",
         )
-        n_components = self._n_features_out
+        n_components = fitted.n_components
         if latent.shape[1] != n_components:
             raise ValueError(
                 f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
                 f"expects its n_components={n_components}: rows as transform returns them."
             )
-        decoded = np.empty((len(latent), self.n_features_in_), self._dtype_out)
+        decoded = np.empty((len(latent), self.n_features_in_), fitted.dtype_out)
 
         def decode(model, rows):
             z = latent[rows]
@@ -980,11 +987,11 @@ class VAETransformer(
                     f"standard normal, and float32 carries them to {FARTHEST:.0e}: "
                     "check that X are rows as transform returns them."
                 )
-            z = torch.from_numpy(z.astype(self.state_["varies"].dtype))
+            z = torch.from_numpy(z.astype(fitted.dtype))
             z = blocks.to_block(z, rows.stop - rows.start, model.varies.device)
-            return [self._give_back(model, model.decode_mean(z))]
+            return [fitted.restore(model, model.decode_mean(z))]
 
-        self._map_rows(decode, decoded)
+        fitted.map_rows(decode, decoded)
         return self._contain(decoded, X.index if hasattr(X, "iloc") else None)
 
     def sample(self, n_samples=1, random_state=None, *, mean=False):
@@ -1005,25 +1012,24 @@ class VAETransformer(
         X : ndarray or DataFrame of shape (n_samples, n_features)
             In the units of `fit`; a DataFrame where one was fitted.
         """
-        check_is_fitted(self)
+        fitted = self._fitted
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        drawn = np.empty((n_samples, self.n_features_in_), self._dtype_out)
-        dtype = self.state_["varies"].dtype
+        drawn = np.empty((n_samples, self.n_features_in_), fitted.dtype_out)
 
         def draw(model, rows):
             # Generators of the block's own, whichever thread draws it and however many blocks
             # there are; two, for the same z with and without observation noise.
             rng = np.random.default_rng([seed, rows.start])
             noise = devices.generator(int(rng.integers(2**32)))
-            shape = rows.stop - rows.start, model.prior.n_noise(self._n_features_out)
-            eps = to_tensor(rng.standard_normal(shape, dtype), model.varies.device)
+            shape = rows.stop - rows.start, model.prior.n_noise(fitted.n_components)
+            eps = to_tensor(rng.standard_normal(shape, fitted.dtype), model.varies.device)
             z = model.draw_prior(eps)
             if mean:
-                return [self._give_back(model, model.decode_mean(z))]
-            return [self._give_back(model, model.decode_sample(z, noise), drawn=True)]
+                return [fitted.restore(model, model.decode_mean(z))]
+            return [fitted.restore(model, model.decode_sample(z, noise), drawn=True)]
 
-        self._map_rows(draw, drawn)
+        fitted.map_rows(draw, drawn, whole_blocks=True)
         return self._contain(drawn)
 
     def score_samples(self, X):
@@ -1050,20 +1056,24 @@ class VAETransformer(
         UserWarning
             Of values that `fit` has not seen: see the notes on the class.
         """
-        data = self._read_again(X, accept_far=True)
+        fitted = self._fitted
+        data = fitted.read(X, accept_far=True)
         if self.n_score_draws != "auto":
             check_scalar(self.n_score_draws, "n_score_draws", Integral, min_val=1)
-        noise = quadrature.score_noise(self.n_score_draws, self._n_features_out)
-        noise = noise[:, None, :].astype(self.state_["varies"].dtype)
+        noise = fitted.score_noise(self.n_score_draws)
         elbo = np.empty(data.shape[0])
-        block = self._blocks(data, accept_far=True)
+        block = fitted.blocks(data, accept_far=True)
+
+        # Draws of each row in whole vectors round alike wherever it stands.
+        whole = len(noise) % 32 == 0
 
         def score(model, rows):
-            eps = to_tensor(noise, model.varies.device)
-            return [to_array(objective.elbo(model, block(model, rows), eps))]
+            eps, y = to_tensor(noise, model.varies.device), block(model, rows)
+            n_rows = min(len(y), data.shape[0] - rows.start) if whole else None
+            return [to_array(objective.elbo(model, y, eps, n_rows))]
 
-        self._map_rows(score, elbo, n_draws=len(noise))
-        elbo -= log_jacobian(self.state_)
+        fitted.map_rows(score, elbo, n_draws=len(noise))
+        elbo -= fitted.log_jacobian
         rows, _, nats = block.costs()
         np.subtract.at(elbo, rows, nats)
         block.warn()
@@ -1105,123 +1115,12 @@ class VAETransformer(
             values, zeros and a one. Changing the module doesn't change the estimator.
             The units are float64: call ``.float()`` before moving it to a device without.
         """
-        check_is_fitted(self)
-        return from_state(self._architecture, self.state_)
+        return self._fitted.to_module()
 
-    def _read_again(self, X, *, accept_far=False):
-        """X as numbers; whether the likelihood supports them, each block will see."""
-        check_is_fitted(self)
-        containers.check_rows(X, getattr(self._architecture["network"], "image_shape", None))
-        X = containers.to_validate(X)
-        likelihood = _part(self._architecture["likelihood"])
-        data = reading.read(
-            self, X, likelihood, self._categories, reset=False, accept_far=accept_far
-        )
-        if not self._knows_holes:
-            n_values = np.ones(data.shape[1]) if self._seen is None else self._seen["n_values"]
-            self._warn_of_holes(description.count_incomplete(data, n_values == 0), data.shape[0])
-        return data
-
-    def _warn_of_holes(self, n_incomplete, n_rows):
-        """Warn of rows with missing values, where the encoder has learned nothing of such."""
-        if not n_incomplete:
-            return
-        warnings.warn(
-            f"X has missing values in {n_incomplete} of {n_rows} rows, but the model was fitted "
-            "to rows without any: its encoder takes each for the mean of its column. Latent "
-            "features, scores and imputations of these rows are poor. Fit on rows of which some "
-            "have missing values, or use VAEImputer, which hides values while it trains.",
-            stacklevel=4,
-        )
-
-    def _blocks(self, X, *, accept_far=False, row_of=None):
-        """The function that gives a model a block of the rows of X, in its units.
-
-        `row_of` has the number of each row in what the user gave, where X is a part of that.
-        """
-        return unseen.Blocks(
-            X,
-            _part(self._architecture["likelihood"]),
-            self.state_,
-            self._seen,
-            words.Labels(getattr(self, "feature_names_in_", None)),
-            accept_far=accept_far,
-            row_of=row_of,
-        )
-
-    def _give_back(self, model, y, *, drawn=False):
-        """Rows of the model, a tensor, as numbers in the columns and units of X."""
-        location, scale = self.state_["location"], self.state_["scale"]
-        X = restore(to_array(y), location, scale)
-        return model.likelihood.give_back(X, drawn=drawn)
-
-    @property
-    def _gives_tables(self):
-        """Whether rows go back as columns of several kinds."""
-        return "kinds" in self._output or bool(self._categories)
-
-    def _contain(self, X, index=None, container="default"):
-        """Rows of numbers in the values and the container of the data of `fit`."""
-        if not self._gives_tables:
-            return containers.give_back(X, self._output, index)
-        if container == "default":
-            container = _get_output_config("transform", self)["dense"]
-        columns = schema.decode(X, self._categories)
-        return containers.give_back_columns(
-            columns,
-            self._output,
-            self._categories,
-            index,
-            None if container == "default" else container,
-        )
-
-    @property
-    def _dtype_out(self):
-        """Of latent rows, and of what may become values of another."""
-        return "float32" if self._output["dtype"] == "float32" else "float64"
-
-    def _map_noise(self, function, random_state, *outputs, n_draws=1):
-        """As `_map_rows`, with ``noise(n)`` for `function`: (n, rows, n_components) new draws."""
-        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        dtype = self.state_["varies"].dtype
-
-        def call(model, rows):
-            # Of the block's own, whichever thread takes it and however many blocks there are.
-            rng = np.random.default_rng([seed, rows.start])
-            shape = rows.stop - rows.start, self._n_features_out
-
-            def noise(n):
-                eps = rng.standard_normal((n, *shape), dtype)
-                return to_tensor(eps, model.varies.device)
-
-            return function(model, rows, noise)
-
-        self._map_rows(call, *outputs, n_draws=n_draws)
-
-    def _map_rows(self, function, *outputs, n_draws=1):
-        """Fill `outputs` with `function(model, rows)`, block by block of rows.
-
-        The model is the block's own, with weights that are everybody's. As many threads as
-        torch has here, or as fit into scikit-learn's working memory.
-        """
-        device = devices.device_or_cpu(self.device)
-        with devices.computing(device, one_thread=True):
-            model = from_state(self._architecture, self.state_, device)
-        # A draw costs its elementwise work too: about 16 products a feature.
-        n_products = n_draws * (n_weights(self.state_) + 16 * self.n_features_in_)
-        n_rows = blocks.block_rows(n_products, model.width)
-        n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
-        # About eight arrays of a layer's size are alive at a time.
-        n_bytes = 8 * n_rows * n_at_once * model.width * self.state_["varies"].itemsize
-        n_threads = torch.get_num_threads() if device.type == "cpu" else 1
-        n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
-        blocks.map_rows(
-            lambda rows: function(copy.copy(model), rows),
-            outputs,
-            n_rows,
-            device,
-            max(1, n_threads),
-        )
+    def _contain(self, X, index=None):
+        """Rows of numbers in the values of `fit`, in its container or that of `set_output`."""
+        container = _get_output_config("transform", self)["dense"]
+        return self._fitted.schema.write(X, index, None if container == "default" else container)
 
     # --- what comes out -------------------------------------------------------------------
 
@@ -1230,18 +1129,18 @@ class VAETransformer(
         """The likelihood of the columns: what `likelihood` says, or what "auto" has chosen."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no likelihood_ before fit.")
-        return _part(self._likelihood)
+        return part_of("likelihood", self._likelihood)
 
     @property
     def noise_variance_(self):
         """Variance of the observation noise in squared units of X: float or (n_features,)."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
-        likelihood = _part(self._architecture["likelihood"])
+        likelihood = self._fitted.likelihood
         if isinstance(getattr(likelihood, "noise", None), Real):
             return float(likelihood.noise)
         # Of the whole model no more than is asked for: notebooks show this with every estimator.
-        variance = likelihood.variance(observation(self._architecture, self.state_))
+        variance = likelihood.variance(self._fitted.likelihood_module)
         if variance is None:
             raise AttributeError(f"{likelihood!r} has no noise variance of its own.")
         scale = self.state_["scale"]
@@ -1265,20 +1164,10 @@ class VAETransformer(
 # --- parts ------------------------------------------------------------------------------
 
 
-def _part(value):
-    """A part by its value, where it may have been given by its name."""
-    return {**LIKELIHOODS, **NETWORKS, **PRIORS, **POSTERIORS}.get(value, value)
-
-
 def n_varying(job):
     """How many columns of a job's rows are not constant to its model."""
-    places = _part(job.architecture["likelihood"]).columns_of(job.data.shape[1])
+    places = job.architecture.likelihood.columns_of(job.data.shape[1])
     return len(np.unique(places[job.state["scale"] > 0]))
-
-
-def _by_name(likelihood):
-    """A likelihood by its name, if it has one: a fitted model then needs no class to be read."""
-    return next((name for name, known in LIKELIHOODS.items() if known == likelihood), likelihood)
 
 
 def _network(value):
@@ -1294,10 +1183,11 @@ def _network(value):
     return Own(*value)
 
 
-def _check_same_architecture(before, now):
-    for name, value in now.items():
-        if _part(before[name]) != _part(value):
-            raise ValueError(
-                f"Training goes on with the fitted model, whose {name} is {before[name]!r}. Got "
-                f"{value!r}: set it back, or fit anew, without warm_start."
-            )
+def _check_same(name, before, now):
+    """Refuse to go on with a fitted model whose part, or size, of this name is another one."""
+    if before != now:
+        before, now = (name_of(name, v) if name in NAMED else v for v in (before, now))
+        raise ValueError(
+            f"Training goes on with the fitted model, whose {name} is {before!r}. Got {now!r}: set "
+            "it back, or fit anew, without warm_start."
+        )

@@ -37,7 +37,7 @@ from skvae import _pipeline
 from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_array, to_tensor
 from skvae._model import importance
-from skvae._model.state import ACTIVE_VARIANCE, log_jacobian, log_scales
+from skvae._model.state import ACTIVE_VARIANCE
 
 __all__ = [
     "active_units",
@@ -125,13 +125,13 @@ def log_likelihood(
     >>> bool(log_likelihood(vae, X, random_state=0) > elbo(vae, X, random_state=0))
     True
     """
-    vae, X = _last(estimator, X)
+    fitted, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X, accept_far=True)
-    block = vae._blocks(data, accept_far=True)
+    data = fitted.read(X, accept_far=True)
+    block = fitted.blocks(data, accept_far=True)
     value, error, pareto_k = (np.empty(data.shape[0]) for _ in range(3))
-    strata = importance.strata(n_samples, vae._n_features_out)
-    scales = importance.scales(strata).astype(vae.state_["varies"].dtype)
+    strata = importance.strata(n_samples, fitted.n_components)
+    scales = importance.scales(strata).astype(fitted.dtype)
 
     def measure(model, rows, noise):
         y, weights, ratios, start = block(model, rows), [], [], 0
@@ -149,8 +149,8 @@ def log_likelihood(
         estimates = map(to_array, importance.log_mean(weights, ratios, strata))
         return [*estimates, importance.pareto_k(to_array(weights))]
 
-    vae._map_noise(measure, random_state, value, error, pareto_k, n_draws=n_samples)
-    value -= log_jacobian(vae.state_)
+    fitted.map_noise(measure, random_state, value, error, pareto_k, n_draws=n_samples)
+    value -= fitted.log_jacobian
     rows, _, nats = block.costs()
     np.add.at(value, rows, -nats)
     error[rows[np.isinf(nats)]] = 0.0  # whatever the draws
@@ -276,13 +276,13 @@ def reconstruction(
         )
     if return_std_error:
         raise ValueError("reconstruction has no standard errors per feature: leave one of both.")
-    vae, X = _last(estimator, X)
+    fitted, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X, accept_far=True)
-    block = vae._blocks(data, accept_far=True)
-    result = np.empty((data.shape[0], vae.n_features_in_))
-    jacobian = log_scales(vae.state_)
-    columns = vae.to_module().likelihood.columns_of(vae.n_features_in_)
+    data = fitted.read(X, accept_far=True)
+    block = fitted.blocks(data, accept_far=True)
+    result = np.empty((data.shape[0], fitted.schema.n_columns))
+    jacobian = fitted.log_scales
+    columns = fitted.likelihood.columns_of(fitted.schema.n_columns)
 
     def measure(model, rows, noise):
         y, total = block(model, rows), 0.0
@@ -290,11 +290,11 @@ def reconstruction(
             log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
             total = total + log_prob.double().sum(0)
         features = jacobian - to_array(total) / n_samples
-        of_columns = np.zeros((len(features), vae.n_features_in_))
+        of_columns = np.zeros((len(features), fitted.schema.n_columns))
         np.add.at(of_columns, (slice(None), columns), features)
         return [of_columns]
 
-    vae._map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
+    fitted.map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
     rows, columns, nats = block.costs()
     np.add.at(result, (rows, columns), nats)
     block.warn()
@@ -387,30 +387,25 @@ def kl_per_component(estimator, X, y=None):
     >>> kl_per_component(vae, X).shape
     (2,)
     """
-    vae, X = _last(estimator, X)
-    model = vae.to_module()
-    if not has_kl_per_component(model):
+    fitted, X = _last(estimator, X)
+    model = fitted.architecture
+    if not (model.has_kl and model.posterior.factorises):
         raise ValueError(
             "The KL divergence is a sum over the components only for posterior='diagonal' and "
             f"prior='standard_normal'. Got posterior={model.posterior!r} and "
             f"prior={model.prior!r}: see active_units, which needs neither."
         )
-    data = vae._read_again(X)
-    block = vae._blocks(data)
-    result = np.empty((data.shape[0], vae._n_features_out))
+    data = fitted.read(X)
+    block = fitted.blocks(data)
+    result = np.empty((data.shape[0], fitted.n_components))
 
     def measure(model, rows):
         q = model.encode_posterior(block(model, rows))
         return [to_array(model.posterior.kl(q))]
 
-    vae._map_rows(measure, result)
+    fitted.map_rows(measure, result)
     block.warn()
     return result.mean(axis=0)
-
-
-def has_kl_per_component(model):
-    """Whether the KL divergence of a model is a sum over its components."""
-    return model.has_kl and model.posterior.factorises
 
 
 def active_units(estimator, X, y=None, *, threshold=ACTIVE_VARIANCE):
@@ -447,8 +442,9 @@ def active_units(estimator, X, y=None, *, threshold=ACTIVE_VARIANCE):
     >>> active_units(vae, X)
     2
     """
-    vae, X = _last(estimator, X)
-    return int((np.var(vae.transform(X), axis=0, dtype=np.float64) > threshold).sum())
+    before, vae = _pipeline.split(estimator, "Metrics expect")
+    means = vae.transform(_pipeline.transform(before, X))
+    return int((np.var(means, axis=0, dtype=np.float64) > threshold).sum())
 
 
 def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
@@ -494,8 +490,8 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
     >>> bool(mutual_information(vae, X, random_state=0) < kl(vae, X))
     True
     """
-    vae, X = _last(estimator, X)
-    posterior = vae.to_module().posterior
+    fitted, X = _last(estimator, X)
+    posterior = fitted.architecture.posterior
     if not hasattr(posterior, "log_density"):
         raise ValueError(
             "mutual_information needs a posterior whose density is known everywhere: "
@@ -503,23 +499,23 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
         )
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-    data = vae._read_again(X)
-    block = vae._blocks(data)
-    n_rows, n_raw = data.shape[0], posterior.n_outputs(vae._n_features_out)
-    raw = np.empty((n_rows, n_raw), vae.state_["varies"].dtype)
+    data = fitted.read(X)
+    block = fitted.blocks(data)
+    n_rows, n_raw = data.shape[0], posterior.n_outputs(fitted.n_components)
+    raw = np.empty((n_rows, n_raw), fitted.dtype)
 
     def read(model, rows):
         y = block(model, rows)
         return [to_array(model.encoder(model.see(y)))]
 
-    vae._map_rows(read, raw)
+    fitted.map_rows(read, raw)
     block.warn()
     rng, total = np.random.default_rng(seed), 0.0
-    size = max(1, (1 << 20) // (n_rows * vae._n_features_out))
+    size = max(1, (1 << 20) // (n_rows * fitted.n_components))
     with devices.computing(torch.device("cpu"), one_thread=False):
         all_rows = posterior.parameters(torch.from_numpy(raw))
         for _ in range(n_samples):
-            eps = torch.from_numpy(rng.standard_normal((n_rows, vae._n_features_out), raw.dtype))
+            eps = torch.from_numpy(rng.standard_normal((n_rows, fitted.n_components), raw.dtype))
             for start in range(0, n_rows, size):
                 own = posterior.parameters(torch.from_numpy(raw[start : start + size]))
                 z, log_q = posterior.draw(None, own, eps[None, start : start + size])
@@ -535,7 +531,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
 def _last(estimator, X):
     """The model, and X as its Pipeline's earlier steps make it."""
     before, vae = _pipeline.split(estimator, "Metrics expect")
-    return vae, _pipeline.transform(before, X)
+    return vae._fitted, _pipeline.transform(before, X)
 
 
 def _parts(n_samples, y, model):
@@ -547,10 +543,10 @@ def _parts(n_samples, y, model):
 
 def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
     """Means over the draws of each row's log weight and of its two parts."""
-    vae, X = _last(estimator, X)
+    fitted, X = _last(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = vae._read_again(X, accept_far=accept_far)
-    block = vae._blocks(data, accept_far=accept_far)
+    data = fitted.read(X, accept_far=accept_far)
+    block = fitted.blocks(data, accept_far=accept_far)
     names = ["mean", "error"]
     names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
     totals = {name: np.empty(data.shape[0]) for name in names}
@@ -571,8 +567,8 @@ def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
         results += [-mean, _error(log_likelihood), mean_kl, error_kl]
         return map(to_array, results)
 
-    vae._map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
-    constant = log_jacobian(vae.state_)
+    fitted.map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
+    constant = fitted.log_jacobian
     totals["mean"] -= constant
     totals["reconstruction"] += constant
     rows, _, nats = block.costs()

@@ -99,7 +99,7 @@ def export(vae, file, part="encoder"):
             "best_estimator_, for a Pipeline call skvae.onnx.register() and skl2onnx.to_onnx."
         )
     check_is_fitted(vae)
-    model = _graph(vae, part, getattr(torch, vae._dtype_out))
+    model = _graph(vae, part, getattr(torch, vae._fitted.dtype_out))
     with files.replacing(file) as opened:
         opened.write(model.SerializeToString(deterministic=True))
 
@@ -203,8 +203,9 @@ PARTS = {"encoder": (_Encoder, "X", "Z"), "decoder": (_Decoder, "Z", "X")}
 
 def _graph(vae, part, dtype):
     """The ONNX model of a part of a fitted model, from numbers of a dtype to the same."""
-    if vae._categories:
-        columns = ", ".join(map(str, sorted(vae._categories)))
+    schema = vae._fitted.schema
+    if schema.categories:
+        columns = ", ".join(map(str, sorted(schema.categories)))
         raise ValueError(
             f"The model has categories in columns {columns}, and an ONNX graph of it would take "
             "numbers only. Fit on numbers, such as those of a OneHotEncoder with Bernoulli(), or "
@@ -217,7 +218,7 @@ def _graph(vae, part, dtype):
         model = vae.to_module()
         columns = model.likelihood.columns_of(vae.n_features_in_)
         module = make(model, columns).eval()
-        n_columns = vae.n_features_in_ if part == "encoder" else vae._n_features_out
+        n_columns = vae.n_features_in_ if part == "encoder" else vae._fitted.n_components
         rows = torch.zeros(3, n_columns, dtype=dtype, device="cpu")
         n_rows = torch.export.Dim("n_samples", min=1)
         try:

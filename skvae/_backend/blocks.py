@@ -34,6 +34,11 @@ def block_rows(n_weights: int, width: int) -> int:
     return min(2048, max(32, n_rows // 32 * 32))
 
 
+def round_up(n_rows: int) -> int:
+    """The least number of rows of a block that holds so many."""
+    return max(32, -(-n_rows // 32) * 32)
+
+
 def draws_at_once(n_rows: int, width: int) -> int:
     """Draws of noise for a block of `n_rows` rows that make about `BLOCK_VALUES` values."""
     return max(1, BLOCK_VALUES // (n_rows * width))
@@ -86,12 +91,15 @@ def map_rows(
         deque(starts, maxlen=0)  # nobody finds another block
 
     n_others = min(n_threads, -(-n_samples // n_rows)) - 1
-    with ThreadPoolExecutor(max(1, n_others)) as executor:  # which starts none before it is asked
-        try:
-            futures = [executor.submit(work) for _ in range(n_others)]
-            work()
-            wait_for(futures)
-        finally:  # Ctrl-C, too, before all have begun or while they work
-            stop()
+    if n_others == 0:
+        work()
+    else:
+        with ThreadPoolExecutor(n_others) as executor:  # which starts none before it is asked
+            try:
+                futures = [executor.submit(work) for _ in range(n_others)]
+                work()
+                wait_for(futures)
+            finally:  # Ctrl-C, too, before all have begun or while they work
+                stop()
     if errors:  # of the first rows, whichever thread was faster: all before them were begun
         raise errors[min(errors)]

@@ -1,5 +1,7 @@
 """The fixed draws by which the score integrates over q(z|x)."""
 
+import functools
+
 import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
@@ -25,6 +27,7 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+@functools.lru_cache(maxsize=16)
 def score_noise(n_draws: int | str, n_components: int) -> Array:
     """Fixed standard normals of shape (n_draws', n_components) to integrate over q(z|x).
 
@@ -47,4 +50,6 @@ def score_noise(n_draws: int | str, n_components: int) -> Array:
     half = np.linalg.solve(factor, half.T).T
     # An odd number of draws has the origin as its middle point.
     middle = np.zeros((n_draws - 2 * n_half, n_components))
-    return np.concatenate([half, middle, -half])
+    noise = np.concatenate([half, middle, -half])
+    noise.flags.writeable = False  # it is everybody's
+    return noise

@@ -16,6 +16,13 @@ def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
     return torch.from_numpy(np.array(array, order="C")).to(device)
 
 
+def share_tensor(array: Array) -> torch.Tensor:
+    """`array` as a tensor on the CPU, in the same memory where torch takes that, else a copy."""
+    if array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative:
+        return torch.from_numpy(array)
+    return to_tensor(array, "cpu")
+
+
 def to_array(tensor: torch.Tensor) -> Array:
     """A copy of `tensor` in main memory."""
     return tensor.numpy(force=True).copy()

@@ -55,3 +55,15 @@ def rounding_of(dtype: Any) -> float:
     """Half of the relative difference of numbers that a sum in this dtype may leave of one."""
     epsilon = np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float64).eps
     return float(min(4 * epsilon, resolution_of(dtype) / 2))
+
+
+def count_incomplete(data: Any, empty: Array) -> int:
+    """How many rows have missing values, in columns other than those that are `empty` in fit."""
+    if data.dtype.kind != "f":
+        return 0
+    if hasattr(data, "tocsr"):
+        entries = data.tocoo()
+        return len(np.unique(entries.row[np.isnan(entries.data) & ~empty[entries.col]]))
+    # The least of some values is NaN if one of them is, and is found faster than each NaN.
+    blocks = (b for b in slices(data, data.shape[1]) if np.isnan(b.min()))
+    return sum(int(np.isnan(block[:, ~empty]).any(axis=1).sum()) for block in blocks)

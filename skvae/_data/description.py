@@ -47,7 +47,7 @@ def describe(
     if len(held_out):
         n_others[places] = ~np.isnan(extremes[0])
     if len(held_out) and not moments.has_holes:
-        n_incomplete = count_incomplete(arrays.Subset(data, others), n_values == 0)
+        n_incomplete = arrays.count_incomplete(arrays.Subset(data, others), n_values == 0)
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
         _tell_of_empty(n_values, n_others, labels, partial)
@@ -188,15 +188,3 @@ def _is_real(rows):
         fractional = (np.isfinite(rows) & (rows != np.rint(rows))).mean(axis=0) > 0.5
     own = n_values >= max(LEAST_DIFFERENT, 0.9 * len(rows))
     return bool((own & fractional).any() and (n_values > 1).sum() > 1)
-
-
-def count_incomplete(data, empty):
-    """How many rows have missing values, in columns other than those that are `empty` in fit."""
-    if data.dtype.kind != "f":
-        return 0
-    if hasattr(data, "tocsr"):
-        entries = data.tocoo()
-        return len(np.unique(entries.row[np.isnan(entries.data) & ~empty[entries.col]]))
-    # The least of some values is NaN if one of them is, and is found faster than each NaN.
-    blocks = (b for b in arrays.slices(data, data.shape[1]) if np.isnan(b.min()))
-    return sum(int(np.isnan(block[:, ~empty]).any(axis=1).sum()) for block in blocks)

@@ -1,167 +1,149 @@
-"""Tables of columns of many kinds: as a matrix of numbers, and back.
+"""The columns of X, as `fit` has learned them: rows in, as numbers, and rows out.
 
-A column of categories is a column of codes, places among its categories, on the way to the model;
-all others are numbers. NaN is a missing value, whichever way a table says that: NaN, None, NA,
-null. What is drawn or expected goes back to the values, the dtypes and the container of `fit`.
+Numbers are codes for categories, and NaN for missing values; features, as many for a category as
+it has values, are made of them block by block, by the likelihood.
 """
 
-import warnings
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
 
-from skvae._data import containers
-from skvae._data.words import Labels, rows_in_words
-
-# The code of a category that `fit` has not seen.
-UNSEEN = -1.0
-
-
-def learn_categories(X, likelihood):
-    """The categories of each column of X that is of such, sorted; none where all are missing."""
-    if not containers.is_table(X):
-        return {}
-    return {
-        i: _learn(X, i, Labels(containers.names(X))) for i in likelihood.categorical(X.shape[1])
-    }
+from skvae._data import arrays, codes, containers, words
+from skvae._data.description import warn_of_long_numbers
 
 
-def _learn(X, i, labels):
-    categories = containers.own_categories(X, i)
-    if categories is None:
-        values = _distinct(containers.items(X, i), labels.of(i))
-        present = [value for value in values if not containers.is_missing(value)]
+@dataclass(frozen=True)
+class Schema:
+    """What `fit` learns of the columns of X."""
+
+    # An estimator without fitted attributes but the names of the columns: scikit-learn's validation
+    # asks it for these, and sets them in `fit`.
+    reader: Any
+    categories: dict[int, Any] = field(default_factory=dict)  # of each column that has some
+    output: dict[str, Any] = field(default_factory=dict)  # of `containers.describe`
+
+    @classmethod
+    def of(cls, estimator, categories, output):
+        """The schema of a fitted estimator."""
+        known = {*estimator._get_param_names(), "n_features_in_", "feature_names_in_"}
+        reader = object.__new__(type(estimator))
+        vars(reader).update({name: v for name, v in vars(estimator).items() if name in known})
+        return cls(reader, categories, output)
+
+    @classmethod
+    def learn(cls, estimator, X, likelihood, categories, rows, as_table):
+        """Read the rows of X that `fit` trains on: the schema, the likelihood and the numbers.
+
+        The likelihood then knows its categories: those of an earlier fit, if there are
+        `categories`. `as_table`: columns go back in the dtypes that they had.
+        """
+        reset = categories is None
+        if reset:
+            categories = codes.learn_categories(X, likelihood)
+        # Validation sets attributes: on a copy, so that a failure leaves the estimator alone.
+        schema = cls(copy.copy(estimator), categories)
+        data = schema.read(X, likelihood, reset=reset, rows=rows, ensure_min_samples=2)
+        if reset and hasattr(X, "columns"):
+            warn_of_long_numbers(X, rows, categories)
+        if not reset:  # training takes categories that the first fit has not seen as missing
+            for i in categories:
+                data[data[:, i] == codes.UNSEEN, i] = np.nan
+        if rows is not None:
+            data = arrays.Subset(data, rows)
+        # A column of categories that has none is a feature that is always missing.
+        likelihood = likelihood.with_categories({i: max(1, len(c)) for i, c in categories.items()})
+        output = containers.describe(X, data.dtype, as_table=as_table, categories=categories)
+        return replace(schema, output=output), likelihood, data
+
+    @property
+    def attributes(self):
+        """What a fitted estimator keeps of the schema, by name."""
+        names = {"n_features_in_", "feature_names_in_"} & vars(self.reader).keys()
+        return {
+            **{name: getattr(self.reader, name) for name in names},
+            "_categories": self.categories,
+            "_output": self.output,
+        }
+
+    @property
+    def n_columns(self):
+        """Number of columns of X."""
+        return self.reader.n_features_in_
+
+    @property
+    def labels(self):
+        """What to call the columns in messages."""
+        return words.Labels(getattr(self.reader, "feature_names_in_", None))
+
+    @property
+    def dtype_out(self):
+        """The dtype of latent rows, and of numbers that may become values of another."""
+        return "float32" if self.output["dtype"] == "float32" else "float64"
+
+    @property
+    def gives_tables(self):
+        """Whether rows go back as columns of several kinds."""
+        return "kinds" in self.output or bool(self.categories)
+
+    def read(self, X, likelihood, *, reset=False, accept_far=False, rows=None, **checks):
+        """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
+
+        The code of a category that `fit` has not seen is `codes.UNSEEN`. Infinity is an error that
+        names the column, unless `accept_far`, or where it is not in one of these `rows`.
+        """
+        of_array = {"ensure_all_finite": False if accept_far else "allow-nan", **checks}
+        of_array |= {"accept_sparse": "csr"}
+        table = (self.categories and containers.is_table(X)) or containers.has_objects(X)
+        numbers = X
         try:
-            categories = sorted(present)
-        except TypeError:
-            kinds = sorted({type(value).__name__ for value in present})
+            if table:
+                validate_data(self.reader, X, reset=reset, skip_check_array=True)
+                numbers = codes.encode(X, self.categories, likelihood)
+                return check_array(numbers, estimator=self.reader, input_name="X", **of_array)
+            with np.errstate(invalid="ignore"):  # of the sum of all values, of inf and -inf
+                dtypes = containers.float_dtypes(X)
+                return validate_data(self.reader, X, dtype=dtypes, reset=reset, **of_array)
+        except ValueError as error:
+            if accept_far or "infinity" not in str(error):
+                raise
+            of_array |= {"ensure_all_finite": False}
+            data = check_array(numbers, dtype=containers.float_dtypes(numbers), **of_array)
+            refuse_infinity(data, containers.names(X), rows)
+            if rows is None:
+                raise
+            return self.read(X, likelihood, reset=reset, accept_far=True, **checks)
+
+    def write(self, numbers, index=None, container=None):
+        """Rows of numbers in the values and the container of the data of `fit`, or in another.
+
+        `index` is that of a pandas frame, if there is one.
+        """
+        if not self.gives_tables:
+            return containers.give_back(numbers, self.output, index)
+        columns = codes.decode(numbers, self.categories)
+        return containers.give_back_columns(columns, self.output, self.categories, index, container)
+
+
+def refuse_infinity(data, names, rows=None):
+    """Raise where one of these rows holds infinity, and name its column and its row."""
+    for column in range(data.shape[1]):
+        infinite = np.isinf(arrays.dense(data[:, [column]]).ravel())
+        if rows is not None:
+            infinite[np.delete(np.arange(len(infinite)), rows)] = False
+        if infinite.any():
+            where = f"{words.Labels(names).of(column)}, row {int(infinite.argmax())}"
             raise ValueError(
-                f"The values in {labels.of(i)} are of the types {', '.join(kinds)}, which cannot "
-                "be sorted as categories. Make them strings, say."
+                f"Input X contains infinity in {where}. Make it NaN if it stands for a missing "
+                "value, or a number."
             ) from None
-    array = np.empty(len(categories), object)
-    array[:] = list(categories)
-    return array
 
 
-def _distinct(values, where):
-    try:
-        return set(values)
-    except TypeError:
-        kind = next(type(value).__name__ for value in values if value.__hash__ is None)
-        raise TypeError(
-            f"X has a value of type {kind} in {where}, which cannot be a category. The values of "
-            "such an argument must be all strings or numbers."
-        ) from None
-
-
-def encode(X, categories, likelihood):
-    """X (n, D) as float64: codes for categories, and NaN for what is missing.
-
-    The code of a category that `fit` has not seen is UNSEEN; a warning names it.
-    """
-    labels, unknown = Labels(containers.names(X)), []
-    numbers = np.empty(X.shape)
-    handle = likelihood.categorical(X.shape[1])
-    for i in range(X.shape[1]):
-        if i not in categories:
-            numbers[:, i] = to_numbers(X, i, labels)
-            continue
-        values = containers.items(X, i)
-        codes = _code(_distinct(values, labels.of(i)), categories[i], labels.of(i))
-        numbers[:, i] = np.fromiter(map(codes.__getitem__, values), np.float64, len(values))
-        strange = numbers[:, i] == UNSEEN
-        if strange.any():
-            what = f"{values[np.argmax(strange)]!r} in {labels.of(i)}"
-            if handle[i].handle_unknown == "error":
-                raise ValueError(
-                    f"X has the category {what}, which was not in the data of fit. Fit on such "
-                    "data, or use Categorical(handle_unknown='warn') to take it as missing."
-                )
-            unknown.append(_new(values, strange, labels.of(i), len(categories[i])))
-    if unknown:
-        warnings.warn(
-            f"X has categories that were not in the data of fit, taken as missing: "
-            f"{', '.join(unknown)}.",
-            stacklevel=5,
-        )
-    return numbers
-
-
-def _new(values, strange, where, n_known):
-    """Words for the values of a column that are none of the `n_known` categories of `fit`."""
-    own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
-    more = f" and {len(own) - 5} more" if len(own) > 5 else ""
-    alone = all(s or containers.is_missing(v) for s, v in zip(strange, values, strict=True))
-    known = ", where X has no other value" if alone else ""
-    if not n_known:
-        known = ", where the data of fit had no value"
-    rows = rows_in_words(np.flatnonzero(strange))
-    return f"{', '.join(own[:5])}{more} in {where} ({rows}){known}"
-
-
-def _code(values, categories, where):
-    """The code of each of these values: NaN for those that are missing, UNSEEN for unknown ones."""
-    known = {value: code for code, value in enumerate(categories)}
-    strings = {isinstance(category, str) for category in categories}
-    codes = {}
-    for value in values:
-        codes[value] = np.nan if containers.is_missing(value) else known.get(value, UNSEEN)
-        if codes[value] == UNSEEN and strings and isinstance(value, str) not in strings:
-            raise ValueError(
-                f"X has the value {value!r} in {where}, whose categories in fit are such as "
-                f"{categories[0]!r}. Give the column the dtype that it had."
-            )
-    return codes
-
-
-def to_numbers(X, i, labels):
-    """A column of numbers, or an error that names the value that is none."""
-    numbers = containers.numbers(X, i)
-    if numbers is not None:
-        return numbers
-    values = containers.items(X, i)
-    numbers = np.full(len(values), np.nan)
-    for row, value in enumerate(values):
-        if containers.is_missing(value):
-            continue
-        if not isinstance(value, containers.NUMBERS):
-            if not isinstance(value, str):  # as scikit-learn says it
-                raise TypeError(
-                    f"X has a value of type {type(value).__name__} in {labels.of(i)}: a value of "
-                    "this argument must be a string or a number. Make it a number; categories are "
-                    "for likelihood='auto' or skvae.likelihoods.Columns."
-                )
-            raise ValueError(
-                f"X has the value {value!r} in {labels.of(i)}, which is no number{_reads(value)}. "
-                "Give numbers there; categories are for likelihood='auto' or "
-                "skvae.likelihoods.Columns."
-            )
-        numbers[row] = value
-    return numbers
-
-
-def _reads(value):
-    """Words for a string that reads as a number, else none."""
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    return " but a string, of which X.astype(float) makes one"
-
-
-def decode(numbers, categories):
-    """Columns of values, of numbers (n, D) with codes for categories."""
-    return [
-        _look_up(categories[i], numbers[:, i]) if i in categories else numbers[:, i]
-        for i in range(numbers.shape[1])
-    ]
-
-
-def _look_up(categories, codes):
-    """The category of each code; None where that is NaN: the column had no value in `fit`."""
-    missing = np.isnan(codes)
-    if not missing.any():
-        return categories[codes.astype(int)]
-    values = np.full(len(codes), None)
-    values[~missing] = categories[codes[~missing].astype(int)]
-    return values
+def take(data, n, seed, likelihood):
+    """The features of `n` random rows, all different if there are as many."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(data.shape[0], n, replace=n > data.shape[0]))
+    return likelihood.check_support(arrays.dense(data[rows]))

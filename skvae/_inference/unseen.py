@@ -20,10 +20,9 @@ import numpy as np
 from skvae._backend import blocks
 from skvae._backend.tensors import to_tensor
 from skvae._data import arrays
-from skvae._data.schema import UNSEEN
+from skvae._data.codes import UNSEEN
 from skvae._data.units import FARTHEST, check_reach, measure_reach, standardise
 from skvae._data.words import listed, rows_in_words
-from skvae._model.state import units_of
 from skvae._model.vae import Unseen
 
 
@@ -35,11 +34,11 @@ class Blocks:
     Parameters
     ----------
     X : ndarray, sparse matrix of shape (n_rows, n_columns)
-        Rows as `_input.read` reads them.
+        Rows as `Schema.read` reads them.
     likelihood : value
         That of the model.
-    state : dict of str to ndarray
-        That of the model.
+    units : Units
+        Those of the model.
     seen : dict or None
         What is known of the rows of `fit`: how many had a value in each column, and the relative
         difference of values that are one constant. None of a model that was saved before this was
@@ -52,12 +51,12 @@ class Blocks:
         The number of each row for the user, where these are some rows only.
     """
 
-    def __init__(self, X, likelihood, state, seen, labels, *, accept_far, row_of=None):
+    def __init__(self, X, likelihood, units, seen, labels, *, accept_far, row_of=None):
         self.X, self.likelihood, self.labels = X, likelihood, labels
         self.accept_far, self.row_of = accept_far, row_of
         n_columns = X.shape[1]
         self.places = likelihood.columns_of(n_columns)
-        self.units = units_of(state)
+        self.units = units
         self.is_known = seen is not None
         known = seen or {"n_values": np.zeros(n_columns, np.int64), "resolution": 0.0}
         # Of a mass beside the constant, or of a category that was not in `fit`.

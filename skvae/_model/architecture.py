@@ -62,6 +62,11 @@ class Architecture:
         return all(part.initialises_all for part in parts)
 
     @property
+    def has_kl(self) -> bool:
+        """Whether the KL divergence is known: from the standard normal alone."""
+        return self.posterior.has_kl and self.prior.is_standard
+
+    @property
     def n_encoder_inputs(self) -> int:
         """Numbers that the encoder takes for a row: the features, and which of them are there."""
         return (1 + self.missing) * self.n_features

@@ -42,6 +42,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 # log p(y|z) of each draw (S, B), and the KL divergence of each component or draw (S|1, B, L|1).
 Terms = tuple[torch.Tensor, torch.Tensor]
@@ -50,8 +51,11 @@ Terms = tuple[torch.Tensor, torch.Tensor]
 class Model(Protocol):
     """What this floor asks of a model."""
 
-    def __call__(self, y: torch.Tensor, eps: torch.Tensor, /) -> Terms:
-        """Log-likelihood and KL divergence for rows y (B, D) and noise eps (S, B, L)."""
+    def __call__(self, y: torch.Tensor, eps: torch.Tensor, /, *, n_rows: int | None) -> Terms:
+        """Log-likelihood and KL divergence for the first rows of y (B, D) and noise eps (S, B, L).
+
+        Of `n_rows`, or of all.
+        """
         ...
 
 
@@ -170,9 +174,19 @@ def loss_gradient(
     return numbers, pull(*gradients)
 
 
-def elbo(model: Model, y: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """ELBO of each row, (B,), nats, float64: mean over the draws eps (S, B|1, L)."""
-    log_likelihood, kl = model(y, eps)
+def elbo(
+    model: Model, y: torch.Tensor, eps: torch.Tensor, n_rows: int | None = None
+) -> torch.Tensor:
+    """ELBO of each row, (B,), nats, float64: mean over the draws eps (S, B|1, L).
+
+    `n_rows`: of the first rows only.
+    """
+    log_likelihood, kl = model(y, eps, n_rows=n_rows)
+    # Sums over draws round alike for a row among as many others.
+    n_missing = len(y) - log_likelihood.shape[-1]
+    if n_missing:
+        log_likelihood = nn.functional.pad(log_likelihood, (0, n_missing))
+        kl = nn.functional.pad(kl, (0, 0, 0, n_missing))
     # On the CPU, since not every device has float64.
     return log_likelihood.cpu().double().mean(0) - kl.cpu().double().mean(0).sum(-1)
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils._device import device_decorator
 
 from skvae import networks
 from skvae._backend.devices import generator
-from skvae._backend.tensors import Array, to_array, to_tensor
+from skvae._backend.tensors import Array, share_tensor, to_array, to_tensor
 from skvae._data.statistics import Moments
 from skvae._data.units import Units, standardise
 from skvae._model.architecture import Architecture
@@ -119,12 +120,18 @@ def cast_state(state: State, dtype: Any) -> State:
     }
 
 
-def from_state(architecture: Architecture, state: State, device: torch.device | str = "cpu") -> VAE:
-    """The model with this state, on `device`."""
+def from_state(
+    architecture: Architecture,
+    state: State,
+    device: torch.device | str = "cpu",
+    *,
+    shares: bool = False,
+) -> VAE:
+    """The model with this state, on `device`; it `shares` the memory of arrays where it can."""
     model = empty_model(architecture)
     state = widened(state, model)
-    tensors = {name: to_tensor(array, device) for name, array in state.items()}
-    model.load_state_dict(tensors, assign=True)
+    make = share_tensor if shares else partial(to_tensor, device=device)
+    model.load_state_dict({name: make(array) for name, array in state.items()}, assign=True)
     model.limit = float(state["bound"])
     model.has_holes = True  # whatever it was trained on
     return model

@@ -149,7 +149,7 @@ class VAE(nn.Module):
         # Standard normals of a row that is drawn anew.
         self.n_redrawn = self.likelihood.n_redrawn(n_features)
         # The divergence from the prior is known for the standard normal one alone.
-        self.has_kl = self.posterior.has_kl and self.prior.is_standard
+        self.has_kl = architecture.has_kl
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
@@ -182,14 +182,26 @@ class VAE(nn.Module):
 
     # --- in the model's own units ---
 
-    def forward(self, y: torch.Tensor, eps: torch.Tensor, *, by_draw: bool = False) -> Terms:
+    def forward(
+        self,
+        y: torch.Tensor,
+        eps: torch.Tensor,
+        *,
+        by_draw: bool = False,
+        n_rows: int | None = None,
+    ) -> Terms:
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
 
         `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
-        that the terms are those of log weights.
+        that the terms are those of log weights. `n_rows`: of the first rows only; the others make a
+        block of them, and are encoded, but draws are of no use to them.
         """
         y, weight, more = self._complete(y)
         q = self._encode(y, weight)
+        if n_rows is not None and n_rows < len(y):
+            y, q = y[:n_rows], Normal(*(v if v is None else v[:n_rows] for v in q))  # type: ignore[arg-type]
+            weight = weight[:n_rows] if len(weight) > 1 else weight
+            more = more[:n_rows] if isinstance(more, torch.Tensor) else more
         known = self.has_kl and not by_draw
         log_likelihood, kl = [], []
         for some in eps.split(draws_at_once(len(y), self.width)):
@@ -243,7 +255,8 @@ class VAE(nn.Module):
         for features, rows, nats in self.unseen:
             seen = self.typical[features] > 0
             rarest = torch.where(seen, levels[..., features], 0.0).amin(-1)
-            yield int(features[0]), torch.where(rows, (-rarest).clamp(min=nats), 0.0)
+            own = rows[: rarest.shape[-1]]
+            yield int(features[0]), torch.where(own, (-rarest).clamp(min=nats), 0.0)
 
     @property
     def log_scale(self) -> torch.Tensor:

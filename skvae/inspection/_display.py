@@ -7,7 +7,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
 from skvae import _pipeline, metrics
-from skvae._data import arrays, containers, schema, words
+from skvae._data import arrays, codes, containers, words
 from skvae.networks import Conv
 
 # Ten colours that people with deficient colour vision, too, can tell apart (M. A. Petroff,
@@ -47,7 +47,7 @@ class Source:
         check_matplotlib_support(f"{display.__name__}.from_estimator")
         self.before, self.vae = _pipeline.split(estimator, f"{display.__name__} expects")
         check_is_fitted(self.vae)
-        self.n_components = self.vae._n_features_out
+        self.n_components = self.vae._fitted.n_components
         self.inverts = all(_pipeline.has_inverse(step) for _, step in self.before)
 
     def see(self, X):
@@ -73,7 +73,7 @@ class Source:
                 "An image has all features. Give image_shape or features, not both. Got "
                 f"image_shape={image_shape!r} and features={features!r}."
             )
-        names, network = self._names(rows), self.vae._architecture["network"]
+        names, network = self._names(rows), self.vae._fitted.architecture.network
         if image_shape is None and features is None and isinstance(network, Conv):
             known = network.image_shape
             fits = known[0] in N_CHANNELS and math.prod(known) == len(names)
@@ -108,7 +108,7 @@ def take(rows, places):
     rows = arrays.dense(containers.to_validate(rows))
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
         return rows[:, places].astype(np.float64)
-    columns = [schema.to_numbers(rows, i, words.UNNAMED) for i in places]
+    columns = [codes.to_numbers(rows, i, words.UNNAMED) for i in places]
     return np.stack(columns, axis=1)
 
 
@@ -164,7 +164,8 @@ def activity(source, X):
     seen = source.see(X)
     mean, std = source.vae.encode(seen)
     kl = None
-    if metrics.has_kl_per_component(source.vae.to_module()):
+    architecture = source.vae._fitted.architecture
+    if architecture.has_kl and architecture.posterior.factorises:
         kl = metrics.kl_per_component(source.vae, seen)
     return kl, mean.var(axis=0, dtype=np.float64), mean, std
 

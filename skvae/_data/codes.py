@@ -1,0 +1,167 @@
+"""Tables of columns of many kinds: as a matrix of numbers, and back.
+
+A column of categories is a column of codes, places among its categories, on the way to the model;
+all others are numbers. NaN is a missing value, whichever way a table says that: NaN, None, NA,
+null. What is drawn or expected goes back to the values, the dtypes and the container of `fit`.
+"""
+
+import warnings
+
+import numpy as np
+
+from skvae._data import containers
+from skvae._data.words import Labels, rows_in_words
+
+# The code of a category that `fit` has not seen.
+UNSEEN = -1.0
+
+
+def learn_categories(X, likelihood):
+    """The categories of each column of X that is of such, sorted; none where all are missing."""
+    if not containers.is_table(X):
+        return {}
+    return {
+        i: _learn(X, i, Labels(containers.names(X))) for i in likelihood.categorical(X.shape[1])
+    }
+
+
+def _learn(X, i, labels):
+    categories = containers.own_categories(X, i)
+    if categories is None:
+        values = _distinct(containers.items(X, i), labels.of(i))
+        present = [value for value in values if not containers.is_missing(value)]
+        try:
+            categories = sorted(present)
+        except TypeError:
+            kinds = sorted({type(value).__name__ for value in present})
+            raise ValueError(
+                f"The values in {labels.of(i)} are of the types {', '.join(kinds)}, which cannot "
+                "be sorted as categories. Make them strings, say."
+            ) from None
+    array = np.empty(len(categories), object)
+    array[:] = list(categories)
+    return array
+
+
+def _distinct(values, where):
+    try:
+        return set(values)
+    except TypeError:
+        kind = next(type(value).__name__ for value in values if value.__hash__ is None)
+        raise TypeError(
+            f"X has a value of type {kind} in {where}, which cannot be a category. The values of "
+            "such an argument must be all strings or numbers."
+        ) from None
+
+
+def encode(X, categories, likelihood):
+    """X (n, D) as float64: codes for categories, and NaN for what is missing.
+
+    The code of a category that `fit` has not seen is UNSEEN; a warning names it.
+    """
+    labels, unknown = Labels(containers.names(X)), []
+    numbers = np.empty(X.shape)
+    handle = likelihood.categorical(X.shape[1])
+    for i in range(X.shape[1]):
+        if i not in categories:
+            numbers[:, i] = to_numbers(X, i, labels)
+            continue
+        values = containers.items(X, i)
+        codes = _code(_distinct(values, labels.of(i)), categories[i], labels.of(i))
+        numbers[:, i] = np.fromiter(map(codes.__getitem__, values), np.float64, len(values))
+        strange = numbers[:, i] == UNSEEN
+        if strange.any():
+            what = f"{values[np.argmax(strange)]!r} in {labels.of(i)}"
+            if handle[i].handle_unknown == "error":
+                raise ValueError(
+                    f"X has the category {what}, which was not in the data of fit. Fit on such "
+                    "data, or use Categorical(handle_unknown='warn') to take it as missing."
+                )
+            unknown.append(_new(values, strange, labels.of(i), len(categories[i])))
+    if unknown:
+        warnings.warn(
+            f"X has categories that were not in the data of fit, taken as missing: "
+            f"{', '.join(unknown)}.",
+            stacklevel=5,
+        )
+    return numbers
+
+
+def _new(values, strange, where, n_known):
+    """Words for the values of a column that are none of the `n_known` categories of `fit`."""
+    own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
+    more = f" and {len(own) - 5} more" if len(own) > 5 else ""
+    alone = all(s or containers.is_missing(v) for s, v in zip(strange, values, strict=True))
+    known = ", where X has no other value" if alone else ""
+    if not n_known:
+        known = ", where the data of fit had no value"
+    rows = rows_in_words(np.flatnonzero(strange))
+    return f"{', '.join(own[:5])}{more} in {where} ({rows}){known}"
+
+
+def _code(values, categories, where):
+    """The code of each of these values: NaN for those that are missing, UNSEEN for unknown ones."""
+    known = {value: code for code, value in enumerate(categories)}
+    strings = {isinstance(category, str) for category in categories}
+    codes = {}
+    for value in values:
+        codes[value] = np.nan if containers.is_missing(value) else known.get(value, UNSEEN)
+        if codes[value] == UNSEEN and strings and isinstance(value, str) not in strings:
+            raise ValueError(
+                f"X has the value {value!r} in {where}, whose categories in fit are such as "
+                f"{categories[0]!r}. Give the column the dtype that it had."
+            )
+    return codes
+
+
+def to_numbers(X, i, labels):
+    """A column of numbers, or an error that names the value that is none."""
+    numbers = containers.numbers(X, i)
+    if numbers is not None:
+        return numbers
+    values = containers.items(X, i)
+    numbers = np.full(len(values), np.nan)
+    for row, value in enumerate(values):
+        if containers.is_missing(value):
+            continue
+        if not isinstance(value, containers.NUMBERS):
+            if not isinstance(value, str):  # as scikit-learn says it
+                raise TypeError(
+                    f"X has a value of type {type(value).__name__} in {labels.of(i)}: a value of "
+                    "this argument must be a string or a number. Make it a number; categories are "
+                    "for likelihood='auto' or skvae.likelihoods.Columns."
+                )
+            raise ValueError(
+                f"X has the value {value!r} in {labels.of(i)}, which is no number{_reads(value)}. "
+                "Give numbers there; categories are for likelihood='auto' or "
+                "skvae.likelihoods.Columns."
+            )
+        numbers[row] = value
+    return numbers
+
+
+def _reads(value):
+    """Words for a string that reads as a number, else none."""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return " but a string, of which X.astype(float) makes one"
+
+
+def decode(numbers, categories):
+    """Columns of values, of numbers (n, D) with codes for categories."""
+    return [
+        _look_up(categories[i], numbers[:, i]) if i in categories else numbers[:, i]
+        for i in range(numbers.shape[1])
+    ]
+
+
+def _look_up(categories, codes):
+    """The category of each code; None where that is NaN: the column had no value in `fit`."""
+    missing = np.isnan(codes)
+    if not missing.any():
+        return categories[codes.astype(int)]
+    values = np.full(len(codes), None)
+    values[~missing] = categories[codes[~missing].astype(int)]
+    return values

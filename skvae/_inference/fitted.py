@@ -1,0 +1,229 @@
+"""A fitted model: it reads rows, maps functions over blocks of them, and writes rows.
+
+It joins what is kept of a fit: the architecture and the arrays of the model, and the schema of the
+columns. The estimator, its metrics, the imputer and the displays all ask this.
+"""
+
+import copy
+import warnings
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn import get_config
+from sklearn.utils import check_random_state
+
+from skvae._backend import blocks, devices, quadrature
+from skvae._backend.tensors import to_array, to_tensor
+from skvae._data import arrays, containers
+from skvae._data.units import restore
+from skvae._inference.unseen import Blocks
+from skvae._model.architecture import Architecture
+from skvae._model.state import (
+    from_state,
+    log_jacobian,
+    log_scales,
+    n_weights,
+    observation,
+    units_of,
+)
+
+
+class FittedModel:
+    """What a fit has learned, and what can be asked of it.
+
+    Parameters
+    ----------
+    architecture : dict
+        That of the model, in plain values: see `Architecture.to_dict`.
+    state : dict of str to ndarray
+        Weights and units. Arrays may be changed in place, or replaced.
+    schema : Schema
+        The columns of X.
+    seen : dict or None
+        What is known of the rows of `fit`: how many had a value in each column, and the relative
+        difference of values that are one constant. None of a model that was saved before this was
+        kept.
+    knows_holes : bool or None
+        Whether the encoder was trained on missing values. None of a model that was saved before
+        this was kept: then it was if it has inputs for them.
+    device : str
+        Where to compute.
+    """
+
+    def __init__(self, architecture, state, schema, *, seen, knows_holes, device):
+        self._values, self.state, self.schema = architecture, state, schema
+        self.seen, self._knows_holes, self.device = seen, knows_holes, device
+        self._kept = None  # arrays, and the model that was made of them
+
+    def on(self, device):
+        """The same model, computed on another device."""
+        if device == self.device:
+            return self
+        other = copy.copy(self)
+        other.device, other._kept = device, None
+        return other
+
+    @cached_property
+    def architecture(self):
+        """Sizes and parts of the model."""
+        return Architecture.of(self._values)
+
+    @property
+    def likelihood(self):
+        """That of the columns."""
+        return self.architecture.likelihood
+
+    @property
+    def n_components(self):
+        """Number of latent features."""
+        return self._values["n_components"]
+
+    @property
+    def dtype(self):
+        """The dtype of the model's values."""
+        return self.state["varies"].dtype
+
+    @property
+    def dtype_out(self):
+        """The dtype of latent rows."""
+        return self.schema.dtype_out
+
+    @property
+    def knows_holes(self):
+        """Whether the encoder was trained on missing values."""
+        return self._values["missing"] if self._knows_holes is None else self._knows_holes
+
+    @property
+    def log_jacobian(self):
+        """log p(y) - log p(x) in nats: y is a row in the model's units."""
+        return log_jacobian(self.state)
+
+    @property
+    def log_scales(self):
+        """The share of each feature in `log_jacobian`, (n_features,)."""
+        return log_scales(self.state)
+
+    @property
+    def likelihood_module(self):
+        """What the likelihood has learned, without the rest of the model."""
+        return observation(self.architecture, self.state)
+
+    def to_module(self):
+        """A model of its own, on the CPU."""
+        return from_state(self.architecture, self.state)
+
+    # --- rows in and out ---
+
+    def read(self, X, *, accept_far=False):
+        """X as numbers; whether the likelihood supports them, each block will see."""
+        containers.check_rows(X, getattr(self.architecture.network, "image_shape", None))
+        X = containers.to_validate(X)
+        data = self.schema.read(X, self.likelihood, accept_far=accept_far)
+        if not self.knows_holes:
+            n_values = np.ones(data.shape[1]) if self.seen is None else self.seen["n_values"]
+            self.warn_of_holes(arrays.count_incomplete(data, n_values == 0), data.shape[0])
+        return data
+
+    def warn_of_holes(self, n_incomplete, n_rows):
+        """Warn of rows with missing values, where the encoder has learned nothing of such."""
+        if not n_incomplete:
+            return
+        warnings.warn(
+            f"X has missing values in {n_incomplete} of {n_rows} rows, but the model was fitted "
+            "to rows without any: its encoder takes each for the mean of its column. Latent "
+            "features, scores and imputations of these rows are poor. Fit on rows of which some "
+            "have missing values, or use VAEImputer, which hides values while it trains.",
+            stacklevel=5,
+        )
+
+    def blocks(self, data, *, accept_far=False, row_of=None):
+        """The function that gives a model a block of the rows of `data`, in its units.
+
+        `row_of` has the number of each row in what the user gave, where `data` is a part of that.
+        """
+        return Blocks(
+            data,
+            self.likelihood,
+            units_of(self.state),
+            self.seen,
+            self.schema.labels,
+            accept_far=accept_far,
+            row_of=row_of,
+        )
+
+    def restore(self, model, y, *, drawn=False):
+        """Rows y of the model, a tensor, as numbers in the columns and units of X."""
+        X = restore(to_array(y), self.state["location"], self.state["scale"])
+        return model.likelihood.give_back(X, drawn=drawn)
+
+    # --- functions of blocks ---
+
+    def module(self, device):
+        """The model, whose weights all calls share.
+
+        It is kept for the next call where its tensors can share the memory of the arrays, and where
+        no module of a user's may change them.
+        """
+        kept, arrays_now = self._kept, list(self.state.values())
+        if kept is not None and all(map(_is, kept[0], arrays_now)):
+            return kept[1]
+        shares = device.type == "cpu" and not self.architecture.network.is_foreign
+        with devices.computing(device, one_thread=True):
+            model = from_state(self.architecture, self.state, device, shares=shares)
+        if shares:
+            self._kept = arrays_now, model
+        return model
+
+    def score_noise(self, n_draws):
+        """The fixed noise of the score, (n_draws', 1, n_components)."""
+        noise = quadrature.score_noise(n_draws, self.n_components)
+        return noise[:, None, :].astype(self.dtype)
+
+    def map_rows(self, function, *outputs, n_draws=1, whole_blocks=False):
+        """Fill `outputs` with `function(model, rows)`, block by block of rows.
+
+        The model is the block's own, with weights that are everybody's. As many threads as
+        torch has here, or as fit into scikit-learn's working memory. `whole_blocks`: those of
+        one row are as long as those of many, since the function draws noise for a block, or sums
+        over as many draws at once as there is room for.
+        """
+        device = devices.device_or_cpu(self.device)
+        model = self.module(device)
+        # A draw costs its elementwise work too: about 16 products a feature.
+        n_products = n_draws * (n_weights(self.state) + 16 * self.schema.n_columns)
+        n_rows = blocks.block_rows(n_products, model.width)
+        if not whole_blocks:
+            n_rows = min(n_rows, blocks.round_up(len(outputs[0])))
+        n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
+        # About eight arrays of a layer's size are alive at a time.
+        n_bytes = 8 * n_rows * n_at_once * model.width * self.dtype.itemsize
+        n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
+        blocks.map_rows(
+            lambda rows: function(copy.copy(model), rows),
+            outputs,
+            n_rows,
+            device,
+            max(1, n_threads),
+        )
+
+    def map_noise(self, function, random_state, *outputs, n_draws=1):
+        """As `map_rows`, with ``noise(n)`` for `function`: (n, rows, n_components) new draws."""
+        seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+        def call(model, rows):
+            # Of the block's own, whichever thread takes it and however many blocks there are.
+            rng = np.random.default_rng([seed, rows.start])
+            shape = rows.stop - rows.start, self.n_components
+
+            def noise(n):
+                return to_tensor(rng.standard_normal((n, *shape), self.dtype), model.varies.device)
+
+            return function(model, rows, noise)
+
+        self.map_rows(call, *outputs, n_draws=n_draws, whole_blocks=True)
+
+
+def _is(left, right):
+    return left is right
