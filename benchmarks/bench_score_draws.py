@@ -167,14 +167,14 @@ def prepare(name, cache):
 
 def score(vae, X, noise):
     """`score_samples` by the draws `noise`."""
-    data, result = vae._read_again(X), np.empty(len(X))
-    noise, block = noise[:, None, :].astype(vae.state_["varies"].dtype), vae._blocks(data)
+    data, result = vae._fitted.read(X), np.empty(len(X))
+    noise, block = noise[:, None, :].astype(vae._fitted.dtype), vae._fitted.blocks(data)
 
     def measure(model, rows):
         eps = to_tensor(noise, model.varies.device)
         return [to_array(objective.elbo(model, block(model, rows), eps))]
 
-    vae._map_rows(measure, result, n_draws=len(noise))
+    vae._fitted.map_rows(measure, result, n_draws=len(noise))
     return result - log_jacobian(vae.state_)
 
 

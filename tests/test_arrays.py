@@ -20,6 +20,7 @@ from skvae._backend.tensors import to_array, to_tensor
 from skvae._data import arrays, statistics, words
 from skvae._data.units import FARTHEST, Units, check_reach, fill_standardised, restore, standardise
 from skvae._model import objective
+from skvae._model.architecture import Architecture
 from skvae._model.state import from_state, initial_state
 
 CPU = torch.device("cpu")
@@ -391,7 +392,7 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
 ):
     # A BLAS may take another path for another number of rows, or for another place among
     # them, and an elementwise kernel for what does not fill a vector: sizes of every kind.
-    architecture = {
+    plain = {
         "n_features": n_features,
         "n_components": n_components,
         "likelihood": "gaussian",
@@ -399,6 +400,7 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
         "hidden_layer_sizes": hidden,
         "activation": activation,
     }
+    architecture = Architecture.of(plain)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(37, n_features)).astype(np.float32)
     state = initial_state(architecture, statistics.describe_columns(X), 0)

@@ -1286,14 +1286,14 @@ def test_53_the_gradient_is_the_slope_of_the_terms_in_float64(X, quick):
     y, eps = (torch.tensor(rng.normal(size=size)) for size in [(1, 7, 4), (1, 3, 7, 2)])
 
     def terms_of(state):
-        stack = stack_models([vae._architecture], [state], "cpu")
+        stack = stack_models([vae._fitted.architecture], [state], "cpu")
         with torch.inference_mode():
             return stack, *stack.vjp(y, eps, y[..., :0], by_draw=False)
 
     stack, terms, pull = terms_of(vae.state_)
     with torch.inference_mode():
         flat = torch.cat([g.flatten(1) for g in pull(*map(torch.ones_like, terms))], dim=1)
-    gradient = learned_state(stack, vae._architecture, flat[0])
+    gradient = learned_state(stack, vae._fitted.architecture, vae.state_, flat[0])
     step = 1e-5
     ways = {name: rng.normal(size=array.shape) for name, array in gradient.items()}
     there, back = (

@@ -116,7 +116,7 @@ def test_units_are_those_of_the_values_that_are_there(wine):
 )
 def test_a_complete_table_has_the_same_terms_and_gradients_by_the_way_of_holes(wine, params):
     vae = VAETransformer(2, max_iter=1, random_state=0, precision="float64", **params).fit(wine)
-    stack = stack_models([vae._architecture] * 2, [vae.state_] * 2, "cpu")
+    stack = stack_models([vae._fitted.architecture] * 2, [vae.state_] * 2, "cpu")
     n_draws = params.get("n_importance_samples", 1)
     y = torch.randn(2, 7, 13, dtype=torch.float64)
     eps = torch.randn(2, n_draws, 7, 2, dtype=torch.float64)

@@ -15,13 +15,13 @@ from skvae import VAETransformer
 from skvae._data.statistics import describe_columns
 from skvae._data.units import standardise
 from skvae._model import factor_analysis
+from skvae._model.architecture import Architecture
 from skvae._model.stacking import learned_state, stack_models
 from skvae._model.state import (
     cast_state,
     from_state,
     initial_state,
     log_jacobian,
-    n_noise,
     n_weights,
     units_of,
 )
@@ -42,8 +42,8 @@ LIKELIHOODS = [
 every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
 
 
-def describe(n_features=4, n_components=2, likelihood="gaussian", hidden=(6, 5)):
-    return {
+def describe(n_features=4, n_components=2, likelihood="gaussian", hidden=(6, 5), **others):
+    plain = {
         "n_features": n_features,
         "n_components": n_components,
         "likelihood": likelihood,
@@ -51,6 +51,7 @@ def describe(n_features=4, n_components=2, likelihood="gaussian", hidden=(6, 5))
         "hidden_layer_sizes": hidden,
         "activation": "silu",
     }
+    return Architecture.of(plain | others)
 
 
 def data(likelihood="gaussian", n_rows=30):
@@ -128,7 +129,7 @@ def test_learned_part_of_a_state_is_that_of_the_parameters_bit_for_bit(likelihoo
     architecture = describe(likelihood=likelihood)
     state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     stack = stacked([architecture], [state])
-    learned = learned_state(stack, architecture, end_to_end(stack)[0])
+    learned = learned_state(stack, architecture, state, end_to_end(stack)[0])
     assert list(learned) == learned_names(architecture, state)
     for name, array in learned.items():
         assert array.dtype == state[name].dtype
@@ -187,7 +188,7 @@ def test_state_and_model_share_no_memory(make):
     else:
         model = stacked([architecture], [state])
         weights = end_to_end(model)[0]
-        learned = learned_state(model, architecture, weights)
+        learned = learned_state(model, architecture, state, weights)
         weights.add_(1)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -285,7 +286,7 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("farthest", [1.0, 19.9, 20.1, 1e6, math.nan])
 def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, farthest, missing):
-    architecture = describe(likelihood=likelihood) | {"missing": missing}
+    architecture = describe(likelihood=likelihood, missing=missing)
     state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     y = standardise(data(likelihood), units_of(state))
     y[3, 1] = farthest
@@ -318,7 +319,7 @@ def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
     vae = VAETransformer(2, likelihood=Gaussian(0.1), activation="relu", random_state=0, max_iter=5)
     expected = vae.fit(X[-1000:]).transform(X)
     expect, far, near = VAE.expect, threading.Event(), threading.Event()
-    assert from_state(vae._architecture, vae.state_).limit < 1e6
+    assert vae.to_module().limit < 1e6
 
     def in_turn(self, reach, *args):
         if reach < 1e5:
@@ -348,7 +349,7 @@ def test_an_encoder_that_writes_into_its_input_does_not_change_what_is_scored():
     far = X.copy()
     far[5, 0] = 1e5  # in the same block
     np.testing.assert_array_equal(vae.score_samples(far)[:5], vae.score_samples(X)[:5])
-    model = from_state(vae._architecture, vae.state_)
+    model = vae.to_module()
     y = standardise(X, units_of(vae.state_))
     before = y.clone()
     model.expect(float(y.abs().max()))
@@ -613,7 +614,7 @@ def test_a_stack_gives_back_the_learned_values_of_every_member_exactly(likelihoo
     architectures, states = made_several(likelihood, mixture, hidden)
     stack = stacked(architectures, states)
     for architecture, state, weights in zip(architectures, states, end_to_end(stack), strict=True):
-        learned = learned_state(stack, architecture, weights)
+        learned = learned_state(stack, architecture, state, weights)
         assert list(learned) == learned_names(architecture, state)
         for name, array in learned.items():
             np.testing.assert_array_equal(array, state[name])
@@ -667,7 +668,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
             if not by_draw:  # a component that is not there diverges from nothing
                 assert (terms.kl[m, ..., n_own:] == 0).all()
             expected = pull_alone(g[0][one], g[1][one, ..., : alone.kl.shape[-1]])
-            own = learned_state(stack, architecture, gradients[m])
+            own = learned_state(stack, architecture, state, gradients[m])
             for a, b in zip(own.values(), expected, strict=True):
                 # Rounding of sums whose terms may be much larger than they are.
                 atol = 1e-12 * max(1, b.abs().max().item())
@@ -678,7 +679,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
 
 
 def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_has_alone():
-    architecture = describe() | {"missing": True}
+    architecture = describe(missing=True)
     columns = describe_columns(data())
     states = [
         cast_state(initial_state(architecture, columns, seed), np.float64) for seed in range(3)
@@ -698,7 +699,7 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
 
 @pytest.mark.parametrize("likelihood", ["gaussian", Gaussian("shared"), "bernoulli"], ids=str)
 def test_the_log_likelihood_of_rows_with_missing_values_is_that_of_what_is_there(likelihood):
-    architecture = describe(likelihood=likelihood) | {"missing": True}
+    architecture = describe(likelihood=likelihood, missing=True)
     columns = describe_columns(data(likelihood))
     state = cast_state(initial_state(architecture, columns, 0), np.float64)
     model = from_state(architecture, state)
@@ -773,7 +774,7 @@ PARTS = [
 
 def made_of(parts, n_models):
     """The architecture and models in float64 with these parts, and their states."""
-    architecture = describe(4, 2) | parts
+    architecture = describe(4, 2, **parts)
     kind = "bernoulli" if "likelihood" in parts else "gaussian"
     X = data(kind)
     state = initial_state(architecture, describe_columns(X), 0, lambda n: X[:n])
@@ -812,11 +813,11 @@ def terms_of(model, y, eps, about, by_draw):
 @pytest.mark.parametrize("by_draw", [False, True])
 def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_models, by_draw):
     architecture, models, states = made_of(parts, n_models)
-    of_draw, redrawn, of_row = n_noise(architecture)
+    of_draw, redrawn, of_row = architecture.n_noise
     y = normals(n_models, 7, 4)
     if redrawn:
         y = y.sigmoid()
-    if architecture["likelihood"] in COUNTS:
+    if architecture.likelihood in COUNTS:
         y = y.exp().round()
     eps = normals(n_models, n_draws, 7, 2 + of_draw, seed=1)
     about = normals(n_models, 7, redrawn + of_row, seed=5)
@@ -844,11 +845,11 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
 @pytest.mark.parametrize("parts", PARTS, ids=str)
 def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
     architecture, (model,), states = made_of(parts, 1)
-    _, redrawn, _ = n_noise(architecture)
+    _, redrawn, _ = architecture.n_noise
     y, eps = normals(7, 4), normals(3, 7, 2, seed=1)
     if redrawn:
         y = (y > 0).double()  # zeros and ones stay what they are
-    if architecture["likelihood"] in COUNTS:
+    if architecture.likelihood in COUNTS:
         y = y.exp().round()
     about = normals(1, 7, redrawn)
     with torch.inference_mode():
@@ -885,21 +886,21 @@ def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
             alone = stacked([architecture], [state])
             alone.become_factors(found[m : m + 1])
-            own = learned_state(stack, architecture, end_to_end(stack)[m])
-            expected = learned_state(alone, architecture, end_to_end(alone)[0])
+            own = learned_state(stack, architecture, state, end_to_end(stack)[m])
+            expected = learned_state(alone, architecture, state, end_to_end(alone)[0])
             for name, array in own.items():
                 np.testing.assert_array_equal(array, expected[name], err_msg=name)
             assert np.abs(own["encoder.linear"]).max() > 0.1
 
 
 def test_an_encoder_of_ones_own_has_an_input_for_what_is_missing():
-    architecture = describe() | {"network": Own(nn.Linear, nn.Linear), "missing": True}
+    architecture = describe(network=Own(nn.Linear, nn.Linear), missing=True)
     state = initial_state(architecture, describe_columns(data()), 0)
     assert state["encoder.weight"].shape == (4, 8)
 
 
 def test_noise_is_asked_for_units_of_the_decoder_rows_and_units_of_the_encoder():
     sizes = {"hidden": (6, 5)}
-    assert n_noise(describe(**sizes)) == (0, 0, 0)
-    assert n_noise(describe(**sizes) | {"network": MLP(dropout=0.1)}) == (11, 0, 11)
-    assert n_noise(describe(**sizes) | {"likelihood": Bernoulli(resample=True)}) == (0, 4, 0)
+    assert describe(**sizes).n_noise == (0, 0, 0)
+    assert describe(**sizes, network=MLP(dropout=0.1)).n_noise == (11, 0, 11)
+    assert describe(**sizes, likelihood=Bernoulli(resample=True)).n_noise == (0, 4, 0)

@@ -12,6 +12,7 @@ from torch import nn
 
 from skvae import VAETransformer
 from skvae._data.statistics import Moments
+from skvae._model.architecture import Architecture
 from skvae._model.state import initial_state
 from skvae.likelihoods import Gaussian
 from skvae.networks import (
@@ -509,7 +510,7 @@ def test_own_modules_have_the_first_values_that_their_callables_give_them():
         nn.init.constant_(module.bias, -0.5)
         return module
 
-    architecture = {
+    plain = {
         "n_features": 3,
         "n_components": 2,
         "likelihood": "gaussian",
@@ -517,6 +518,7 @@ def test_own_modules_have_the_first_values_that_their_callables_give_them():
         "hidden_layer_sizes": (),
         "activation": "tanh",
     }
+    architecture = Architecture.of(plain)
     state = initial_state(architecture, Moments(np.zeros(3), np.ones(3)), 0)
     for part in ("encoder", "decoder"):
         assert (state[f"{part}.weight"] == 0.25).all()

@@ -10,6 +10,7 @@ from torch import distributions as D
 from skvae._backend.quadrature import score_noise
 from skvae._data.statistics import Moments
 from skvae._model import objective
+from skvae._model.architecture import Architecture
 from skvae._model.stacking import stack_models
 from skvae._model.state import from_state, initial_state
 from skvae._model.vae import Terms
@@ -22,7 +23,7 @@ def normals(*shape, seed=0):
 
 
 def describe(n_features, n_components, hidden=()):
-    return {
+    plain = {
         "n_features": n_features,
         "n_components": n_components,
         "likelihood": Gaussian("per_feature"),
@@ -30,6 +31,7 @@ def describe(n_features, n_components, hidden=()):
         "hidden_layer_sizes": hidden,
         "activation": "tanh",
     }
+    return Architecture.of(plain)
 
 
 def linear_model(n_features, n_components, hidden=(), seed=0):

@@ -14,11 +14,12 @@ from skvae._fit import execution, loading
 from skvae._fit.job import Job
 from skvae._model import graphs, loop, objective
 from skvae._model.adam import Adam
+from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
 from skvae._model.noise import draw_about, draw_noise
 from skvae._model.rows import Rows
 from skvae._model.stacking import learned_state, stack_models
-from skvae._model.state import cast_state, from_state, initial_state, n_noise
+from skvae._model.state import cast_state, from_state, initial_state
 from skvae.likelihoods import Bernoulli
 from skvae.networks import MLP
 
@@ -1275,9 +1276,10 @@ def job_of(
         "missing": False,
         **(parts or {}),
     }
+    architecture = Architecture.of(architecture)
     if parts and "likelihood" in parts:
         data = 1 / (1 + np.exp(-data))
-    numbers = {"n_noise": n_noise(architecture)} | numbers
+    numbers = {"n_noise": architecture.n_noise} | numbers
     state = initial_state(architecture, statistics.describe_columns(data), seed)
     state = cast_state(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
@@ -1464,7 +1466,7 @@ def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
             stack, read, judged, plans, generators, lambda: None, lambda records: False
         )
         states = [
-            {**job.state, **learned_state(stack, job.architecture, record.weights)}
+            {**job.state, **learned_state(stack, job.architecture, job.state, record.weights)}
             for job, record in zip(jobs, records, strict=True)
         ]
         # Padded anew, the values of each are all that its weights were.

@@ -82,8 +82,8 @@ def expected_costs(vae, frame, n, n_draws=4):
     """Log-likelihood of the rows without the service, and what the rarest one costs, by draw."""
     model = vae.to_module()
     likelihood = model.likelihood
-    data = vae._read_again(frame.assign(service=None))
-    block = vae._blocks(data)
+    data = vae._fitted.read(frame.assign(service=None))
+    block = vae._fitted.blocks(data)
     y = block(model, slice(0, len(frame)))
     eps = torch.randn(n_draws, len(frame), 2, generator=torch.Generator().manual_seed(0))
     features = np.flatnonzero(likelihood.columns_of(4) == 2)
@@ -105,11 +105,11 @@ def expected_costs(vae, frame, n, n_draws=4):
 def test_an_unseen_category_costs_what_the_rarest_does_given_z_and_log_n_plus_1_at_least(n):
     train, test = logs(), logs(30, seed=1)
     vae = quick("auto", 60).fit(train)
-    vae._seen = {**vae._seen, "n_values": np.full(4, n)}
+    vae._fitted.seen = {**vae._seen, "n_values": np.full(4, n)}
     model, eps, terms, cost = expected_costs(vae, test, n)
     assert (cost == np.float32(np.log(n + 1))).all() == (n == 10**9)
-    data = vae._read_again(test.assign(service="tunnel"))
-    y = vae._blocks(data)(model, slice(0, 30))
+    data = vae._fitted.read(test.assign(service="tunnel"))
+    y = vae._fitted.blocks(data)(model, slice(0, 30))
     with torch.inference_mode():
         charged = model(y, eps, by_draw=True)
     torch.testing.assert_close(charged.log_likelihood, terms.log_likelihood - cost)
@@ -165,7 +165,7 @@ def test_the_rarest_category_is_one_that_fit_has_seen():
     for more in ([], ["never"]):
         kinds = {"service": pd.CategoricalDtype(known + more)}
         vae = quick("auto", 40).fit(train.astype(kinds))
-        vae._seen = {**vae._seen, "n_values": np.zeros(4, int)}
+        vae._fitted.seen = {**vae._seen, "n_values": np.zeros(4, int)}
         strange = test.assign(service="tunnel")
         scores.append(vae.score_samples(strange).mean())
     # A category that never came is of less than a thousandth, which would cost 7 nats and more.
@@ -452,7 +452,7 @@ def test_an_empty_column_is_no_part_of_the_density_and_comes_back_as_missing():
     vae, expected = quick(), quick().fit(X)
     with pytest.warns(UserWarning, match=r"X has no value in column 1: all are missing\."):
         vae.fit(wide)
-    assert not vae._architecture["missing"]
+    assert not vae._fitted.architecture.missing
     back = vae.inverse_transform(vae.transform(wide))
     assert back.dtype == wide.dtype
     for Z in (back, vae.sample(7, random_state=0), vae.sample(7, random_state=0, mean=True)):
