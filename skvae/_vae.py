@@ -1064,12 +1064,9 @@ class VAETransformer(
         elbo = np.empty(data.shape[0])
         block = fitted.blocks(data, accept_far=True)
 
-        # Draws of each row in whole vectors round alike wherever it stands.
-        whole = len(noise) % 32 == 0
-
         def score(model, rows):
             eps, y = to_tensor(noise, model.varies.device), block(model, rows)
-            n_rows = min(len(y), data.shape[0] - rows.start) if whole else None
+            n_rows = min(len(y), data.shape[0] - rows.start)
             return [to_array(objective.elbo(model, y, eps, n_rows))]
 
         fitted.map_rows(score, elbo, n_draws=len(noise))

@@ -26,6 +26,7 @@ from torch import nn
 from skvae._backend import normal, ops
 from skvae._backend.normal import LOG_2PI
 from skvae._backend.quadrature import score_noise
+from skvae._backend.tensors import to_tensor
 
 __all__ = ["Diagonal", "Flow", "Full", "Normal", "Posterior"]
 
@@ -560,7 +561,7 @@ class Flow(Posterior):
     def mean_std(self, module: Any, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of z, each (B, L), by fixed draws."""
         noise = score_noise(N_MEAN_DRAWS, q.mean.shape[-1])
-        eps = torch.from_numpy(noise[:, None, :]).to(q.mean)
+        eps = to_tensor(noise[:, None, :], "cpu").to(q.mean)
         z = self.draw(module, q, eps)[0]
         return z.mean(0), z.std(0, correction=0)
 

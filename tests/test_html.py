@@ -9,7 +9,7 @@ import sklearn
 from sklearn.utils.fixes import parse_version
 
 from skvae import VAEGridSearchCV, VAEImputer, VAETransformer, _vae
-from skvae._model import vae
+from skvae._model import state
 from skvae.likelihoods import Gaussian
 
 SHOWS_ATTRIBUTES = parse_version(sklearn.__version__) >= parse_version("1.9")
@@ -65,7 +65,7 @@ def test_html_makes_no_model(estimator, X, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a model was made")
 
-    monkeypatch.setattr(vae, "VAE", fail)
+    monkeypatch.setattr(state, "VAE", fail)
     assert "VAE" in fitted._repr_html_()
     with pytest.raises(AssertionError, match="a model was made"):
         getattr(fitted, "estimator_", getattr(fitted, "best_estimator_", fitted)).to_module()

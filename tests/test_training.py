@@ -12,7 +12,7 @@ from skvae._backend import devices
 from skvae._data import statistics
 from skvae._fit import execution, loading
 from skvae._fit.job import Job
-from skvae._model import graphs, loop, objective
+from skvae._model import loop, objective
 from skvae._model.adam import Adam
 from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
@@ -227,7 +227,16 @@ def told(record):
     return {name: value for name, value in vars(record).items() if name != "weights"}
 
 
-ANY = {"likelihood": "gaussian", "n_features": 2, "missing": False}
+ANY = Architecture.of(
+    {
+        "n_features": 2,
+        "n_components": 2,
+        "likelihood": "gaussian",
+        "network": "mlp",
+        "hidden_layer_sizes": (),
+        "activation": "tanh",
+    }
+)
 
 
 def held_out(n_rows, n_held_out, seed):
@@ -1511,7 +1520,7 @@ def test_captured_steps_train_as_plain_steps_do(monkeypatch, n_held_out, rows, p
     if rows == "in parts":
         jobs = [job._replace(n_at_once=16) for job in jobs]
     captured, captures = run(jobs), []
-    monkeypatch.setattr(graphs, "capture", lambda step, changes: captures.append(step) or step)
+    monkeypatch.setattr(loop, "capture", lambda step, changes: captures.append(step) or step)
     plain = run(jobs)
     assert captures
     for a, b in zip(captured, plain, strict=True):

@@ -329,7 +329,7 @@ def test_there_are_as_many_threads_as_torch_has_and_as_fit_into_working_memory(
         blocks, "map_rows", lambda *args: (asked.append(args[-1]), map_rows(*args))[1]
     )
     with sklearn.config_context(working_memory=working_memory):
-        vae.transform(X)
+        vae.transform(np.tile(X, (40, 1)))
     assert asked == [n_threads]
 
 

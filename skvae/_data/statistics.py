@@ -5,14 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from skvae._backend.tensors import Array
+from skvae._data import arrays
 from skvae._data.arrays import (
-    READ_AT_ONCE,
     Support,
     dense,
     float_blocks,
     resolution_of,
     rounding_of,
-    slices,
 )
 from skvae._data.sentinels import stand_out
 from skvae._data.words import UNNAMED, Labels
@@ -51,7 +50,7 @@ def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, A
     They are float64: those of a longdouble may be infinity then.
     """
     low = high = np.full(n_features, np.nan)
-    for block in map(support, slices(X, n_features)):
+    for block in map(support, arrays.slices(X, n_features)):
         low = np.fmin(low, np.fmin.reduce(block, axis=0))
         high = np.fmax(high, np.fmax.reduce(block, axis=0))
     with np.errstate(over="ignore"):
@@ -136,7 +135,7 @@ def _is_one_as_float(X: Array, support: Support, chosen: Array) -> Array:
     if X.dtype.kind not in "iu" or not chosen.any():
         return differs
     first = support(dense(X[:1]))
-    for block in map(support, slices(X, len(chosen))):
+    for block in map(support, arrays.slices(X, len(chosen))):
         differs |= (block != first).any(axis=0)
     return chosen & differs
 
@@ -147,7 +146,7 @@ def _find_common(X: Array, support: Support, n_features: int) -> Array:
     One row of each stretch of neighbouring rows is taken, at random: the first rows of a table that
     is sorted are no sample of it, nor is each 24th row of one that repeats itself after 24.
     """
-    n = min(X.shape[0], MEDIAN_ROWS, max(1, READ_AT_ONCE // n_features))
+    n = min(X.shape[0], MEDIAN_ROWS, max(1, arrays.READ_AT_ONCE // n_features))
     stretches = np.arange(n + 1) * X.shape[0] // n
     rows = np.random.default_rng(0).integers(stretches[:-1], stretches[1:])
     return _median(support(np.asarray(dense(X[rows]), dtype=np.float64)))

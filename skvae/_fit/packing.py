@@ -13,7 +13,7 @@ import torch
 from sklearn import get_config
 
 from skvae._backend import blocks
-from skvae._fit.execution import train
+from skvae._fit import execution
 from skvae._fit.job import Job, Trained, in_parts, is_small, itemsize, shape, source_of
 from skvae._model import loop
 from skvae._model.member import Record
@@ -135,7 +135,7 @@ def run_all(
                 return stop or interrupted.is_set()
 
             try:
-                outcomes = train(stack, lambda: None, tell)
+                outcomes = execution.train(stack, lambda: None, tell)
             except Exception as error:
                 if told:  # it was a callback's
                     raise

@@ -6,7 +6,6 @@ columns. The estimator, its metrics, the imputer and the displays all ask this.
 
 import copy
 import warnings
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,7 +53,12 @@ class FittedModel:
     def __init__(self, architecture, state, schema, *, seen, knows_holes, device):
         self._values, self.state, self.schema = architecture, state, schema
         self.seen, self._knows_holes, self.device = seen, knows_holes, device
+        self._architecture = None
         self._kept = None  # arrays, and the model that was made of them
+
+    def __getstate__(self):
+        # The rest is made anew where it is asked for.
+        return {**vars(self), "_kept": None, "_architecture": None}
 
     def on(self, device):
         """The same model, computed on another device."""
@@ -64,10 +68,12 @@ class FittedModel:
         other.device, other._kept = device, None
         return other
 
-    @cached_property
+    @property
     def architecture(self):
         """Sizes and parts of the model."""
-        return Architecture.of(self._values)
+        if self._architecture is None:
+            self._architecture = Architecture.of(self._values)
+        return self._architecture
 
     @property
     def likelihood(self):
@@ -193,7 +199,9 @@ class FittedModel:
         # A draw costs its elementwise work too: about 16 products a feature.
         n_products = n_draws * (n_weights(self.state) + 16 * self.schema.n_columns)
         n_rows = blocks.block_rows(n_products, model.width)
-        if not whole_blocks:
+        parts = self.architecture
+        rounds_alike = parts.posterior.factorises and not parts.network.is_foreign
+        if rounds_alike and not whole_blocks:
             n_rows = min(n_rows, blocks.round_up(len(outputs[0])))
         n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
         # About eight arrays of a layer's size are alive at a time.

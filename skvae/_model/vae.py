@@ -193,22 +193,21 @@ class VAE(nn.Module):
         """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
 
         `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
-        that the terms are those of log weights. `n_rows`: of the first rows only; the others make a
-        block of them, and are encoded, but draws are of no use to them.
+        that the terms are those of log weights. `n_rows`: the first rows are those that matter, and
+        the others make a block of them. Where that rounds alike, they have no terms.
         """
         y, weight, more = self._complete(y)
         q = self._encode(y, weight)
-        if n_rows is not None and n_rows < len(y):
-            y, q = y[:n_rows], Normal(*(v if v is None else v[:n_rows] for v in q))  # type: ignore[arg-type]
-            weight = weight[:n_rows] if len(weight) > 1 else weight
-            more = more[:n_rows] if isinstance(more, torch.Tensor) else more
+        n_rows, size = self._cut(len(y), n_rows, len(eps))
+        y, more = y[:n_rows], more[:n_rows] if isinstance(more, torch.Tensor) else more
+        weight = weight[:n_rows] if len(weight) > 1 else weight
         known = self.has_kl and not by_draw
         log_likelihood, kl = [], []
-        for some in eps.split(draws_at_once(len(y), self.width)):
+        for some in eps.split(size):
             if known:  # the density of a draw, which nobody asks for, would cost a tenth
-                z = self.posterior.rsample(q, some)
+                z = self.posterior.rsample(q, some)[:, :n_rows]
             else:
-                z, log_q = self.posterior.draw(self.flow, q, some)
+                z, log_q = (v[:, :n_rows] for v in self.posterior.draw(self.flow, q, some))
                 kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
             raw = self.raw(z)
             total = self.likelihood.total(self.observation, raw, y, weight) + more
@@ -216,8 +215,20 @@ class VAE(nn.Module):
                 total = total - nats
             log_likelihood.append(total)
         if known:
-            kl = [self.posterior.kl(q).unsqueeze(0)]
+            kl = [self.posterior.kl(q)[:n_rows].unsqueeze(0)]
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
+
+    def _cut(self, n_block: int, n_rows: int | None, n_draws: int) -> tuple[int, int]:
+        """How many rows of a block have terms, and how many draws are taken at once.
+
+        Products round a row alike among any multiple of 32.
+        """
+        cuts = self.posterior.factorises and n_draws % 32 == 0
+        if cuts and n_rows is not None and n_rows < n_block:
+            size = draws_at_once(n_rows, self.width) // 32 * 32
+            if size:
+                return n_rows, size
+        return n_block, draws_at_once(n_block, self.width)
 
     def expect(self, reach: float, unseen: Sequence[Unseen] = ()) -> None:
         """Set what is known of the rows that come next, at most `reach` from 0.
