@@ -1,5 +1,7 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
+import importlib
+
 from skvae import inspection, metrics
 from skvae._callbacks import Checkpoint
 from skvae._imputer import VAEImputer
@@ -19,3 +21,18 @@ __all__ = [
     "metrics",
     "sample",
 ]
+
+# Modules that need packages of their own, and are imported when they are first asked for.
+_LATE = ("onnx", "safetensors")
+
+
+def __getattr__(name):
+    """The module of `_LATE` called `name`."""
+    if name in _LATE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    """All names, those of `_LATE` too."""
+    return sorted({*globals(), *_LATE})

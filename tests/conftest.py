@@ -20,6 +20,9 @@ pytest.register_assert_rewrite("likelihood_laws")
 # A shell lets what runs in the background ignore Ctrl-C, of which some tests are.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Apple's device has no float64, and torch finds it in virtual machines, where it cannot be used.
+torch.backends.mps.is_available = lambda: False
+
 
 @pytest.fixture
 def X():

@@ -39,6 +39,11 @@ NOT_ASKED = {"ES01", "SA01", "EX01", "RT02"}
 NOT_RUN = "<!-- not run: "
 NOT_RUN_PLACES = {"guide/scaling.md": 2}
 
+# Where the files of this repository are on the web: as pages, and as they are.
+OWN_ADDRESSES = [
+    "https://github.com/skvae/skvae/blob/main/",
+    "https://raw.githubusercontent.com/skvae/skvae/main/",
+]
 
 # Modules of what a model is made of.
 PARTS = {f"skvae.{name}" for name in ("likelihoods", "networks", "posteriors", "priors")}
@@ -210,7 +215,33 @@ def test_links_of_a_page_lead_to_files(page):
     # What sphinx makes of the examples is there when it has run.
     made = {"auto_examples/index.rst"}
     lost = [link for link in links if link not in made and not (page.parent / link).is_file()]
+    lost += [path for path in own_paths(text) if not (ROOT / path).exists()]
     assert not lost
+
+
+def own_paths(text):
+    """What the absolute links of a text to the files of this repository lead to."""
+    return re.findall(rf"(?:{'|'.join(map(re.escape, OWN_ADDRESSES))})([^)>#\s]*)", text)
+
+
+@pytest.mark.parametrize("address", OWN_ADDRESSES)
+def test_absolute_link_to_the_repository_is_followed_into_the_checkout(address):
+    text = f"[one]({address}README.md#more), <{address}docs/gone.md>\n\n[two]: {address}gone.png\n"
+    assert own_paths(text) == ["README.md", "docs/gone.md", "gone.png"]
+
+
+def test_links_of_the_readme_work_on_a_page_of_another_site():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```|`[^`]*`", "", text, flags=re.DOTALL | re.M)
+    named = dict(re.findall(r"^\[([^]]+)\]: (\S+)", text, flags=re.M))
+    links = [*named.values(), *re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert len(own_paths(text)) > 10
+    assert not [link for link in links if not link.startswith("https://")]
+    # Such a page shows a picture as it is, not the page that this repository shows it on.
+    assert not [link for link in links if link.endswith(".png") and "/blob/" in link]
+    body = re.sub(r"^\[[^]]+\]: https.*", "", text, flags=re.M)
+    used = re.findall(r"\[([\w./-]+)\](?![(\[])", body)
+    assert set(used) == set(named)
 
 
 # --- links of built pages -----------------------------------------------------------------

@@ -725,7 +725,7 @@ def test_32_the_last_epoch_is_a_warning_where_training_was_to_end_by_itself(X, q
 
 
 def test_34_50_one_seed_gives_one_model_in_this_process_and_in_one_that_is_spawned(X, quick):
-    # Not in one that is forked: after torch has computed on several threads, that waits forever.
+    # Not in one that is forked: a wide fit can hang there (docs/reliability.md).
     vae = quick().fit(X)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:

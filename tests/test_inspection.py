@@ -1,5 +1,6 @@
 """Displays: what they show is what the model says, in the units of the data."""
 
+import itertools
 import pickle
 import sys
 from functools import partial
@@ -425,6 +426,44 @@ def test_bars_are_sorted_and_tell_active_and_collapsed_components_apart():
     assert title == "Active: variance of means > 0.01"
     stricter = ComponentsDisplay(kl=kl, variance=variance, threshold=0.7).plot()
     assert words(stricter) == ["Active: 1", "Collapsed: 3"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 30, 100])
+@pytest.mark.parametrize("shape", ["scree", "flat"])
+@pytest.mark.parametrize("is_sum", [True, False])
+@pytest.mark.parametrize("size", [None, (4, 3), (7, 5)])
+def test_legend_of_components_covers_neither_title_nor_bars(n, shape, is_sum, size):
+    variance = np.full(n, 0.9) if shape == "flat" else 0.9 * 0.7 ** np.arange(n)
+    ax = None if size is None else plt.subplots(figsize=size)[1]
+    display = ComponentsDisplay(kl=2 * variance if is_sum else None, variance=variance).plot(ax)
+    display.ax_.set_title("Components of a model, in a title as wide as the picture")
+    display.figure_.canvas.draw()
+    legend = display.ax_.get_legend().get_window_extent()
+    assert not legend.overlaps(display.ax_.title.get_window_extent())
+    bars = [bar.get_window_extent() for bars in display.ax_.containers for bar in bars]
+    assert not legend.count_overlaps(bars)
+    assert display.ax_.get_window_extent().count_contains(legend.corners()) == 4
+
+
+@pytest.mark.parametrize("heights", [(1.0, 9.0), (9.0, 1.0)], ids=str)
+def test_components_on_axes_that_share_heights_are_seen_whole(heights):
+    _, axes = plt.subplots(1, 2, sharey=True, figsize=(9, 3))
+    for ax, height in zip(axes, heights, strict=True):
+        ComponentsDisplay(kl=None, variance=height * 0.1 ** np.arange(6)).plot(ax)
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        bars = [bar.get_window_extent() for bars in ax.containers for bar in bars]
+        assert not ax.get_legend().get_window_extent().count_overlaps(bars)
+        assert max(bar.y1 for bar in bars) < ax.get_window_extent().y1
+
+
+def test_numbers_of_many_components_on_narrow_axes_stand_apart():
+    _, ax = plt.subplots(figsize=(3, 2.5))
+    display = ComponentsDisplay(kl=None, variance=np.full(100, 0.5)).plot(ax)
+    display.figure_.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert len(boxes) > 3
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("params", [{"posterior": "full"}, {"prior": Mixture(3)}], ids=str)

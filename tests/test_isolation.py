@@ -1,10 +1,12 @@
 """Threads, processes and settings of the user's: they change nothing, and are not changed."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import inspect
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -112,6 +114,38 @@ def test_a_fresh_process_computes_the_same_bits_in_any_setting(options, environm
         check=True,
     )
     assert done.stdout.strip() == digest()
+
+
+# In the child the first operation on two threads can wait forever; a small fit has none.
+FORK = """
+import os
+import torch
+from sklearn.datasets import load_wine
+from skvae import VAETransformer
+
+assert torch.get_num_threads() == 2
+X = load_wine().data
+vae = VAETransformer(2, max_iter=3, random_state=0, device="cpu").fit(X)
+torch.mm(torch.ones(2000, 2000), torch.ones(2000, 2000))
+child = os.fork()
+if not child:
+    vae.fit(X).transform(X), vae.score_samples(X)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux does")
+def test_a_small_fit_ends_in_a_child_that_is_forked_after_computing_on_several_threads():
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK], env=environment, start_new_session=True
+    ) as parent:
+        try:
+            assert parent.wait(timeout=60) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)  # the child too, if it hangs
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])

@@ -329,6 +329,7 @@ vae.set_callbacks(Checkpoint(sys.argv[1]), Kill()).fit(load_wine().data)
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_fit_whose_process_is_killed_goes_on_from_its_checkpoint(wine, tmp_path):
     pytest.importorskip("sklearn.callback")
     path = tmp_path / "vae.joblib"
@@ -358,6 +359,7 @@ def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, error):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such mode")
 def test_a_file_keeps_its_mode_and_nothing_else_is_replaced(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
@@ -374,6 +376,7 @@ def test_a_file_keeps_its_mode_and_nothing_else_is_replaced(tmp_path):
         replace_folder()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_a_file_takes_its_place_where_a_link_points(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"before")

@@ -1,6 +1,7 @@
 """What README.md shows runs, and what it says of it is so."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,17 @@ def test_loaded_search_gives_the_same_numbers(readme):
         loaded.best_estimator_.sample(100, random_state=0), readme["X_new"]
     )
     assert loaded.best_params_ == search.best_params_
+
+
+# --- what is around -----------------------------------------------------------------------
+
+
+def test_sdist_has_the_files_that_readme_and_contributing_call_for():
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text += (ROOT / "Makefile").read_text(encoding="utf-8")
+    called = {"Makefile", ".pre-commit-config.yaml", *re.findall(r"constraints\S*\.txt", text)}
+    called = {name for name in called if (ROOT / name).exists()}  # my-constraints.txt is the user's
+    assert called > {"Makefile", "constraints.txt", "constraints-oldest.txt"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {f"/{name}" for name in called} | {"/.ci", "/docs", "/tests"} <= set(included)

@@ -19,6 +19,8 @@ from skvae.inspection._display import (
 )
 from skvae.likelihoods import _choice
 
+LABEL_POINTS = 18  # the width of a component's number below its bar, with room beside it
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ComponentsDisplay(Display):
@@ -134,18 +136,28 @@ class ComponentsDisplay(Display):
             )
         name = "Variance of posterior means" if self.kl is None else "KL divergence (nats per row)"
         ax.set(xlabel="Component, sorted", ylabel=name)
-        ax.set_xticks(range(0, n, 1 + n // 32), self.order[:: 1 + n // 32])
-        for label, component in zip(ax.get_xticklabels(), self.order[:: 1 + n // 32], strict=True):
+        box = ax.get_window_extent()
+        fitting = max(1, int(box.width / self.figure_.dpi * 72 / LABEL_POINTS))
+        labelled = range(0, n, 1 + (n - 1) // fitting)
+        ax.set_xticks(labelled, self.order[labelled])
+        for label, component in zip(ax.get_xticklabels(), self.order[labelled], strict=True):
             label.set_color("k" if self.active[component] else "0.6")
         criterion = f"Active: variance of means > {self.threshold:g}"
-        ax.legend(
+        legend = ax.legend(
             title=None if self.kl is None else criterion,
             alignment="left",
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=3,
-            frameon=False,
+            loc="upper right",
+            edgecolor="none",
+            fontsize="small",
+            title_fontsize="small",
         )
+        # Bars end below the legend, or in a very small picture at half of the height.
+        width, height = legend.get_window_extent().size / box.size
+        left, right = ax.get_xlim()
+        under = np.arange(n) + 0.5 > right - (width + 0.05) * (right - left)
+        highest = heights[self.order][under].max()
+        ax.update_datalim([(0, highest / max(0.5, 0.98 - height))])  # axes that share it grow too
+        ax.autoscale_view()
         return self
 
 
