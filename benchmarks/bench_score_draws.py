@@ -179,7 +179,7 @@ def score(vae, X, noise):
 
 
 def sobol_half(n_half, n_components, shift):
-    """Half of the draws before they are whitened, as in `skvae._arrays.score_noise`."""
+    """Half of the draws before they are whitened, as in `skvae._backend.quadrature.score_noise`."""
     points = qmc.Sobol(n_components, scramble=False).random_base2((n_half - 1).bit_length())
     digits = np.random.default_rng(shift).integers(2**32, size=n_components, dtype=np.uint64)
     shifted = (points[:n_half] * 2**32).astype(np.uint64) ^ digits

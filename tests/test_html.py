@@ -73,6 +73,6 @@ def test_html_makes_no_model(estimator, X, monkeypatch):
 
 def test_the_address_of_the_documentation_stands_in_one_place():
     package = Path(_vae.__file__).parent
-    texts = {path.name: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     places = [name for name, text in texts.items() if page("")[:25] in text]
     assert places == ["_vae.py"]

@@ -1,9 +1,7 @@
 """Rows for training: all at once, or in parts from where they lie; and the precision of it."""
 
 import itertools
-import mmap
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -483,43 +481,6 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
     assert [(n_components, len(sources)) for n_components, sources in of_rows] == [
         ([16, 8, 4, 2], 1)
     ] * 3
-
-
-# Prints how often the system had to give pages to ten steps that take and free 16 MiB each.
-REUSE = """
-import ctypes
-import resource
-from skvae._backend import devices
-
-libc = ctypes.CDLL(None)
-libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-size = 2**21
-
-def step():
-    blocks = [libc.malloc(size) for _ in range(8)]
-    for block in blocks:
-        ctypes.memset(block, 1, size)
-    for block in blocks:
-        libc.free(block)
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-devices.keep_memory()
-step()
-before = faults()
-for _ in range(10):
-    step()
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_memory_that_a_step_has_freed_serves_the_next_one():
-    command = [sys.executable, "-c", REUSE]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert int(printed) < 2**24 // mmap.PAGESIZE  # those of a single step
 
 
 def test_members_that_have_left_keep_their_own_weights_alone():

@@ -18,9 +18,6 @@ FEW_PRODUCTS = 2**24
 
 PRECISIONS = ("float32", "bf16", "float64")
 
-# Freed memory that each training thread keeps: more than a step of a stack takes.
-KEPT_BYTES = 24 << 20
-
 
 def available_devices() -> list[str]:
     """Names of the devices that torch can compute on here."""
@@ -123,16 +120,3 @@ def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
                 limited.restore_original_limits()
             elif one_thread:  # Ctrl-C has come before it was known what was limited
                 _openmp().limit(limits=n_threads)
-
-
-@functools.cache
-def keep_memory() -> None:
-    """Have memory that is freed stay with the process, where its C library is glibc.
-
-    Else that may give it back at the end of each training step, and the next one waits for the
-    system to clear page after page. Free memory at the end of a heap, of which each thread has
-    one, stays as long as it is less than twice the largest block of up to 32 MiB that the system
-    itself had given and got back (mallopt(3), M_MMAP_THRESHOLD). Such a block is taken here and
-    freed, without a word written to it.
-    """
-    torch.empty(KEPT_BYTES // 2, dtype=torch.uint8, device="cpu")

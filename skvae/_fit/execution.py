@@ -78,8 +78,6 @@ def train(
     in parts: the epoch, from 0, and the share of it that is done.
     """
     first = jobs[0]
-    if first.device.type == "cpu":
-        devices.keep_memory()
     with devices.computing(first.device, one_thread=is_small(first)):
         stack = stack_models(
             [job.architecture for job in jobs], [job.state for job in jobs], first.device
