@@ -769,7 +769,10 @@ class VAETransformer(
     def _fitted(self):
         """The fitted model, to ask it for something."""
         check_is_fitted(self)
-        return self._fitted_model.on(self.device)
+        fitted = self._fitted_model
+        if fitted.state is not self.state_:  # which somebody has replaced
+            fitted = self._join()
+        return fitted.on(self.device)
 
     def _describe_architecture(self, likelihood, n_features, missing):
         """What the model is made of."""

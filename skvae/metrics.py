@@ -492,7 +492,7 @@ def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
     """
     fitted, X = _last(estimator, X)
     posterior = fitted.architecture.posterior
-    if not hasattr(posterior, "log_density"):
+    if not posterior.has_density:
         raise ValueError(
             "mutual_information needs a posterior whose density is known everywhere: "
             f"'diagonal' or 'full'. Got {posterior!r}."

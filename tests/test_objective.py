@@ -57,7 +57,7 @@ def stacked(models, *shape):
 
 def fixed(log_likelihood, kl):
     """A model that gives these terms whatever it sees."""
-    return lambda y, eps: (torch.tensor(log_likelihood), torch.tensor(kl))
+    return lambda y, eps, n_rows: (torch.tensor(log_likelihood), torch.tensor(kl))
 
 
 # --- elbo -------------------------------------------------------------------------------------
@@ -103,14 +103,14 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
 def test_elbo_sums_draws_in_float64():
     kl = [[[0.25, 0.25], [1.5, 0.0]]]  # of each component
     model = fixed([[2.0**24, 1.0], [1.0, 2.0], [1.0, 3.0]], kl)  # float32
-    elbo = objective.elbo(model, None, None)
+    elbo = objective.elbo(model, torch.empty(2, 1), None)
     assert elbo.dtype == torch.float64
     assert elbo.tolist() == [(2**24 + 2) / 3 - 0.5, 0.5]  # 2**24 + 1 is none of float32
 
 
 def test_elbo_sums_divergences_of_draws_in_float64():
     kl = [[[2.0**24], [1.0]], [[1.0], [2.0]], [[1.0], [3.0]]]
-    elbo = objective.elbo(fixed([[0.0, 0.0]] * 3, kl), None, None)
+    elbo = objective.elbo(fixed([[0.0, 0.0]] * 3, kl), torch.empty(2, 1), None)
     assert elbo.tolist() == [-(2**24 + 2) / 3, -2]
 
 

@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -27,15 +28,14 @@ class Start(NamedTuple):
     prior: object
     module: torch.nn.Module
     oracle: D.Distribution
-    densities: object = None  # of the posteriors of pseudo-inputs
-    draw: object = None
+    encoded: tuple = ()  # the posteriors of the pseudo-inputs, if the prior has some
 
     def log_prob(self, z):
-        return self.prior.log_prob(self.module, z, self.densities)
+        return self.prior.log_prob(self.module, z, *self.encoded)
 
     def rsample(self, n, seed=0):
         n_noise = self.prior.n_noise(self.oracle.event_shape[0])
-        return self.prior.rsample(self.module, noise(n, n_noise, seed=seed), self.draw)
+        return self.prior.rsample(self.module, noise(n, n_noise, seed=seed), *self.encoded)
 
 
 def mixture_of(weights, components):
@@ -75,13 +75,12 @@ def vamp(n, posterior):
         factor = torch.diag_embed(q.log_std.exp())
         factor = factor if q.below is None else factor + q.below
         normals = D.MultivariateNormal(q.mean, scale_tril=factor)
-        return Start(
-            prior,
-            module,
-            mixture_of(torch.ones(n).double(), normals),
-            lambda z: posterior.log_density(None, q, z),
-            lambda chosen, eps: q.mean[chosen] + (factor[chosen] @ eps[..., None])[..., 0],
+        encoded = SimpleNamespace(
+            log_density=lambda z: posterior.log_density(None, q, z),
+            rsample=lambda i, eps: q.mean[i] + (factor[i] @ eps[..., None])[..., 0],
         )
+        equal = mixture_of(torch.ones(n).double(), normals)
+        return Start(prior, module, equal, (encoded,))
 
     return start
 
