@@ -44,7 +44,7 @@ from skvae._backend.autograd import each, values
 from skvae._backend.autograd import vjp as autograd_vjp
 from skvae._backend.ops import tanh
 
-__all__ = ["MLP", "Conv"]
+__all__ = ["MLP", "Conv", "Network"]
 
 aten = torch.ops.aten
 
@@ -205,6 +205,40 @@ class Network(ABC):
         without values. False by default.
     is_foreign : bool
         Of the class: whether its modules may write into what they are given. True by default.
+
+    Examples
+    --------
+    An encoder that sees each column through waves of several lengths:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import torch
+    >>> from skvae import VAETransformer
+    >>> from skvae.networks import Network
+    >>> class Waves(torch.nn.Module):
+    ...     def __init__(self, lengths):
+    ...         super().__init__()
+    ...         self.register_buffer("rate", 2 * np.pi / torch.tensor(lengths))
+    ...
+    ...     def forward(self, x):
+    ...         angle = (x.unsqueeze(-1) * self.rate).flatten(-2)
+    ...         return torch.cat([x, angle.sin(), angle.cos()], dim=-1)
+    >>> @dataclass(frozen=True)
+    ... class Periodic(Network):
+    ...     lengths: tuple[float, ...] = (1.0, 2.0, 4.0)
+    ...
+    ...     def encoder(self, n_in, n_out, hidden_layer_sizes, activation):
+    ...         n_waves = n_in * (1 + 2 * len(self.lengths))
+    ...         return torch.nn.Sequential(Waves(self.lengths), torch.nn.Linear(n_waves, n_out))
+    ...
+    ...     def decoder(self, n_in, n_out, hidden_layer_sizes, activation):
+    ...         return torch.nn.Sequential(
+    ...             torch.nn.Linear(n_in, 32), torch.nn.Tanh(), torch.nn.Linear(32, n_out)
+    ...         )
+    >>> X = np.random.default_rng(0).normal(size=(200, 4))
+    >>> vae = VAETransformer(2, network=Periodic(), max_iter=5, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (200, 2)
     """
 
     initialises_all: ClassVar[bool] = False

@@ -39,7 +39,26 @@ N_MEAN_DRAWS = 64  # of a flow, whose mean has no formula
 
 
 class Normal(NamedTuple):
-    """Parameters of q(z|x) for a batch of rows."""
+    """Parameters of q(z|x) for a batch of rows.
+
+    Parameters
+    ----------
+    mean : tensor of shape (..., n_rows, n_components)
+        Means, before what a flow does to the draws.
+    log_std : tensor of shape (..., n_rows, n_components)
+        Logarithm of the standard deviations; of `Full`, of the diagonal of the factor.
+    below : tensor of shape (..., n_rows, n_components, n_components) or None, default=None
+        The factor below its diagonal.
+    context : tensor of shape (..., n_rows, n_context) or None, default=None
+        Of the row, for a flow.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvae.posteriors import Diagonal
+    >>> Diagonal().parameters(torch.zeros(1, 4)).mean
+    tensor([[0., 0.]])
+    """
 
     mean: torch.Tensor  # (..., B, L)
     log_std: torch.Tensor  # (..., B, L): of Full, the logarithm of the factor's diagonal

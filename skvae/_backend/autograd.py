@@ -4,7 +4,7 @@ Training runs in torch's inference mode, whose tensors autograd refuses: what go
 copied, and the tape is kept for one pullback.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,8 +56,31 @@ def values(module: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return list(module.parameters()), list(module.buffers())
 
 
-def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> SimpleNamespace:
-    """What a part's functions read a flat module by: its names, with other values."""
+def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> Any:
+    """What a part's functions read a module by: its names, with other values.
+
+    A module without modules inside is read by its names alone; of another one this is a copy.
+    """
     names = [name for name, _ in module.named_parameters()]
     names += [name for name, _ in module.named_buffers()]
-    return SimpleNamespace(**dict(zip(names, [*parameters, *buffers], strict=True)))
+    values = dict(zip(names, [*parameters, *buffers], strict=True))
+    return _copy(module, values, "") if is_nested(module) else SimpleNamespace(**values)
+
+
+def is_nested(module: nn.Module) -> bool:
+    """Whether a module has modules inside, which may ask for tensors of one model."""
+    return next(module.children(), None) is not None
+
+
+def _copy(module: nn.Module, values: Mapping[str, torch.Tensor], prefix: str) -> nn.Module:
+    """A module of the same kind with these values, by their names in the whole."""
+    new = object.__new__(type(module))
+    vars(new).update(vars(module))
+    for kind in ("_parameters", "_buffers"):
+        own = {name: values.get(prefix + name, v) for name, v in getattr(module, kind).items()}
+        vars(new)[kind] = own
+    vars(new)["_modules"] = {
+        name: child if child is None else _copy(child, values, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+    }
+    return new

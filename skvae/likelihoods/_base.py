@@ -321,10 +321,17 @@ class Likelihood(ABC):
         """`total` and its pullback, of M models."""
         parameters, buffers = autograd.values(module)
 
+        def of_one(
+            raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, learned: Any, kept: Any
+        ) -> list[torch.Tensor]:
+            return [self.total(autograd.holder(module, learned, kept), raw, x, weight)]
+
         def total(inputs: Any, constants: Any) -> list[torch.Tensor]:
             *learned, raw = inputs
             *kept, x, weight = constants
-            return [self.total(autograd.holder(module, learned, kept), raw, x, weight)]
+            if autograd.is_nested(module):
+                return list(autograd.each(of_one, raw, x, weight, learned, kept))
+            return of_one(raw, x, weight, learned, kept)  # all models at once
 
         (result,), backward = autograd.vjp(total, [*parameters, raw], [*buffers, x, weight])
 
