@@ -1,0 +1,129 @@
+"""The fitted model behind an estimator: what it keeps between calls, and what it must not keep."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skvae import VAETransformer
+from skvae._inference.fitted import FittedModel
+from skvae._model import state
+from skvae.posteriors import Flow
+from skvae.priors import Mixture, Vamp
+
+
+def count_models(monkeypatch):
+    """Note each model that is built from here on."""
+    built, build = [], state.VAE
+    monkeypatch.setattr(state, "VAE", lambda architecture: built.append(1) or build(architecture))
+    return built
+
+
+def test_a_model_is_built_once_for_all_calls(X, quick, monkeypatch):
+    vae = quick(device="cpu").fit(X)
+    built = count_models(monkeypatch)
+    for _ in range(3):
+        vae.transform(X[:1])
+        vae.score_samples(X)
+        vae.sample(2, random_state=0)
+    assert len(built) == 1
+
+
+def test_an_array_that_is_changed_in_place_changes_the_model(X, quick):
+    vae = quick(device="cpu").fit(X)
+    before = vae.transform(X)
+    name = next(name for name in vae.state_ if name.endswith("bias"))
+    vae.state_[name][:] += 1
+    expected = pickle.loads(pickle.dumps(vae)).transform(X)
+    assert not np.array_equal(before, expected)
+    np.testing.assert_array_equal(vae.transform(X), expected)
+
+
+def test_an_array_that_is_replaced_and_a_state_that_is_replaced_are_the_model(X, quick):
+    vae, other = quick(device="cpu").fit(X), quick(device="cpu", random_state=1).fit(X)
+    vae.transform(X)
+    for name, array in other.state_.items():
+        vae.state_[name] = array
+    np.testing.assert_array_equal(vae.transform(X), other.transform(X))
+    vae = quick(device="cpu").fit(X)
+    vae.transform(X)
+    vae.state_ = dict(other.state_)
+    np.testing.assert_array_equal(vae.transform(X), other.transform(X))
+
+
+def test_arrays_that_cannot_be_written_to_are_left_alone(X, quick):
+    vae = quick(device="cpu").fit(X)
+    expected = vae.transform(X)
+    for name, array in vae.state_.items():
+        vae.state_[name] = array.copy()
+        vae.state_[name].flags.writeable = False
+    np.testing.assert_array_equal(vae.transform(X), expected)
+
+
+def test_a_refit_a_copy_and_a_file_have_models_of_their_own(X, quick, monkeypatch):
+    vae = quick(device="cpu").fit(X)
+    first = vae.transform(X)
+    assert b"FittedModel" not in pickle.dumps(vae)
+    twin, loaded = copy.copy(vae), pickle.loads(pickle.dumps(vae))
+    vae.set_params(random_state=1).fit(X)
+    assert not np.array_equal(vae.transform(X), first)
+    for other in (twin, loaded, copy.deepcopy(twin)):
+        np.testing.assert_array_equal(other.transform(X), first)
+
+
+def test_no_call_changes_the_attributes_of_an_estimator(X, quick):
+    vae = quick(device="cpu").fit(X)
+    before = dict(vars(vae))
+    vae.transform(X)
+    assert vars(vae) == before
+
+
+def test_a_module_of_a_users_is_built_for_each_call(X, quick, monkeypatch):
+    class Counting(nn.Linear):
+        def __init__(self, n_in, n_out):
+            super().__init__(n_in, n_out)
+            self.register_buffer("n_calls", torch.zeros(()))
+
+        def forward(self, x):  # a module may do anything
+            return super().forward(x) + self.n_calls.add_(1.0)
+
+    vae = quick(device="cpu", network=(Counting, nn.Linear)).fit(X)
+    built = count_models(monkeypatch)
+    np.testing.assert_array_equal(vae.transform(X), vae.transform(X))
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"prior": Mixture(3)}, {"prior": Vamp(3)}, {"posterior": Flow()}], ids=str
+)
+def test_threads_share_a_model(X, quick, parts):
+    holes = np.where(np.quantile(X, 0.9) < X, np.nan, X)
+    vae = quick(device="cpu", **parts).fit(holes)
+    tables = [X, X[:1], X[5:40], holes] * 8
+    expected = [vae.score_samples(table) for table in tables]
+    fresh = pickle.loads(pickle.dumps(vae))
+    with ThreadPoolExecutor(8) as threads:
+        for score, own in zip(threads.map(fresh.score_samples, tables), expected, strict=True):
+            np.testing.assert_array_equal(score, own)
+
+
+def test_another_device_is_asked_for_at_the_next_call(X, quick):
+    vae = quick(device="cpu").fit(X)
+    expected = vae.transform(X)
+    vae.device = "cuda:99"
+    with pytest.warns(UserWarning, match="Computing on the CPU"):
+        np.testing.assert_array_equal(vae.transform(X), expected)
+
+
+def test_a_fitted_model_says_what_it_is_of(X):
+    vae = VAETransformer(3, hidden_layer_sizes=(8,), max_iter=2, random_state=0).fit(X)
+    fitted = vae._fitted
+    assert isinstance(fitted, FittedModel)
+    assert fitted.n_components == 3
+    assert fitted.schema.n_columns == 4
+    assert fitted.likelihood == vae.likelihood_
+    assert fitted.architecture.hidden_layer_sizes == (8,)
