@@ -770,7 +770,8 @@ class VAETransformer(
         """The fitted model, to ask it for something."""
         check_is_fitted(self)
         fitted = self._fitted_model
-        if fitted.state is not self.state_:  # which somebody has replaced
+        # Callbacks set the attributes of an epoch, and users may set others.
+        if fitted is None or fitted.state is not self.state_:
             fitted = self._join()
         return fitted.on(self.device)
 
@@ -812,6 +813,7 @@ class VAETransformer(
                 f"posterior={self.posterior!r} and prior={self.prior!r}."
             )
 
+    _fitted_model = None
     # Of a fit that was stopped, if it can go on.
     _progress = None
     # Moments of the features in the rows that decided the units, and whether any rows had holes.
