@@ -10,7 +10,7 @@ sees, as in ``Pipeline.score``. With K independent draws z_k of q(z|x) for each 
 where the latter estimate is itself below log p(x) on average, and rises with K (Burda, Grosse &
 Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem 1). For it, a
 fifth of the draws come from wider distributions than q(z|x), with weights to match
-(`skvae._importance`).
+(`skvae._model.importance`).
 
 What `fit` has not seen costs what it does in ``VAETransformer.score_samples``, where log p(x|z) is
 a part of the number: infinity and values out of reach make it infinite. Functions of q(z|x) alone,

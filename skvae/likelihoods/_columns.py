@@ -75,7 +75,7 @@ class Columns(Likelihood):
         """Of the likelihoods alone: not all that says which columns has one."""
         return hash(tuple(likelihood for likelihood, _ in self.parts))
 
-    # What follows is of parts whose columns are positions: `skvae._tables.place`.
+    # What follows is of parts whose columns are positions: `skvae.likelihoods._choice.place`.
 
     @property
     def initialises_all(self) -> bool:  # type: ignore[override]
