@@ -149,7 +149,7 @@ class VAEGridSearchCV(GridSearchCV):
     def __init__(
         self,
         estimator: Estimator,
-        param_grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]],
+        param_grid: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
         scoring: str | Callable[..., Any] | Sequence[str] | Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
