@@ -43,8 +43,8 @@ Rows = NDArray[np.float64]
 def rows(n: int = 60) -> Rows:
     """Rows of two factors."""
     rng = np.random.default_rng(0)
-    noise = 0.3 * rng.standard_normal((n, 4))
-    return rng.standard_normal((n, 2)) @ np.array([[1.0, 2, 0, 1], [0, 1, -1, 2]]) + noise
+    X: Rows = rng.standard_normal((n, 2)) @ np.array([[1.0, 2, 0, 1], [0, 1, -1, 2]])
+    return X + 0.3 * rng.standard_normal((n, 4))
 
 
 def small(n_components: int = 2, likelihood: Likelihood | str = "gaussian") -> VAETransformer:
@@ -254,8 +254,9 @@ class Wide(Prior):
 
     def log_prob(self, module: Any, z: torch.Tensor) -> torch.Tensor:
         """log p(z)."""
-        unit = z * torch.exp(-module.log_std)
-        return -(0.5 * unit.square() + module.log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+        normal = torch.distributions.Normal(0.0, module.log_std.exp(), validate_args=False)
+        density: torch.Tensor = normal.log_prob(z)
+        return density.sum(-1)
 
     def rsample(self, module: Any, eps: torch.Tensor) -> torch.Tensor:
         """Draws."""
