@@ -1,6 +1,7 @@
 """A variational autoencoder that behaves like scikit-learn's PCA."""
 
 import importlib
+from types import ModuleType
 
 from skvae import inspection, metrics
 from skvae._callbacks import Checkpoint
@@ -26,13 +27,13 @@ __all__ = [
 _LATE = ("onnx", "safetensors")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     """The module of `_LATE` called `name`."""
     if name in _LATE:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """All names, those of `_LATE` too."""
     return sorted({*globals(), *_LATE})

@@ -3,11 +3,13 @@
 import os
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import joblib
 from sklearn.base import clone
 from sklearn.utils import check_scalar
 
+from skvae import _typing
 from skvae._backend import files
 
 try:
@@ -97,11 +99,11 @@ class Checkpoint:
     # A name for pickles and links that survives when files move.
     __module__ = "skvae"
 
-    def __init__(self, path, *, every=1):
-        self.path = Path(path).absolute()
-        self.every = check_scalar(every, "every", Integral, min_val=1)
+    def __init__(self, path: _typing.Path, *, every: int = 1) -> None:
+        self.path: Path = Path(path).absolute()
+        self.every: int = check_scalar(every, "every", Integral, min_val=1)
 
-    def setup(self, estimator, context):
+    def setup(self, estimator: Any, context: Any) -> None:
         """Check, before anything is trained, that the fit can go on.
 
         Parameters
@@ -126,7 +128,7 @@ class Checkpoint:
                 "only. Got warm_start=False."
             )
 
-    def teardown(self, estimator, context):
+    def teardown(self, estimator: Any, context: Any) -> None:
         """Nothing is left to do.
 
         Parameters
@@ -137,7 +139,7 @@ class Checkpoint:
             Where the fit is.
         """
 
-    def on_fit_task_begin(self, estimator, context):
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
         """Nothing has been learned yet.
 
         Parameters
@@ -148,7 +150,7 @@ class Checkpoint:
             Where the fit is.
         """
 
-    def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+    def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> None:
         """Save the model, at the end of an epoch or of the fit.
 
         Parameters

@@ -10,11 +10,13 @@ arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(
 import copy
 import warnings
 from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import scipy.sparse
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context, clone
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils._set_output import _get_output_config
@@ -28,8 +30,12 @@ from sklearn.utils.validation import (
 from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_tensor
 from skvae._data import codes, containers, schema, weighting, words
+from skvae._typing import Groups, RandomState, Rows, fit_context
 from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian, _choice
+
+if TYPE_CHECKING:
+    from sklearn.impute import MissingIndicator
 
 # Every model is trained on the rows and on copies of them of which further values are hidden, up to
 # half of a row's. An encoder that has seen one pattern of holes in each row remembers rows, and one
@@ -120,7 +126,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     __module__ = "skvae"
     _doc_link_module, _doc_link_template = DOC_LINK
 
-    _parameter_constraints: dict = {
+    estimator_: VAETransformer
+    indicator_: "MissingIndicator | None"
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    _parameter_constraints: dict[str, Any] = {
         "estimator": [VAETransformer, None],
         "missing_values": "no_validation",
         "n_draws": [Interval(Integral, 1, None, closed="left")],
@@ -132,15 +143,15 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: VAETransformer | None = None,
         *,
-        missing_values=np.nan,
-        n_draws=64,
-        sample_posterior=False,
-        add_indicator=False,
-        keep_empty_features=False,
-        random_state=None,
-    ):
+        missing_values: float = np.nan,
+        n_draws: int = 64,
+        sample_posterior: bool = False,
+        add_indicator: bool = False,
+        keep_empty_features: bool = False,
+        random_state: RandomState = None,
+    ) -> None:
         self.estimator = estimator
         self.missing_values = missing_values
         self.n_draws = n_draws
@@ -149,8 +160,14 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self.keep_empty_features = keep_empty_features
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, sample_weight=None, groups=None):
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self,
+        X: Rows,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        groups: Groups | None = None,
+    ) -> Self:
         """Fit the model to what is there of X.
 
         Parameters
@@ -233,7 +250,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             self.indicator_ = MissingIndicator(error_on_new=False).fit(X)
         self._empty = empty
 
-    def transform(self, X):
+    def transform(self, X: Rows) -> Any:
         """Fill in the missing values of X.
 
         Parameters
@@ -358,7 +375,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
         return draw
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
         """The names of the columns that `transform` gives back.
 
         Parameters
@@ -378,7 +395,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return kept
         return np.concatenate([kept, self.indicator_.get_feature_names_out(names)])
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]

@@ -1,13 +1,22 @@
 """What ends in a `VAETransformer`: a Pipeline or a fitted search, used as one model."""
 
+from typing import Any
+
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from skvae._typing import Estimator, RandomState
 from skvae._vae import VAETransformer
 
 
-def sample(estimator, n_samples=1, random_state=None, *, mean=False):
+def sample(
+    estimator: Estimator,
+    n_samples: int = 1,
+    random_state: RandomState = None,
+    *,
+    mean: bool = False,
+) -> Any:
     """Draw new rows from a fitted VAETransformer, or from what ends in one.
 
     A Pipeline forwards no `sample`: this draws from its last step and inverts the earlier

@@ -12,10 +12,10 @@ import math
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import joblib
 import numpy as np
@@ -31,6 +31,7 @@ from sklearn.utils.validation import _check_method_params
 
 from skvae._fit import packing, report
 from skvae._model.member import Plan, Record
+from skvae._typing import Estimator, Rows, Splitter
 from skvae._vae import DOC_LINK, VAETransformer, n_varying
 
 
@@ -129,26 +130,37 @@ class VAEGridSearchCV(GridSearchCV):
     __module__ = "skvae"
     _doc_link_module, _doc_link_template = DOC_LINK
 
-    _parameter_constraints: dict = {
+    cv_results_: dict[str, Any]
+    best_estimator_: Any
+    best_score_: float
+    best_params_: dict[str, Any]
+    best_index_: int
+    scorer_: Any
+    n_splits_: int
+    refit_time_: float
+    multimetric_: bool
+    feature_names_in_: np.ndarray
+
+    _parameter_constraints: dict[str, Any] = {
         **GridSearchCV._parameter_constraints,
         "max_stack": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     }
 
     def __init__(
         self,
-        estimator,
-        param_grid,
+        estimator: Estimator,
+        param_grid: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         *,
-        scoring=None,
-        n_jobs=None,
-        refit=True,
-        cv=None,
-        verbose=0,
-        pre_dispatch="2*n_jobs",
-        error_score=np.nan,
-        return_train_score=False,
-        max_stack="auto",
-    ):
+        scoring: str | Callable[..., Any] | Sequence[str] | Mapping[str, Any] | None = None,
+        n_jobs: int | None = None,
+        refit: bool | str | Callable[..., Any] = True,
+        cv: int | Splitter | Iterable[Any] | None = None,
+        verbose: int = 0,
+        pre_dispatch: int | str = "2*n_jobs",
+        error_score: float | Literal["raise"] = np.nan,
+        return_train_score: bool = False,
+        max_stack: int | Literal["auto"] = "auto",
+    ) -> None:
         super().__init__(
             estimator,
             param_grid,
@@ -163,7 +175,7 @@ class VAEGridSearchCV(GridSearchCV):
         )
         self.max_stack = max_stack
 
-    def fit(self, X, y=None, **params):
+    def fit(self, X: Rows, y: Any = None, **params: Any) -> Self:
         """Train and score all candidates on all folds, then refit the best.
 
         Parameters

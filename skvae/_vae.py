@@ -5,22 +5,25 @@ is made from them for each call and forgotten, so files hold no device, copies a
 threads share nothing.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.stats import qmc
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
-    _fit_context,
 )
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from skvae._backend import blocks, devices, files
 from skvae._backend.tensors import to_array, to_tensor
@@ -46,10 +49,13 @@ from skvae._model.state import (
     cast_state,
     initial_state,
 )
+from skvae._typing import Groups, RandomState, Rows, fit_context
 from skvae.likelihoods import LIKELIHOODS, Likelihood, _choice
 from skvae.networks import ACTIVATIONS, NETWORKS, Network, Own
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
+
+MakeModule: TypeAlias = Callable[[int, int], nn.Module]  # (n_in, n_out) to a module
 
 # What scikit-learn's HTML needs to link an estimator: its package, and the page in the docs.
 DOC_LINK = "skvae", "https://skvae.github.io/skvae/api/{estimator_module}.{estimator_name}.html"
@@ -374,7 +380,14 @@ class VAETransformer(
     __module__ = "skvae"
     _doc_link_module, _doc_link_template = DOC_LINK
 
-    _parameter_constraints: dict = {
+    n_iter_: int
+    kept_iter_: int | None
+    history_: dict[str, np.ndarray]
+    state_: dict[str, np.ndarray]
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+
+    _parameter_constraints: dict[str, Any] = {
         "n_components": [Interval(Integral, 1, qmc.Sobol.MAXDIM, closed="both")],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
         "prior": [StrOptions(set(PRIORS)), Prior],
@@ -407,36 +420,36 @@ class VAETransformer(
 
     def __init__(
         self,
-        n_components=8,
+        n_components: int = 8,
         *,
-        likelihood="gaussian",
-        prior="standard_normal",
-        posterior="diagonal",
-        network="mlp",
-        hidden_layer_sizes=(128, 64),
-        activation="tanh",
-        beta=1.0,
-        beta_warmup=0.0,
-        n_beta_cycles=1,
-        free_bits=0.0,
-        n_importance_samples=1,
-        learning_rate=3e-3,
-        learning_rate_schedule="cosine",
-        weight_decay=0.0,
-        max_grad_norm=None,
-        batch_size="auto",
-        max_iter=300,
-        early_stopping="auto",
-        validation_fraction=0.1,
-        n_iter_no_change=50,
-        tol=1e-3,
-        n_score_draws="auto",
-        warm_start=False,
-        device="auto",
-        precision="float32",
-        random_state=None,
-        verbose=0,
-    ):
+        likelihood: Likelihood | str = "gaussian",
+        prior: Prior | Literal["standard_normal"] = "standard_normal",
+        posterior: Posterior | Literal["diagonal", "full"] = "diagonal",
+        network: Network | Literal["mlp"] | tuple[MakeModule, MakeModule] = "mlp",
+        hidden_layer_sizes: int | Sequence[int] = (128, 64),
+        activation: Literal["elu", "gelu", "relu", "silu", "softplus", "tanh"] = "tanh",
+        beta: float = 1.0,
+        beta_warmup: float = 0.0,
+        n_beta_cycles: int = 1,
+        free_bits: float = 0.0,
+        n_importance_samples: int = 1,
+        learning_rate: float = 3e-3,
+        learning_rate_schedule: Literal["cosine", "constant"] = "cosine",
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        batch_size: int | Literal["auto"] = "auto",
+        max_iter: int = 300,
+        early_stopping: bool | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 50,
+        tol: float = 1e-3,
+        n_score_draws: int | Literal["auto"] = "auto",
+        warm_start: bool = False,
+        device: str = "auto",
+        precision: Literal["float32", "bf16", "float64"] = "float32",
+        random_state: RandomState = None,
+        verbose: int = 0,
+    ) -> None:
         self.n_components = n_components
         self.likelihood = likelihood
         self.prior = prior
@@ -468,8 +481,14 @@ class VAETransformer(
 
     # --- fit ------------------------------------------------------------------------------
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None, groups=None):
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Rows,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        groups: Groups | None = None,
+    ) -> Self:
         """Fit the model to X.
 
         Parameters
@@ -507,8 +526,8 @@ class VAETransformer(
         """
         return self._fit(X, y, sample_weight, groups)
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y=None, sample_weight=None):
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Rows, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Go on training with one pass over X, a block of rows.
 
         The first block decides the units of the model and which columns are constant, and its
@@ -557,7 +576,7 @@ class VAETransformer(
         report.check_outcome(trained, job.plan, n_varying(job), keep=False)
         return self._become(fitted(trained.record, trained.state))
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def _fit_changed(self, X, change, sample_weight=None, groups=None):
         """Fit to what `change` makes of the rows of X: see `_prepare`."""
         return self._fit(X, None, sample_weight, groups, change)
@@ -847,28 +866,28 @@ class VAETransformer(
     # How many rows of `fit` had a value in each column; None of a file that was saved before.
     _seen = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # What is joined of the rest is joined anew.
         state = {k: v for k, v in super().__getstate__().items() if k != "_fitted_model"}
         return files.seal(state, [*self._get_param_names(), *FITTED])
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         names = [*self._get_param_names(), *FITTED]
         super().__setstate__(files.unseal(state, names))
         if self.__sklearn_is_fitted__():
             self._fitted_model = self._join()
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         new = object.__new__(type(self))
         vars(new).update(vars(self))  # nothing to check
         return new
 
-    def __sklearn_is_fitted__(self):
+    def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "state_")
 
     # --- inference ------------------------------------------------------------------------
 
-    def transform(self, X):
+    def transform(self, X: Rows) -> np.ndarray:
         """Posterior means of the rows of X.
 
         Parameters
@@ -893,7 +912,7 @@ class VAETransformer(
         block.warn()
         return Z
 
-    def encode(self, X):
+    def encode(self, X: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Posterior means and standard deviations of the rows of X.
 
         Parameters
@@ -919,7 +938,9 @@ class VAETransformer(
         block.warn()
         return mean, std
 
-    def sample_posterior(self, X, n_draws=1, random_state=None):
+    def sample_posterior(
+        self, X: Rows, n_draws: int = 1, random_state: RandomState = None
+    ) -> np.ndarray:
         """Draw latent rows from the posterior q(z|x) of each row of X.
 
         Parameters
@@ -952,7 +973,7 @@ class VAETransformer(
         block.warn()
         return Z
 
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: ArrayLike) -> Any:
         """Expected rows E[x|z] of latent rows z.
 
         Parameters
@@ -999,7 +1020,9 @@ class VAETransformer(
         fitted.map_rows(decode, decoded)
         return self._contain(decoded, X.index if hasattr(X, "iloc") else None)
 
-    def sample(self, n_samples=1, random_state=None, *, mean=False):
+    def sample(
+        self, n_samples: int = 1, random_state: RandomState = None, *, mean: bool = False
+    ) -> Any:
         """Draw new rows: z from the prior, then x from p(x|z) with its observation noise.
 
         Parameters
@@ -1037,7 +1060,7 @@ class VAETransformer(
         fitted.map_rows(draw, drawn, whole_blocks=True)
         return self._contain(drawn)
 
-    def score_samples(self, X):
+    def score_samples(self, X: Rows) -> np.ndarray:
         """Evidence lower bound of each row: at most its log-density, in nats.
 
         Always with beta=1, whatever the model was trained with, and in the units of X, so
@@ -1081,7 +1104,7 @@ class VAETransformer(
         block.warn()
         return elbo
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(self, X: Rows, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Mean ELBO of the rows of X: minus the negative ELBO, so greater is better.
 
         Parameters
@@ -1105,7 +1128,7 @@ class VAETransformer(
             elbo, weight = elbo[weight > 0], weight[weight > 0]  # 0 times -inf is no number
         return float(np.average(elbo, weights=weight))
 
-    def to_module(self):
+    def to_module(self) -> nn.Module:
         """Make a torch module of the fitted model, to go on in torch.
 
         Returns
@@ -1127,14 +1150,14 @@ class VAETransformer(
     # --- what comes out -------------------------------------------------------------------
 
     @property
-    def likelihood_(self):
+    def likelihood_(self) -> Likelihood:
         """The likelihood of the columns: what `likelihood` says, or what "auto" has chosen."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no likelihood_ before fit.")
         return part_of("likelihood", self._likelihood)
 
     @property
-    def noise_variance_(self):
+    def noise_variance_(self) -> float | np.ndarray:
         """Variance of the observation noise in squared units of X: float or (n_features,)."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
@@ -1155,7 +1178,7 @@ class VAETransformer(
     def _n_features_out(self):
         return self._architecture["n_components"]
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True

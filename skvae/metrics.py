@@ -28,6 +28,7 @@ bound, 2016).
 import math
 import warnings
 from numbers import Integral
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_array, to_tensor
 from skvae._model import importance
 from skvae._model.state import ACTIVE_VARIANCE
+from skvae._typing import Estimator, RandomState, Rows
 
 __all__ = [
     "active_units",
@@ -53,17 +55,38 @@ __all__ = [
 MOST_HEAVY = 0.1
 
 
+@overload
 def log_likelihood(
-    estimator,
-    X,
-    y=None,
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
     *,
-    n_samples=100,
-    random_state=None,
-    per_sample=False,
-    return_std_error=False,
-    return_pareto_k=False,
-):
+    n_samples: int = 100,
+    random_state: RandomState = None,
+) -> float: ...
+@overload
+def log_likelihood(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+    return_pareto_k: bool = False,
+) -> Any: ...
+def log_likelihood(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+    return_pareto_k: bool = False,
+) -> Any:
     """Importance-sampled log p(x): mean over the rows of X.
 
     The estimate is good where q(z|x) is close to the true posterior of z, and too low where it is
@@ -162,16 +185,36 @@ def log_likelihood(
     return (*results, pareto_k) if return_std_error else (results, pareto_k)
 
 
+@overload
 def elbo(
-    estimator,
-    X,
-    y=None,
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
     *,
-    n_samples=100,
-    random_state=None,
-    per_sample=False,
-    return_std_error=False,
-):
+    n_samples: int = 100,
+    random_state: RandomState = None,
+) -> float: ...
+@overload
+def elbo(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+) -> Any: ...
+def elbo(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+) -> Any:
     """Evidence lower bound, with draws of each row's own: mean over the rows of X.
 
     `skvae.VAETransformer.score` is the same by fixed draws that all rows share.
@@ -216,17 +259,38 @@ def elbo(
     return _give(totals["mean"], totals["error"], per_sample, return_std_error)
 
 
+@overload
 def reconstruction(
-    estimator,
-    X,
-    y=None,
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
     *,
-    n_samples=100,
-    random_state=None,
-    per_sample=False,
-    per_feature=False,
-    return_std_error=False,
-):
+    n_samples: int = 100,
+    random_state: RandomState = None,
+) -> float: ...
+@overload
+def reconstruction(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    per_feature: bool = False,
+    return_std_error: bool = False,
+) -> Any: ...
+def reconstruction(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    per_feature: bool = False,
+    return_std_error: bool = False,
+) -> Any:
     """-E[log p(x|z)] under q(z|x): mean over the rows of X, smaller is better.
 
     Parameters
@@ -301,16 +365,36 @@ def reconstruction(
     return result if per_sample else result.mean(axis=0)
 
 
+@overload
 def kl(
-    estimator,
-    X,
-    y=None,
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
     *,
-    n_samples=100,
-    random_state=None,
-    per_sample=False,
-    return_std_error=False,
-):
+    n_samples: int = 100,
+    random_state: RandomState = None,
+) -> float: ...
+@overload
+def kl(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+) -> Any: ...
+def kl(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 100,
+    random_state: RandomState = None,
+    per_sample: bool = False,
+    return_std_error: bool = False,
+) -> Any:
     """KL(q(z|x) || p(z)): mean over the rows of X.
 
     Exact where it has a closed form, else an estimate by draws.
@@ -354,7 +438,7 @@ def kl(
     return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
 
 
-def kl_per_component(estimator, X, y=None):
+def kl_per_component(estimator: Estimator, X: Rows, y: Any = None) -> np.ndarray:
     """KL(q(z_j|x) || p(z_j)) of each component, mean over the rows of X.
 
     Parameters
@@ -408,7 +492,9 @@ def kl_per_component(estimator, X, y=None):
     return result.mean(axis=0)
 
 
-def active_units(estimator, X, y=None, *, threshold=ACTIVE_VARIANCE):
+def active_units(
+    estimator: Estimator, X: Rows, y: Any = None, *, threshold: float = ACTIVE_VARIANCE
+) -> int:
     """Number of components whose posterior mean changes with the row.
 
     Parameters
@@ -447,7 +533,14 @@ def active_units(estimator, X, y=None, *, threshold=ACTIVE_VARIANCE):
     return int((np.var(means, axis=0, dtype=np.float64) > threshold).sum())
 
 
-def mutual_information(estimator, X, y=None, *, n_samples=1, random_state=None):
+def mutual_information(
+    estimator: Estimator,
+    X: Rows,
+    y: Any = None,
+    *,
+    n_samples: int = 1,
+    random_state: RandomState = None,
+) -> float:
     """What a draw of z tells of which row of X it came from, under q(z|x).
 
     With N rows, at most log N: the estimate for data beyond X is good where it is far below.

@@ -46,7 +46,7 @@ from skvae._backend.ops import tanh
 
 __all__ = ["MLP", "Conv", "Network"]
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 class Tanh(nn.Tanh):
@@ -146,12 +146,12 @@ class Hidden(nn.Module):
 
     def __init__(self, n_in: int, n_out: int, activation: str, options: "MLP") -> None:
         super().__init__()
-        self.linear = Linear(n_in, n_out)
-        self.norm = nn.LayerNorm(n_out) if options.layer_norm else nn.Identity()
-        self.activation = ACTIVATIONS[activation][0]()
-        self.dropout = options.dropout
+        self.linear: Linear = Linear(n_in, n_out)
+        self.norm: nn.Module = nn.LayerNorm(n_out) if options.layer_norm else nn.Identity()
+        self.activation: nn.Module = ACTIVATIONS[activation][0]()
+        self.dropout: float = options.dropout
         # Added as it is, or by a linear map to the other width.
-        self.skip = None
+        self.skip: nn.Module | None = None
         if options.residual:
             self.skip = nn.Identity() if n_in == n_out else Linear(n_in, n_out)
 
@@ -175,11 +175,14 @@ class HiddenLayers(nn.Module):
         self, hidden: Sequence[Hidden], last: Linear, linear: nn.Parameter | None = None
     ) -> None:
         super().__init__()
-        self.hidden = nn.ModuleList(hidden)
-        self.last, self.linear = last, linear
+        self.hidden: nn.ModuleList = nn.ModuleList(hidden)
+        self.last: Linear = last
+        self.linear: nn.Parameter | None = linear
         # Of the noise that each takes.
-        self.widths = [layer.linear.out_features if layer.dropout else 0 for layer in hidden]
-        self.n_noise = sum(self.widths)
+        self.widths: list[int] = [
+            layer.linear.out_features if layer.dropout else 0 for layer in hidden
+        ]
+        self.n_noise: int = sum(self.widths)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """(..., n_in) to (..., n_out), with noise (..., n_noise) in training."""

@@ -14,6 +14,7 @@ import importlib
 import logging
 import threading
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skvae._backend import files
+from skvae._typing import Path
 from skvae._vae import VAETransformer
 
 __all__ = ["export", "register"]
@@ -32,7 +34,9 @@ OPSET = 18
 _borrowing = threading.Lock()
 
 
-def export(vae, file, part="encoder"):
+def export(
+    vae: VAETransformer, file: Path, part: Literal["encoder", "decoder"] = "encoder"
+) -> None:
     """Write the encoder or the decoder of a fitted model as an ONNX file.
 
     The encoder takes "X" and gives "Z", as `transform` does; the decoder takes "Z" and gives "X",
@@ -104,7 +108,7 @@ def export(vae, file, part="encoder"):
         opened.write(model.SerializeToString(deterministic=True))
 
 
-def register():
+def register() -> None:
     """Teach skl2onnx what to make of a VAETransformer, alone or in a Pipeline.
 
     ``skl2onnx.to_onnx`` then exports a fitted Pipeline with a VAETransformer in it as a whole: each
@@ -198,7 +202,10 @@ def _take(x, places):
 
 
 # Each with the names of its input and its output.
-PARTS = {"encoder": (_Encoder, "X", "Z"), "decoder": (_Decoder, "Z", "X")}
+PARTS: dict[str, tuple[type[nn.Module], str, str]] = {
+    "encoder": (_Encoder, "X", "Z"),
+    "decoder": (_Decoder, "Z", "X"),
+}
 
 
 def _graph(vae, part, dtype):

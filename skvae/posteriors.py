@@ -30,7 +30,7 @@ from skvae._backend.tensors import to_tensor
 
 __all__ = ["Diagonal", "Flow", "Full", "Normal", "Posterior"]
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 # log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
 # gradient never vanishes as a clamp's does.

@@ -11,6 +11,7 @@ import numpy as np
 
 from skvae import likelihoods
 from skvae._backend import files
+from skvae._typing import Path
 from skvae._vae import FITTED, VAETransformer
 from skvae.networks import MLP, Conv
 from skvae.posteriors import Diagonal, Flow, Full
@@ -30,7 +31,7 @@ _SEALED = {"_skvae_format", "_skvae_checksum"}
 _NAMES = {*VAETransformer._get_param_names(), *FITTED, *_SEALED, "_sklearn_output_config"}
 
 
-def save(vae, file):
+def save(vae: VAETransformer, file: Path) -> None:
     """Save a model in a file that is safe to read.
 
     Parameters
@@ -74,7 +75,7 @@ def save(vae, file):
         opened.write(content)
 
 
-def load(file):
+def load(file: Path) -> VAETransformer:
     """Load a model that `save` has saved.
 
     Parameters

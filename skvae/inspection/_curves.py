@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -10,7 +11,11 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
 from skvae import _pipeline
+from skvae._typing import Estimator
 from skvae.inspection._display import BESIDE, COLOURS, Display, Source
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_TICKS = 8  # one for each value
 ELBO = "ELBO (nats per row)"
@@ -58,7 +63,7 @@ class LossCurveDisplay(Display):
     kept_iter: int | None = None
 
     @classmethod
-    def from_estimator(cls, estimator, *, ax=None):
+    def from_estimator(cls, estimator: Estimator, *, ax: "Axes | None" = None) -> Self:
         """Draw how a fitted estimator was trained.
 
         Parameters
@@ -78,7 +83,7 @@ class LossCurveDisplay(Display):
         kept_iter = getattr(vae, "kept_iter_", None)
         return cls(history=vae.history_, kept_iter=kept_iter).plot(ax)
 
-    def plot(self, ax=None):
+    def plot(self, ax: "Axes | None" = None) -> Self:
         """Draw the curves.
 
         Parameters
@@ -91,7 +96,8 @@ class LossCurveDisplay(Display):
         display : LossCurveDisplay
             Itself.
         """
-        ax, self.beta_ax_ = self._begin(ax, (6.4, 4.2)), None
+        ax = self._begin(ax, (6.4, 4.2))
+        self.beta_ax_: Axes | None = None
         history, beta = self.history, self.history["beta"]
         epochs = 1 + np.arange(len(beta))
         changes = bool(np.any(beta != beta[-1]))
@@ -192,7 +198,14 @@ class SearchDisplay(Display):
     name: str = "negative ELBO (nats per row)"
 
     @classmethod
-    def from_estimator(cls, search, *, score=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        search: Estimator,
+        *,
+        score: str | None = None,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
         """Draw what a fitted search has found.
 
         Parameters
@@ -241,7 +254,12 @@ class SearchDisplay(Display):
         )
         return display.plot(ax, **options)
 
-    def plot(self, ax=None, *, kind="negative_elbo"):
+    def plot(
+        self,
+        ax: "Axes | None" = None,
+        *,
+        kind: Literal["negative_elbo", "rate_distortion"] = "negative_elbo",
+    ) -> Self:
         """Draw the candidates, a line for each `n_components`.
 
         Parameters

@@ -1,6 +1,7 @@
 """What the displays share: axes, the model behind an estimator, its rows as they are shown."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
@@ -9,6 +10,10 @@ from sklearn.utils.validation import check_is_fitted
 from skvae import _pipeline, metrics
 from skvae._data import arrays, codes, containers, words
 from skvae.networks import Conv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Ten colours that people with deficient colour vision, too, can tell apart (M. A. Petroff,
 # Accessible color sequences for data visualization, 2021, arXiv:2107.02270).
@@ -21,6 +26,9 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False, "font
 
 class Display:
     """The axes that are drawn on."""
+
+    ax_: "Axes"
+    figure_: "Figure"
 
     def _begin(self, ax, size):
         """The axes to draw on: `ax`, or those of a new figure of `size`, in inches."""

@@ -1,13 +1,16 @@
 """Displays of the latent space: what components tell of rows, and where rows lie."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from skvae._data import containers
 from skvae._model.state import ACTIVE_VARIANCE
+from skvae._typing import Estimator, Rows
 from skvae.inspection._display import (
     BESIDE,
     COLOURS,
@@ -18,6 +21,10 @@ from skvae.inspection._display import (
     most_active,
 )
 from skvae.likelihoods import _choice
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import EllipseCollection, PathCollection
 
 LABEL_POINTS = 18  # the width of a component's number below its bar, with room beside it
 
@@ -81,7 +88,14 @@ class ComponentsDisplay(Display):
     threshold: float = ACTIVE_VARIANCE
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, threshold=ACTIVE_VARIANCE, ax=None):
+    def from_estimator(
+        cls,
+        estimator: Estimator,
+        X: Rows,
+        *,
+        threshold: float = ACTIVE_VARIANCE,
+        ax: "Axes | None" = None,
+    ) -> Self:
         """Draw what the components of a fitted estimator tell of rows.
 
         Parameters
@@ -103,12 +117,12 @@ class ComponentsDisplay(Display):
         kl, variance, _, _ = activity(Source(cls, estimator), X)
         return cls(kl=kl, variance=variance, threshold=threshold).plot(ax)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Sort the components."""
-        self.order = most_active(self.kl, self.variance)
-        self.active = self.variance > self.threshold
+        self.order: np.ndarray = most_active(self.kl, self.variance)
+        self.active: np.ndarray = self.variance > self.threshold
 
-    def plot(self, ax=None):
+    def plot(self, ax: "Axes | None" = None) -> Self:
         """Draw a bar for each component.
 
         Parameters
@@ -205,7 +219,16 @@ class LatentSpaceDisplay(Display):
     y: Any = None
 
     @classmethod
-    def from_estimator(cls, estimator, X, y=None, *, components=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: Estimator,
+        X: Rows,
+        y: ArrayLike | Sequence[Any] | None = None,
+        *,
+        components: Sequence[int] | None = None,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
         """Draw where a fitted estimator puts rows.
 
         Parameters
@@ -248,7 +271,7 @@ class LatentSpaceDisplay(Display):
         mean, std = mean[:, components], std[:, components]
         return cls(mean=mean, std=std, components=components, y=y).plot(ax, **options)
 
-    def plot(self, ax=None, *, ellipses=False):
+    def plot(self, ax: "Axes | None" = None, *, ellipses: bool = False) -> Self:
         """Draw the rows.
 
         Parameters
@@ -265,7 +288,8 @@ class LatentSpaceDisplay(Display):
             Itself.
         """
         ax = self._begin(ax, (5.4, 4.4))
-        self.scatters_, edges = [], np.empty((len(self.mean), 4))
+        self.scatters_: list[PathCollection] = []
+        edges = np.empty((len(self.mean), 4))
         groups = _groups(self.y, len(self.mean))
         for own, look in groups:
             points = ax.scatter(*self.mean[own].T, s=12, linewidths=0, **look)
@@ -277,7 +301,9 @@ class LatentSpaceDisplay(Display):
             self.figure_.colorbar(self.scatters_[0], ax=ax, label=_name(self.y))
         if any("label" in look for _, look in groups):
             ax.legend(markerscale=2, **({} if has_bar else BESIDE))
-        self.ellipses_ = self._add_ellipses(ax, edges) if ellipses else None
+        self.ellipses_: EllipseCollection | None = (
+            self._add_ellipses(ax, edges) if ellipses else None
+        )
         for axis, component in zip("xy", self.components, strict=True):
             ax.set(**{f"{axis}label": f"Posterior mean of component {component}"})
         ax.set_aspect("equal", adjustable="datalim")

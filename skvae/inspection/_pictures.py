@@ -1,12 +1,15 @@
 """Displays of rows as images or by feature: data, reconstructions, traversals and samples."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from scipy.stats import norm
 from sklearn.utils import check_scalar
 
+from skvae._typing import Estimator, RandomState, Rows
 from skvae.inspection._display import (
     BESIDE,
     COLOURS,
@@ -17,6 +20,10 @@ from skvae.inspection._display import (
     most_active,
     take,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -46,7 +53,8 @@ class RowsDisplay(Display):
         else:
             grid = spec.subgridspec(n_rows, n_columns, **gaps)
         panels = [self.figure_.add_subplot(grid[divmod(i, n_columns)]) for i in range(n)]
-        self.axes_, self._last_of_row = np.array(panels), panels[n_columns - 1]
+        self.axes_: np.ndarray | None = np.array(panels)
+        self._last_of_row = panels[n_columns - 1]
         for i, (panel, name) in enumerate(zip(panels, self.feature_names, strict=True)):
             panel.set_title(name if len(name) <= 20 else f"{name[:19]}…", fontsize="medium")
             panel.tick_params(labelsize="small")
@@ -135,7 +143,16 @@ class ReconstructionDisplay(RowsDisplay):
     reconstruction: np.ndarray
 
     @classmethod
-    def from_estimator(cls, estimator, X, *, image_shape=None, features=None, ax=None, **options):
+    def from_estimator(
+        cls,
+        estimator: Estimator,
+        X: Rows,
+        *,
+        image_shape: Sequence[int] | None = None,
+        features: Sequence[str | int] | None = None,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
         """Draw rows and what a fitted estimator makes of them.
 
         Parameters
@@ -166,7 +183,9 @@ class ReconstructionDisplay(RowsDisplay):
         data, reconstruction = take(source.data(X), places), take(reconstruction, places)
         return cls(data=data, reconstruction=reconstruction, **shown).plot(ax, **options)
 
-    def plot(self, ax=None, *, n_images=10, cmap="gray"):
+    def plot(
+        self, ax: "Axes | None" = None, *, n_images: int = 10, cmap: "str | Colormap" = "gray"
+    ) -> Self:
         """Draw the rows.
 
         Parameters
@@ -251,17 +270,17 @@ class TraversalDisplay(RowsDisplay):
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X=None,
+        estimator: Estimator,
+        X: Rows | None = None,
         *,
-        kind="components",
-        components=None,
-        n_steps=11,
-        image_shape=None,
-        features=None,
-        ax=None,
-        **options,
-    ):
+        kind: Literal["components", "manifold"] = "components",
+        components: Sequence[int] | None = None,
+        n_steps: int = 11,
+        image_shape: Sequence[int] | None = None,
+        features: Sequence[str | int] | None = None,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
         """Draw what a fitted estimator makes of latent rows.
 
         Parameters
@@ -316,7 +335,7 @@ class TraversalDisplay(RowsDisplay):
         display = cls(components=components, grid=grid, values=values, kind=kind, **shown)
         return display.plot(ax, **options)
 
-    def plot(self, ax=None, *, cmap="gray"):
+    def plot(self, ax: "Axes | None" = None, *, cmap: "str | Colormap" = "gray") -> Self:
         """Draw the expected rows.
 
         Parameters
@@ -430,17 +449,17 @@ class SampleDisplay(RowsDisplay):
     @classmethod
     def from_estimator(
         cls,
-        estimator,
-        X=None,
+        estimator: Estimator,
+        X: Rows | None = None,
         *,
-        n_samples=1000,
-        mean=False,
-        random_state=None,
-        image_shape=None,
-        features=None,
-        ax=None,
-        **options,
-    ):
+        n_samples: int = 1000,
+        mean: bool = False,
+        random_state: RandomState = None,
+        image_shape: Sequence[int] | None = None,
+        features: Sequence[str | int] | None = None,
+        ax: "Axes | None" = None,
+        **options: Any,
+    ) -> Self:
         """Draw rows from a fitted estimator.
 
         Parameters
@@ -477,7 +496,9 @@ class SampleDisplay(RowsDisplay):
         data = None if X is None else take(source.data(X), places)
         return cls(samples=take(samples, places), data=data, **shown).plot(ax, **options)
 
-    def plot(self, ax=None, *, n_images=30, cmap="gray"):
+    def plot(
+        self, ax: "Axes | None" = None, *, n_images: int = 30, cmap: "str | Colormap" = "gray"
+    ) -> Self:
         """Draw the rows.
 
         Parameters
