@@ -19,17 +19,17 @@ def describe(
 ):
     """Moments of the features of the rows that are trained on, and what to know of the columns.
 
-    `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
+    `held_out` are the indices of the other rows. Whether values are missing is asked of all rows.
     Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
     feature the moments of all rows: the value then does what it would do in a row trained on.
     `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
     in each column. `grouped`: rows that belong together are held out together.
     """
     labels = words.Labels(attributes.get("feature_names_in_"))
-    places = likelihood.columns_of(data.shape[1])
+    columns = likelihood.columns_of(data.shape[1])
     support = functools.partial(likelihood.check_support, labels=labels)
     describe_rows = functools.partial(
-        statistics.describe_columns, support=support, labels=labels._replace(places=places)
+        statistics.describe_columns, support=support, labels=labels._replace(indices=columns)
     )
     training, others = np.delete(np.arange(data.shape[0]), held_out), np.sort(held_out)
     if not len(held_out):
@@ -37,23 +37,23 @@ def describe(
     else:
         own_weight = None if weight is None else weight[training]
         moments = describe_rows(arrays.Subset(data, training), weight=own_weight)
-        extremes = statistics.find_extremes(arrays.Subset(data, others), support, len(places))
+        extremes = statistics.find_extremes(arrays.Subset(data, others), support, len(columns))
         moments = moments._replace(suspects=_add_suspects(moments, extremes))
         far = _is_out_of_reach(likelihood, moments, extremes)
         if reset and far.any():
             moments = _replace_where(far, moments, describe_rows(data, weight=weight))
     n_values, n_others = np.zeros((2, data.shape[1]), np.int64)
-    n_values[places] = moments.n_values
+    n_values[columns] = moments.n_values
     if len(held_out):
-        n_others[places] = ~np.isnan(extremes[0])
+        n_others[columns] = ~np.isnan(extremes[0])
     if len(held_out) and not moments.has_holes:
         n_incomplete = arrays.count_incomplete(arrays.Subset(data, others), n_values == 0)
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
         _tell_of_empty(n_values, n_others, labels, partial)
-        unresolved = dict.fromkeys(places[moments.unresolved].tolist())
+        unresolved = dict.fromkeys(columns[moments.unresolved].tolist())
         _warn_of_unresolved(unresolved, labels, data.dtype, 7)
-        _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
+        _warn_of_sentinels(data, moments, support, columns, labels, attributes["_categories"])
         if not grouped:
             _warn_of_copies(data, held_out)
     return moments, {"n_values": n_values, "resolution": arrays.resolution_of(data.dtype)}
@@ -137,13 +137,13 @@ def _warn_of_unresolved(columns, labels, dtype, stacklevel):
         )
 
 
-def _warn_of_sentinels(data, moments, support, places, labels, categories):
+def _warn_of_sentinels(data, moments, support, columns, labels, categories):
     """Warn of columns in which one value is far beyond all others."""
-    suspects = np.where(np.isin(places, list(categories)), np.nan, moments.suspects)
+    suspects = np.where(np.isin(columns, list(categories)), np.nan, moments.suspects)
     found = sentinels.find_sentinels(data, suspects, support)
     if found:
         words = [
-            f"{value:.10g} in {labels.of(places[feature])} ({n_rows_in_words(n)})"
+            f"{value:.10g} in {labels.of(columns[feature])} ({n_rows_in_words(n)})"
             for feature, (value, n) in found.items()
         ]
         warnings.warn(

@@ -72,7 +72,7 @@ def describe_columns(
     A column without any value has a mean of 1, which every likelihood supports, and a standard
     deviation of 0.
     """
-    n_features = X.shape[1] if labels.places is None else len(labels.places)
+    n_features = X.shape[1] if labels.indices is None else len(labels.indices)
     low, high = find_extremes(X, support, n_features)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
     if empty.all():

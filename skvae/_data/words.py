@@ -8,14 +8,14 @@ from skvae._backend.tensors import Array
 
 
 class Labels(NamedTuple):
-    """What to call the columns of a block: by their places in X, and by names if they have any."""
+    """What to call the columns of a block: by their indices in X, and by names if they have any."""
 
     names: Array | None = None  # of all columns of X
-    places: Array | None = None  # of those of the block; None: all
+    indices: Array | None = None  # of those of the block; None: all
 
     def of(self, column: int) -> str:
         """Words for a column of the block."""
-        place = column if self.places is None else self.places[column]
+        place = column if self.indices is None else self.indices[column]
         name = "" if self.names is None else f" ({str(self.names[place])!r})"
         return f"column {place}{name}"
 

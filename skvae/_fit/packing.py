@@ -148,14 +148,14 @@ def run_all(
         seconds.update(dict.fromkeys(stacks[place], share))
 
     of_each = [_n_threads(jobs[stack[0]]) for stack in stacks]
-    for n_threads, places in itertools.groupby(range(len(stacks)), of_each.__getitem__):
+    for n_threads, indices in itertools.groupby(range(len(stacks)), of_each.__getitem__):
         if n_threads == 1:
-            for place in places:
+            for place in indices:
                 run_stack(place)
             continue
         with ThreadPoolExecutor(n_threads) as threads:
             try:
-                blocks.wait_for([threads.submit(run_stack, place) for place in places])
+                blocks.wait_for([threads.submit(run_stack, place) for place in indices])
             except BaseException:
                 interrupted.set()
                 threads.shutdown(cancel_futures=True)

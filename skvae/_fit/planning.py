@@ -157,8 +157,8 @@ def describe_run(job, partial):
     if partial:
         return device
     n_rows = job.data.shape[0]
-    places = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
-    some = np.asarray(arrays.dense(job.data[places]))
+    index = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
+    some = np.asarray(arrays.dense(job.data[index]))
     return {
         **device,
         "rows": files.checksum([n_rows, some, job.sample_weight, job.group]),

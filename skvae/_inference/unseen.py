@@ -55,7 +55,7 @@ class Blocks:
         self.X, self.likelihood, self.labels = X, likelihood, labels
         self.accept_far, self.row_of = accept_far, row_of
         n_columns = X.shape[1]
-        self.places = likelihood.columns_of(n_columns)
+        self.column_of = likelihood.columns_of(n_columns)
         self.units = units
         self.is_known = seen is not None
         known = seen or {"n_values": np.zeros(n_columns, np.int64), "resolution": 0.0}
@@ -106,13 +106,13 @@ class Blocks:
     def _is_far(self, block):
         """Whether values of columns that are one feature are beyond reach of the units."""
         location, unit = (t.numpy() for t in self.units[:2])
-        counts = np.bincount(self.places, minlength=block.shape[1])
+        counts = np.bincount(self.column_of, minlength=block.shape[1])
         feature = np.zeros(block.shape[1], int)
-        feature[self.places] = np.arange(len(self.places))
+        feature[self.column_of] = np.arange(len(self.column_of))
         alone = counts == 1
         alone[self.categorical] = False
         if self.units.constant is not None:
-            alone[self.places[self.units.constant.numpy()]] = False
+            alone[self.column_of[self.units.constant.numpy()]] = False
         with np.errstate(over="ignore", invalid="ignore"):
             distance = np.abs(np.asarray(block, np.float64) - location[feature]) / unit[feature]
         return alone & (distance > FARTHEST)
@@ -125,13 +125,13 @@ class Blocks:
 
     def _check_reach(self, y, some, block, start):
         """The largest distance of rows y from 0, which lose what is too far."""
-        labels = self.labels._replace(places=self.places)
+        labels = self.labels._replace(indices=self.column_of)
         if not self.accept_far:
             return check_reach(y, some, self.units, labels)
         reach, far = measure_reach(y)
         if far is not None:
             row, feature = np.nonzero(far.numpy())
-            column = self.places[feature]
+            column = self.column_of[feature]
             with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
                 values = block[row, column].astype(np.float64)
             self.far.append((row + start, column, values))
@@ -141,10 +141,10 @@ class Blocks:
 
     def _note_beside(self, some, start):
         """Note what differs from the constants of `fit`, by more than rounding."""
-        places = self.units.constant.numpy()
-        constant = self.units.location.numpy()[places]
+        index = self.units.constant.numpy()
+        constant = self.units.location.numpy()[index]
         with np.errstate(over="ignore", invalid="ignore"):
-            own = np.asarray(some[:, places], np.float64)
+            own = np.asarray(some[:, index], np.float64)
             if (own == constant).all():
                 return
             # By halves, as `describe_columns` does it.
@@ -153,7 +153,7 @@ class Blocks:
         differs |= np.isnan(constant) & ~np.isnan(own)
         # Once for each column, of however many features.
         row, feature = np.nonzero(differs)
-        cells = np.stack([row, self.places[places[feature]]], axis=1)
+        cells = np.stack([row, self.column_of[index[feature]]], axis=1)
         cells, first = np.unique(cells, axis=0, return_index=True)
         if len(cells):
             self.beside.append((cells[:, 0] + start, cells[:, 1], own[row, feature][first]))
@@ -164,7 +164,7 @@ class Blocks:
         for column in np.flatnonzero(strange.any(axis=0)):
             rows = np.zeros(n_rows, bool)
             rows[: len(strange)] = strange[:, column]
-            features = np.flatnonzero(self.places == column)
+            features = np.flatnonzero(self.column_of == column)
             unseen.append(
                 Unseen(
                     to_tensor(features, device),
@@ -184,7 +184,7 @@ class Blocks:
     def warn(self):
         """Warn of what was met, with columns, numbers of rows and the first of them."""
         rows, columns, values = _joined(self.beside)
-        empty = np.isnan(_constants(self.units, self.places))[columns]
+        empty = np.isnan(_constants(self.units, self.column_of))[columns]
         what = "that differ from the constant of a column in the rows that fit trained on"
         self._warn_beside(what, self.is_known, rows, columns, values, ~empty)
         what = "in columns that had no value in the rows that fit trained on"
@@ -235,8 +235,8 @@ def _joined(pieces):
     return rows[order], columns[order], values[order]
 
 
-def _constants(units, places):
+def _constants(units, column_of):
     """The location of each column, by one of its features."""
-    location = np.zeros(places.max() + 1)
-    location[places] = units.location.numpy()
+    location = np.zeros(column_of.max() + 1)
+    location[column_of] = units.location.numpy()
     return location

@@ -107,7 +107,7 @@ class Adam:
             numbers = torch.arange(
                 first, self.n_steps + 1, dtype=torch.float32, device=self.weights.device
             )
-            return list(zip(steps, numbers.unbind(), map(self._places, rates), strict=True))
+            return list(zip(steps, numbers.unbind(), map(self._index_by_rate, rates), strict=True))
         rows = []
         for n, row in enumerate(rates, start=first):
             correction = math.sqrt(1 - BETAS[1] ** n)
@@ -117,11 +117,11 @@ class Adam:
         table = self.weights.new_tensor(rows).unsqueeze(-1).unbind()
         return [(rate, *more.unbind()) for rate, more in zip(steps, table, strict=True)]
 
-    def _places(self, rates: Sequence[float]) -> dict[float, list[int]]:
-        places: dict[float, list[int]] = {}
-        for place, member in enumerate(self.owners):
-            places.setdefault(rates[member], []).append(place)
-        return places
+    def _index_by_rate(self, rates: Sequence[float]) -> dict[float, list[int]]:
+        indices: dict[float, list[int]] = {}
+        for i, member in enumerate(self.owners):
+            indices.setdefault(rates[member], []).append(i)
+        return indices
 
     def step(self, gradients: Sequence[torch.Tensor], rate: torch.Tensor, *more: Any) -> None:
         """One update."""
@@ -145,10 +145,10 @@ class Adam:
         self,
         gradients: Sequence[torch.Tensor],
         n_steps: torch.Tensor,
-        places: Mapping[float, Sequence[int]],
+        indices: Mapping[float, Sequence[int]],
     ) -> None:
-        for rate, own in places.items():
-            rows = ([of_all[place] for place in own] for of_all in (gradients, *self.rows))
+        for rate, own in indices.items():
+            rows = ([of_all[i] for i in own] for of_all in (gradients, *self.rows))
             gradient, weights, mean, square = rows
             torch._fused_adamw_(
                 weights,

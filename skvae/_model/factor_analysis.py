@@ -144,8 +144,8 @@ def choose(
         for size, own, good in zip(sizes, loss, finite, strict=True)
         if size == sizes[0] or (good and is_better(loss[0], own, N_ERRORS, *of_rows))
     ]
-    places = [sizes.index(size) for size in better]
-    share = _share_of_draws(loss[places].nan_to_num(nan=torch.inf), *of_rows)
+    indices = [sizes.index(size) for size in better]
+    share = _share_of_draws(loss[indices].nan_to_num(nan=torch.inf), *of_rows)
     return _most_frequent(better, share)
 
 
@@ -268,9 +268,9 @@ def maximise(
         of_own = _maximise_complete(y, weight, own, noise, n_steps) if own else [[]] * len(weight)
         pca = [size for size in sizes if size.is_pca]
         of_pca = [_principal(y, each, pca, noise) if pca else [] for each in weight]
-        places = [(own + pca).index(size) for size in sizes]
+        indices = [(own + pca).index(size) for size in sizes]
         both = [a + b for a, b in zip(of_own, of_pca, strict=True)]
-        found = [[each[place] for place in places] for each in both]
+        found = [[each[i] for i in indices] for each in both]
     if noise.kind is None:
         return found
     inflated = []

@@ -8,7 +8,7 @@ import torch
 
 from skvae._model.rows import Rows
 
-# Of rows, their places (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
+# Of rows, their index (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
 # beta (M, 1), and the coefficients of Adam.
 Step = Callable[..., None]
 
@@ -43,9 +43,9 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
             tensor.copy_(value)
         return graph
 
-    def replay(rows: Rows, places: torch.Tensor, *others: torch.Tensor | None) -> None:
-        inputs = places, *others
-        key = rows.data.data_ptr(), places.shape
+    def replay(rows: Rows, index: torch.Tensor, *others: torch.Tensor | None) -> None:
+        inputs = index, *others
+        key = rows.data.data_ptr(), index.shape
         if key not in graphs:
             if len(graphs) == 2:
                 return step(rows, *inputs)

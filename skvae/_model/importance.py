@@ -133,8 +133,8 @@ def fit_pareto(x: Array) -> Array:
     n = len(x)
     n_grid = 30 + int(math.sqrt(n))
     quartile = x[int(n / 4 + 0.5) - 1]
-    places = 1 - np.sqrt(n_grid / (np.arange(n_grid) + 0.5))
-    grid = 1 / x[-1] + places[:, None] / (3 * quartile)  # (G, B)
+    points = 1 - np.sqrt(n_grid / (np.arange(n_grid) + 0.5))
+    grid = 1 / x[-1] + points[:, None] / (3 * quartile)  # (G, B)
     profile = np.empty_like(grid)
     for j, b in enumerate(grid):
         k = np.log1p(-b * x).mean(0)

@@ -27,7 +27,7 @@ from skvae._model.adam import Adam
 from skvae._model.evidence import excess
 from skvae._model.graphs import Step, capture
 from skvae._model.member import Plan, Progress, Record, Run, Simple
-from skvae._model.noise import draw_about, draw_noise
+from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.objective import Stack as Objective
 from skvae._model.objective import Weights, loss, loss_gradient, row_losses
 from skvae._model.rows import Rows
@@ -66,17 +66,17 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) ->
 
     def step(
         rows: Rows,
-        places: torch.Tensor,
+        index: torch.Tensor,
         row_weight: torch.Tensor | None,
         eps: torch.Tensor,
-        about: torch.Tensor,
+        row_noise: torch.Tensor,
         beta: torch.Tensor,
         *coefficients: Any,
     ) -> None:
         now = weights._replace(beta=beta)
-        numbers, gradients = loss_gradient(stack, rows.take(places), eps, about, now, row_weight)
+        numbers, gradients = loss_gradient(stack, rows.take(index), eps, row_noise, now, row_weight)
         adam.step(gradients, *coefficients)
-        seen.add_(numbers, alpha=places.shape[1])
+        seen.add_(numbers, alpha=index.shape[1])
 
     if seen.device.type != "cuda":
         return step
@@ -102,7 +102,7 @@ class Members:
         half = draw_noise((-(-n_draws // 2), n_rows), self.wide, 0, plans, generators)
         # Antithetic: eps and -eps.
         self.noise = torch.cat([half, -half], dim=1)[:, :n_draws].to(dtype)
-        self.about = draw_about(n_rows, plans[0].n_noise[1], generators).to(dtype)
+        self.row_noise = draw_row_noise(n_rows, plans[0].n_noise[1], generators).to(dtype)
         self.adam = Adam(
             list(stack.parameters()),
             [plan.weight_decay for plan in plans],
@@ -123,14 +123,14 @@ class Members:
         )
         self.step = make_step(self.stack, self.adam, self.seen, self.weights)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Go on with the members at these places."""
-        chosen = torch.tensor(places, device=self.seen.device)
+    def keep(self, indices: Sequence[int]) -> None:
+        """Go on with the members of these indices only."""
+        chosen = torch.tensor(indices, device=self.seen.device)
         self.chosen = chosen if self.chosen is None else self.chosen[chosen]
-        self.plans = [self.plans[place] for place in places]
-        self.generators = [self.generators[place] for place in places]
+        self.plans = [self.plans[i] for i in indices]
+        self.generators = [self.generators[i] for i in indices]
         self.judged = self.judged.of(chosen)
-        self.noise, self.about = self.noise[chosen], self.about[chosen]
+        self.noise, self.row_noise = self.noise[chosen], self.row_noise[chosen]
         self.stack.keep(chosen)
         self.adam.keep(chosen)
         self._prepare()
@@ -149,8 +149,8 @@ class Members:
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
         """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
-        shares = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
-        self.stack.at(self.seen.new_tensor(shares))
+        progress = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
+        self.stack.begin_epoch(self.seen.new_tensor(progress))
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -165,17 +165,17 @@ class Members:
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
         order = torch.stack(orders)
-        places = rows.index.gather(1, order).split(size, dim=1)
-        weights: Sequence[torch.Tensor | None] = [None] * len(places)
+        batches = rows.index.gather(1, order).split(size, dim=1)
+        weights: Sequence[torch.Tensor | None] = [None] * len(batches)
         if rows.weight is not None:
             weights = rows.weight.gather(1, order).split(size, dim=1)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
-        times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
+        times = [epoch + done + share * i * size / n_rows for i in range(len(batches))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
-        noise = self._draw([batch.shape[1] for batch in places], rows.data.dtype)
-        steps = zip(places, weights, noise, self.adam.coefficients(rates), strict=True)
-        for batch, weight, (eps, about), coefficients in steps:
-            self.step(rows, batch, weight, eps, about, beta, *coefficients)
+        noise = self._draw([batch.shape[1] for batch in batches], rows.data.dtype)
+        steps = zip(batches, weights, noise, self.adam.coefficients(rates), strict=True)
+        for batch, weight, (eps, row_noise), coefficients in steps:
+            self.step(rows, batch, weight, eps, row_noise, beta, *coefficients)
 
     def _draw(
         self, sizes: Sequence[int], dtype: torch.dtype
@@ -190,9 +190,9 @@ class Members:
             n_rows = sum(sizes[first : first + n_steps])
             shape = n_draws, n_rows
             eps = draw_noise(shape, self.wide, of_draw, self.plans, self.generators)
-            about = draw_about(n_rows, redrawn + of_row, self.generators)
+            row_noise = draw_row_noise(n_rows, redrawn + of_row, self.generators)
             yield from zip(
-                eps.to(dtype).split(size, 2), about.to(dtype).split(size, 1), strict=True
+                eps.to(dtype).split(size, 2), row_noise.to(dtype).split(size, 1), strict=True
             )
 
     def judge(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,12 +204,14 @@ class Members:
         blocks = zip(
             self.judged.index.split(size, 1),
             self.noise.split(size, 2),
-            self.about.split(size, 1),
+            self.row_noise.split(size, 1),
             strict=True,
         )
         terms = [
-            self.stack.vjp(self.judged.take(places), eps, about, by_draw=self.weights.importance)[0]
-            for places, eps, about in blocks
+            self.stack.vjp(
+                self.judged.take(index), eps, row_noise, by_draw=self.weights.importance
+            )[0]
+            for index, eps, row_noise in blocks
         ]
         # All together, since not every loss is a mean of the rows'.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
@@ -295,8 +297,8 @@ def train(
             if run.plan.n_errors is not None:
                 run.simple = Simple(rows_of, weights, *of_rows)
         members.adam.weights.copy_(start)
-    held = runs  # in the stack
-    live = [run for run in runs if run.goes_on()]  # in training
+    in_stack = runs
+    live = [run for run in runs if run.goes_on()]
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)
     try:
         while live:
@@ -306,7 +308,7 @@ def train(
             judgement, judged_rows = members.judge()
             # The one place of an epoch that waits for the device.
             numbers = torch.cat([seen, judgement]).T.tolist()
-            ends = zip(held, numbers, judged_rows, members.adam.weights.clone(), strict=True)
+            ends = zip(in_stack, numbers, judged_rows, members.adam.weights.clone(), strict=True)
             for place, (run, row, rows_of, weights) in enumerate(ends):
                 if run in live:
                     of_steps = members.progress(place) if keep_progress else None
@@ -317,9 +319,9 @@ def train(
                     if record.outcome == "finished":
                         record.outcome = "stopped"
             live = [run for run in live if run.goes_on()]
-            if live and len(live) < (1 - idle_share) * len(held):
-                members.keep([held.index(run) for run in live])
-                held = live
+            if live and len(live) < (1 - idle_share) * len(in_stack):
+                members.keep([in_stack.index(run) for run in live])
+                in_stack = live
         return [run.finish() for run in runs]
     except KeyboardInterrupt:
         if not any(run.last[0] > run.first for run in runs):

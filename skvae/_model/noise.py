@@ -30,7 +30,9 @@ def draw_noise(
     return torch.stack(draws)
 
 
-def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator]) -> torch.Tensor:
+def draw_row_noise(
+    n_rows: int, n_noise: int, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
     """Standard normals (M, n_rows, n_noise) of rows."""
     if n_noise == 0:
         return torch.empty(len(generators), n_rows, 0, device=generators[0].device)

@@ -62,11 +62,11 @@ class Model(Protocol):
 class Stack(Protocol):
     """What the loss asks of M models at once.
 
-    For rows y (M, B, D), noise eps (M, S, B, L) of draws and `about` (M, B, N) of rows.
+    For rows y (M, B, D), noise eps (M, S, B, L) of draws and `row_noise` (M, B, N) of rows.
     """
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+        self, y: torch.Tensor, eps: torch.Tensor, row_noise: torch.Tensor, *, by_draw: bool
     ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
         """Terms (M, S, B) and (M, S|1, B, L|1), and the pullback of their gradients.
 
@@ -74,8 +74,8 @@ class Stack(Protocol):
         """
         ...
 
-    def at(self, shares: torch.Tensor, /) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, progress: torch.Tensor, /) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
         ...
 
 
@@ -131,8 +131,8 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
         free_bits = weights.free_bits
         if row_weight is not None:  # as much as the batch counts
             free_bits = free_bits * row_weight.mean(1, keepdim=True)
-        held = torch.maximum(mean_kl, free_bits).sum(1)
-        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), held)
+        limited_kl = torch.maximum(mean_kl, free_bits).sum(1)
+        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), limited_kl)
         share = share * (mean_kl > free_bits)
         g_kl = weigh(share[:, None, None].expand_as(kl))
     return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
@@ -164,12 +164,12 @@ def loss_gradient(
     stack: Stack,
     y: torch.Tensor,
     eps: torch.Tensor,
-    about: torch.Tensor,
+    row_noise: torch.Tensor,
     weights: Weights,
     row_weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The numbers of `loss`, (3, M), and each parameter's gradient of the loss."""
-    terms, pull = stack.vjp(y, eps, about, by_draw=weights.importance)
+    terms, pull = stack.vjp(y, eps, row_noise, by_draw=weights.importance)
     numbers, *gradients = loss(terms, weights, row_weight)
     return numbers, pull(*gradients)
 

@@ -21,6 +21,6 @@ class Rows:
         own = (None if v is None else v[members] for v in (self.weight, self.group))
         return Rows(self.data, self.index[members], *own)
 
-    def take(self, places: torch.Tensor) -> torch.Tensor:
-        """Rows (M, B, D) at places (M, B) of `data`."""
-        return self.data.index_select(0, places.reshape(-1)).view(*places.shape, -1)
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows (M, B, D) at index (M, B) of `data`."""
+        return self.data.index_select(0, index.reshape(-1)).view(*index.shape, -1)

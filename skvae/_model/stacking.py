@@ -25,7 +25,7 @@ def stack_models(
     for name, shape in shapes.items():
         padded = np.zeros((len(states), *shape), states[0][name].dtype)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
-            own = places_of(model, name, architecture, shape, state[name].shape)
+            own = own_index(model, name, architecture, shape, state[name].shape)
             padded[m, ...][own] = state[name]
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         tensor = to_tensor(padded, device)
@@ -38,7 +38,7 @@ def stack_models(
     return model
 
 
-def places_of(
+def own_index(
     model: VAE,
     name: str,
     architecture: Architecture,
@@ -49,10 +49,10 @@ def places_of(
     own, all_ = architecture.n_components, model.n_components
     if own == all_:
         return ...
-    places = list(range(own))
+    indices = list(range(own))
     if name.startswith("encoder."):
-        places = model.posterior.places(own, all_)
-    sides = (range(n) if n == of else places for n, of in zip(narrow, wide, strict=True))
+        indices = model.posterior.places(own, all_)
+    sides = (range(n) if n == of else indices for n, of in zip(narrow, wide, strict=True))
     return np.ix_(*sides) if wide else ()
 
 
@@ -67,7 +67,7 @@ def learned_state(
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape[1:])
         end = start + math.prod(shape)
-        own = places_of(model, name, architecture, shape, before[name].shape)
+        own = own_index(model, name, architecture, shape, before[name].shape)
         state[name] = to_array(weights[start:end].view(shape))[own]
         start = end
     return state

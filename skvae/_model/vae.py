@@ -363,13 +363,13 @@ class VAE(nn.Module):
     # --- M models at once ---
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+        self, y: torch.Tensor, eps: torch.Tensor, row_noise: torch.Tensor, *, by_draw: bool
     ) -> tuple[Terms, Pullback]:
         """`forward` of each model of a stack, and the pullback of its terms' gradients.
 
         From rows y (M, B, D) and noise eps (M, S, B, L) to terms with a leading M; from their
         gradients to those of all parameters, as autograd has them. Columns of eps beyond L
-        drop units of the decoder. `about` (M, B, N) is noise of the rows: for those that are
+        drop units of the decoder. `row_noise` (M, B, N) is noise of the rows: for those that are
         drawn anew, and then, in training, for units of the encoder to drop.
         """
         n_models, n_draws, n_rows, n_noise = eps.shape
@@ -378,12 +378,12 @@ class VAE(nn.Module):
             drop_decoder = eps[..., self.n_components :].flatten(1, 2)
             eps = eps[..., : self.n_components]
         y, weight, more = self._complete(y)
-        if about.shape[-1]:
+        if row_noise.shape[-1]:
             if self.n_redrawn:
-                drawn = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+                drawn = self.likelihood.redraw(y, row_noise[..., : self.n_redrawn])
                 y = torch.where(weight > 0, drawn, y) if self.has_holes else drawn
-            if about.shape[-1] > self.n_redrawn:
-                drop_encoder = about[..., self.n_redrawn :]
+            if row_noise.shape[-1] > self.n_redrawn:
+                drop_encoder = row_noise[..., self.n_redrawn :]
         n_pseudo, seen = self.prior.n_pseudo_inputs, self._see(y, weight)
         if n_pseudo:
             pseudo_inputs = self.mixture.pseudo_inputs
@@ -526,9 +526,9 @@ class VAE(nn.Module):
             for name, parameter in self.named_parameters()
         ]
 
-    def at(self, shares: torch.Tensor) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
-        self.likelihood.at(self.observation, shares)
+    def begin_epoch(self, progress: torch.Tensor) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
+        self.likelihood.begin_epoch(self.observation, progress)
 
     @property
     def contains_factors(self) -> bool:

@@ -95,7 +95,7 @@ class Likelihood(ABC):
         ----------
         X : ndarray of shape (n_rows, n_columns)
             Numbers; NaN where a value is missing, which is no reason to raise.
-        labels : value, default=Labels(names=None, places=None)
+        labels : value, default=Labels(names=None, indices=None)
             Names for messages: ``labels.of(i)`` is "column 3 ('age')" or the like.
 
         Returns
@@ -226,8 +226,8 @@ class Likelihood(ABC):
         """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
         return None
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:  # noqa: B027, it may do nothing
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:  # noqa: B027
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows; by default the rows.

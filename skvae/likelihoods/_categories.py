@@ -133,8 +133,8 @@ class Categorical(Likelihood):
         log_odds = module.log_odds.unsqueeze(-2) + raw
         groups, back = _groups(self.n_categories, raw.device)
         shares = [
-            log_odds.index_select(-1, places).unflatten(-1, (-1, size)).log_softmax(-1).flatten(-2)
-            for size, places in groups
+            log_odds.index_select(-1, index).unflatten(-1, (-1, size)).log_softmax(-1).flatten(-2)
+            for size, index in groups
         ]
         return torch.cat(shares, -1).index_select(-1, back)
 

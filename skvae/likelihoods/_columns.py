@@ -198,10 +198,10 @@ class Columns(Likelihood):
             of_part = Moments(mean, std, n_values=n_values, n_various=n_various)
             part.initialise(own, of_part, unit)
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
         for (part, _), own in zip(self.parts, module, strict=True):
-            part.at(own, shares)
+            part.begin_epoch(own, progress)
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
         """What the encoder sees of rows x."""

@@ -106,10 +106,10 @@ class _RealValues(Likelihood):
             module.register_buffer("released", torch.ones(1))
         return module
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:
         """Hold back the rows' own variances in the first epochs."""
         if self.noise == "per_sample":
-            module.released.copy_((shares >= MEAN_FIRST).unsqueeze(-1))
+            module.released.copy_((progress >= MEAN_FIRST).unsqueeze(-1))
 
     @property
     def noise_kind(self) -> str | None:
