@@ -1,4 +1,4 @@
-"""M models as one, with stacked weights, and the weights of one of them."""
+"""Stack the weights of M models into one model, and take the weights of one model out again."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from skvae._model.vae import VAE, State
 def stack_models(
     architectures: Sequence[Architecture], states: Sequence[State], device: torch.device
 ) -> VAE:
-    """M models at once, alike but for `n_components`, on `device`."""
+    """Make one model of M models that differ in `n_components` only, on `device`."""
     wide = max(architectures, key=lambda architecture: architecture.n_components)
     model = empty_model(wide)
     states = [widened(state, model) for state in states]
@@ -45,7 +45,7 @@ def own_index(
     wide: tuple[int, ...],
     narrow: tuple[int, ...],
 ) -> Any:
-    """Index of a model's own values in an array of a stack that has more components."""
+    """Index of a model's own values in an array of a stack with more components."""
     own, all_ = architecture.n_components, model.n_components
     if own == all_:
         return ...
@@ -59,7 +59,7 @@ def own_index(
 def learned_state(
     model: VAE, architecture: Architecture, before: State, weights: torch.Tensor
 ) -> State:
-    """The part of a model's state that training changes.
+    """Return the part of a model's state that training changes.
 
     `weights` are the parameters of one model of the stack `model`, end to end.
     """
