@@ -41,9 +41,9 @@ State = Mapping[str, Array]
 
 
 # Inputs of the encoder are cut at 20 standard deviations from the location. Otherwise a pixel that
-# hardly varied in `fit`, and is now off by 100, would move z, and with it all other pixels, to where
-# no row has been. The values of up to 400 rows cannot be that far. A linear model has no bound,
-# since it is factor analysis for every row.
+# hardly varied in `fit`, and is now off by 100, would move z, and with it all other pixels, to
+# where no row has been. The values of up to 400 rows cannot be that far. A linear model has no
+# bound, since it is factor analysis for every row.
 ENCODER_BOUND = 20.0
 
 
