@@ -1,4 +1,4 @@
-"""What `fit` learns of the columns before it trains, and its warnings of what it finds there."""
+"""Describe the columns of X before training, and warn of suspicious ones."""
 
 import functools
 import warnings
@@ -9,21 +9,22 @@ from skvae._data import arrays, containers, sentinels, statistics, words
 from skvae._data.units import FARTHEST
 from skvae._data.words import listed, n_rows_in_words
 
-# Rows of which it is looked up whether some are copies of others, and the least number of different
-# rows by which a column may be said to be of real values.
+# Most rows among which copies are looked for, and the least number of different rows that can show
+# that a column has real values.
 MOST_COMPARED, LEAST_DIFFERENT = 100_000, 20
 
 
 def describe(
     data, likelihood, attributes, weight, held_out, *, reset, partial=False, grouped=False
 ):
-    """Moments of the features of the rows that are trained on, and what to know of the columns.
+    """Return the moments of the features of the training rows, and facts about the columns.
 
-    `held_out` are the indices of the other rows. Whether values are missing is asked of all rows.
-    Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
-    feature the moments of all rows: the value then does what it would do in a row trained on.
-    `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
-    in each column. `grouped`: rows that belong together are held out together.
+    `held_out` are the indices of the other rows. All rows decide whether values are missing.
+    `reset` says that this is the first data of the model. Then, if a held-out value is out of reach
+    of the units of the training rows, its feature gets the moments of all rows, so that the value
+    has the effect that it would have in a training row. `partial` says that later blocks follow, so
+    the first one must have a value in each column. `grouped` says that rows which belong together
+    are held out together.
     """
     labels = words.Labels(attributes.get("feature_names_in_"))
     columns = likelihood.columns_of(data.shape[1])
@@ -68,17 +69,17 @@ def _is_out_of_reach(likelihood, moments, extremes):
 
 
 def _replace_where(chosen, moments, others):
-    """Moments of which the chosen features have those of `others`."""
+    """Return moments in which the chosen features have the moments of `others`."""
     names = "mean", "std", "n_values", "n_various"
     pairs = {name: (getattr(others, name), getattr(moments, name)) for name in names}
     return moments._replace(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
 
 
 def _add_suspects(moments, extremes):
-    """The suspects of some rows, and those among the lowest and highest values of others.
+    """Add suspects among the lowest and highest values of other rows to the suspects of some rows.
 
-    A value may be far beyond all of n others where it is more than n of their standard deviations
-    from their mean: the sum of their distances is at most as large.
+    A value is a suspect if it is more than n standard deviations from the mean of n rows: the sum
+    of the distances of these rows from their mean is never larger.
     """
     suspects = moments.suspects.copy()
     for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
@@ -90,9 +91,9 @@ def _add_suspects(moments, extremes):
 
 
 def _tell_of_empty(n_values, n_others, labels, partial):
-    """Warn of columns that have no value; refuse them where later blocks may have values there.
+    """Warn of columns without any value; raise an error if later blocks may have values there.
 
-    `n_others` is above 0 where the rows that are held out have values.
+    `n_others` is above 0 for columns that have values in the held-out rows.
     """
     empty = np.flatnonzero(n_values == 0)
     if not len(empty):
@@ -113,12 +114,12 @@ def _tell_of_empty(n_values, n_others, labels, partial):
 
 
 def warn_of_long_numbers(X, rows, categories):
-    """Warn of columns of a frame whose different whole numbers are one as float64."""
+    """Warn of columns of a frame with different whole numbers that float64 rounds to one."""
     columns = []
     for i in range(X.shape[1]):
         ends = None if i in categories else containers.long_range(X, i, rows)
         size = 0 if ends is None else max(map(abs, ends))
-        # Where more is left than rounding, the moments of the columns tell.
+        # If they differ by more than rounding, the moments of the column show it.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * arrays.rounding_of(np.float64) * size:
             columns.append(i)
     _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64, 9)
@@ -156,7 +157,7 @@ def _warn_of_sentinels(data, moments, support, columns, labels, categories):
 
 
 def _warn_of_copies(data, held_out):
-    """Warn where most rows held out are copies of rows trained on, and not by chance."""
+    """Warn if most held-out rows are copies of training rows, and not by chance."""
     sparse = hasattr(getattr(data, "X", data), "tocsr")
     if not len(held_out) or data.shape[0] > MOST_COMPARED or data.dtype.kind != "f" or sparse:
         return
@@ -177,10 +178,10 @@ def _warn_of_copies(data, held_out):
 
 
 def _is_real(rows):
-    """Whether a column has a value of its own for each of these different rows.
+    """Whether a column of real values has a different value in almost every one of these rows.
 
-    Whole numbers, categories and few levels in any units have not, and rows of such are equal by
-    chance. Nor does a column that varies alone tell chance from copies.
+    Rows of whole numbers, categories or few levels may be equal by chance. The same is true if only
+    one column varies.
     """
     ordered = np.sort(rows, axis=0)
     with np.errstate(invalid="ignore"):  # NaN in float16
