@@ -237,11 +237,11 @@ class Posterior(ABC):
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, "Pullback"]:
-        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models."""
+        """Return z, its KL terms from N(0, I), and the pullback of their gradients, of M models."""
         raise NotImplementedError
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         raise NotImplementedError
 
 
@@ -270,7 +270,7 @@ class Diagonal(Posterior):
         return 2 * n_components
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         return [*range(n_components), *range(n_wider, n_wider + n_components)]
 
     def parameters(self, raw: torch.Tensor) -> Normal:
@@ -319,7 +319,7 @@ class Diagonal(Posterior):
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
-        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models.
+        """Return z, its KL terms from N(0, I), and the pullback of their gradients, of M models.
 
         From raw (M, B, 2L) and eps (M, S, B, L) to z (M, S, B, L) and KL (M, 1, B, L), or
         `by_draw` to log q(z|x) - log p(z) of each draw, (M, S, B, 1).
@@ -393,7 +393,7 @@ class Full(Posterior):
         return 2 * n_components + n_components * (n_components - 1) // 2
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         below = n_components * (n_components - 1) // 2  # row by row: the first rows come first
         diagonal = Diagonal().places(n_components, n_wider)
         return [*diagonal, *range(2 * n_wider, 2 * n_wider + below)]
@@ -435,7 +435,7 @@ class Full(Posterior):
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
         factor = self._below(q) + torch.diag_embed(q.log_std.exp())
         point, mean = z, q.mean
-        if z.device.type != "mps":  # which has no float64
+        if z.device.type != "mps":  # mps has no float64
             factor, point, mean = factor.double(), z.double(), mean.double()
         # One product gives T_k^-1 (z - m_k) of all k. A solver would round a z by its index.
         one = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)

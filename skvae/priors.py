@@ -373,7 +373,7 @@ class Vamp(Prior):
         self, module: Any, rows: torch.Tensor | None, generator: torch.Generator
     ) -> None:
         """Start from rows of the data, (n, D)."""
-        assert rows is not None  # as many as n_pseudo_inputs asks for
+        assert rows is not None  # there are n_pseudo_inputs rows
         module.pseudo_inputs.copy_(rows)
 
     def rsample(  # type: ignore[override]

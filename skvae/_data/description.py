@@ -63,7 +63,7 @@ def describe(
 def _is_out_of_reach(likelihood, moments, extremes):
     """Whether the lowest or the highest value of a feature is too far from its units, (D,)."""
     location, scale = likelihood.units(moments)
-    with np.errstate(over="ignore"):  # of values such as 1e308
+    with np.errstate(over="ignore"):  # values such as 1e308 may overflow
         distance = np.fmax(*(np.abs(value - location) for value in extremes))
         return (scale > 0) & (distance > FARTHEST * scale)
 
@@ -83,7 +83,7 @@ def _add_suspects(moments, extremes):
     """
     suspects = moments.suspects.copy()
     for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
-        with np.errstate(over="ignore"):  # of values such as 1e308
+        with np.errstate(over="ignore"):  # values such as 1e308 may overflow
             far = np.abs(value - moments.mean) > moments.n_values * moments.std
         far &= moments.std > 0
         suspects[side] = np.where(far, extreme(suspects[side], value), suspects[side])

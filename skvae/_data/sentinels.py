@@ -61,7 +61,7 @@ def find_sentinels(
             own = block[:, columns]
             yield np.where(own == value, np.nan, own), (own == value).sum(axis=0)
 
-    with np.errstate(over="ignore", invalid="ignore"):  # of values such as 1e308
+    with np.errstate(over="ignore", invalid="ignore"):  # values such as 1e308 may overflow
         for own, n in others():
             there = ~np.isnan(own)
             low, high = np.fmin(low, np.fmin.reduce(own)), np.fmax(high, np.fmax.reduce(own))

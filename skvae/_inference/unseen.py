@@ -134,7 +134,7 @@ class Blocks:
         if far is not None:
             row, feature = np.nonzero(far.numpy())
             column = self.column_of[feature]
-            with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
+            with np.errstate(over="ignore"):  # a longdouble may become infinity
                 values = block[row, column].astype(np.float64)
             self.far.append((row + start, column, values))
             y[far] = np.nan

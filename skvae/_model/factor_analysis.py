@@ -53,7 +53,7 @@ from skvae._model.evidence import is_better
 N_FOLDS = 5
 LEAST_KEPT = 0.4  # share of the weight of all rows that the training rows of a fold need
 PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # candidates for a
-N_DRAWS = 400  # of the bootstrap
+N_DRAWS = 400  # draws of the bootstrap
 N_UNITS = 1000  # most rows or groups that are drawn separately; with more, some are drawn as one
 COVERED = 0.9  # share of the draws that the averaged sizes win together
 N_STEPS, N_LAST_STEPS = 30, 300  # most steps of EM: to compare sizes, and for the result

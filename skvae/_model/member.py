@@ -28,7 +28,7 @@ class Plan:
     n_warmup: int  # epochs before beta has its full weight, in each cycle
     patience: int  # epochs
     tol: float  # nats
-    n_cycles: int = 1  # of the warm-up
+    n_cycles: int = 1  # cycles of the warm-up
     n_importance_samples: int = 1
     free_bits: float = 0.0  # nats per component
     # Standard normals besides those of z: for each draw; for each row, in validation, too; and for
@@ -79,7 +79,7 @@ class Record:
     """The course of the training of one model so far."""
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
-    member: int = field(default=0, compare=False)  # which of the models
+    member: int = field(default=0, compare=False)  # index of the model in the first stack
     n_iter: int = 0  # complete epochs
     # The epoch whose weights were kept, counted from 1; 0: the first weights, or a simple model's.
     kept: int = 0

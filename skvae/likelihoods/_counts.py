@@ -198,7 +198,7 @@ class NegativeBinomial(_Counts):
         """Draw x, (..., D)."""
         mean = self.mean(module, raw)
         r = self._log_dispersion(module).exp().expand_as(mean).to(generator.device)
-        gamma = torch._standard_gamma(r.contiguous(), generator=generator) / r  # of mean 1
+        gamma = torch._standard_gamma(r.contiguous(), generator=generator) / r  # its mean is 1
         return _draw_poisson(mean * gamma.to(mean), generator)
 
 

@@ -121,7 +121,7 @@ class DiscretizedLogistic(Likelihood):
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         mean, scale = self._mean_scale(module, raw)
-        half = 1 / (self.levels - 1)  # of a level
+        half = 1 / (self.levels - 1)  # half a level
         high, low = (x + half - mean) / scale, (x - half - mean) / scale
         # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a))
         below = torch.where(x > 1 - half, 0.0, F.logsigmoid(high))

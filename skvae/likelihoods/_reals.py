@@ -34,8 +34,8 @@ from skvae.likelihoods._base import Likelihood, Pullback, draw_uniform
 
 aten = torch.ops.aten
 
-NOISE_FLOOR = 0.01  # of a column's standard deviation
-RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float32 resolves
+NOISE_FLOOR = 0.01  # least standard deviation of the noise, as a share of the column's
+RESOLUTION = 1e-4  # least shared noise that float32 resolves, as a share of the common scale
 # Learned noise starts at this share of the variance. With 1, two moons and the Swiss roll stayed
 # collapsed, since the latent variables explain nothing at first. With 0.03, small tables
 # overfitted.
