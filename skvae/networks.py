@@ -1,29 +1,27 @@
 """Networks: the functions inside the encoder q(z|x) and the decoder p(x|z).
 
-A network is a value: a frozen dataclass whose `encoder` and `decoder` make an ``nn.Module``
-from n_in inputs to n_out outputs, and whose `initialise` draws its first values.
+A network is a value: a frozen dataclass. Its `encoder` and `decoder` make an ``nn.Module`` with
+n_in inputs and n_out outputs, and its `initialise` draws the first values of the module.
 
 `MLP` is the multilayer perceptron,
 
     h_0 = x,    h_i = activation(W_i h_{i-1} + b_i),    output = W h_last + b + A x,
 
-where A x is the linear map of PCA and factor analysis, which W h_last + b is by itself without
-hidden layers. A, which may be left out, starts at 0; all other weights start
-uniform with variance 2 / (n_in + n_out) (Glorot & Bengio, Understanding the difficulty of
-training deep feedforward neural networks, 2010, eq. 16), biases at 0. A hidden layer may add
-its input (He et al., Deep residual learning, 2016, arXiv:1512.03385), be normalised before its
-activation (Ba, Kiros & Hinton, Layer normalization, 2016, arXiv:1607.06450) and drop units
-after it (Srivastava et al., Dropout, 2014). `Conv` is for images, and `Own` holds what a user
-makes.
+where A x is the linear map of PCA and factor analysis. Without hidden layers, W h_last + b is this
+map. A, which may be left out, starts at 0. All other weights start uniform with variance
+2 / (n_in + n_out) (Glorot & Bengio, Understanding the difficulty of training deep feedforward
+neural networks, 2010, eq. 16), and biases at 0. A hidden layer may add its input (He et al., Deep
+residual learning, 2016, arXiv:1512.03385), be normalised before its activation (Ba, Kiros &
+Hinton, Layer normalization, 2016, arXiv:1607.06450) and drop units after it (Srivastava et al.,
+Dropout, 2014). `Conv` is for images, and `Own` holds a user's modules.
 
-Which units are dropped is a function of noise that comes as an argument, like every draw.
+Noise is an argument, as for every draw; it decides which units are dropped.
 
-`Layers.vjp` is backpropagation written out, for M modules at once whose weights are stacked
-along a leading dimension: the output, and a function that pulls a gradient back through it. For
-layers as small as those of a table, autograd's bookkeeping takes longer than the
-arithmetic; written out, a training step takes about half the time, and stacked, the
-bookkeeping that is left is shared. All other modules have theirs by autograd, stacked by
-``torch.func.vmap``.
+`Layers.vjp` is backpropagation, written out for M modules at once, whose weights are stacked along
+a leading dimension. It gives the output, and a function that pulls a gradient back through it. For
+layers as small as those of a table, autograd's bookkeeping takes longer than the arithmetic.
+Written out, a training step takes about half the time, and stacked models share the bookkeeping
+that is left. All other modules use autograd, stacked by ``torch.func.vmap``.
 """
 
 import math
@@ -53,11 +51,11 @@ class Tanh(nn.Tanh):
     """tanh, faster on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of each value."""
+        """Apply tanh to each value."""
         return tanh(x)
 
 
-# Each with its derivative: (gradient of output, input, output) -> gradient of input.
+# Activations and their derivatives: (gradient of output, input, output) -> gradient of input.
 Derivative = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ACTIVATIONS: dict[str, tuple[type[nn.Module], Derivative]] = {
     "elu": (nn.ELU, lambda g, x, y: aten.elu_backward.default(g, 1.0, 1.0, 1.0, False, x)),
@@ -69,16 +67,16 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], Derivative]] = {
 }
 DERIVATIVES = dict(ACTIVATIONS.values())
 
-# Gradient of the output (M, B, n_out) -> of the input, if asked for, and of the parameters. To be
-# called once.
+# From the gradient of the output (M, B, n_out) to the gradients of the input, or None if it is not
+# needed, and of the parameters. It can be called once only.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor | None, list[torch.Tensor]]]
 
 
 class Linear(nn.Linear):
-    """Fully connected layer whose forward rounds a row the same at every place in a batch."""
+    """Fully connected layer whose forward rounds a row the same at every index in a batch."""
 
     def reset_parameters(self) -> None:
-        """Leave the values to `initialise` or a state: drawing others takes longer."""
+        """Draw nothing, which saves time: `initialise` or a state sets the values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., n_in) to (..., n_out)."""
@@ -86,7 +84,7 @@ class Linear(nn.Linear):
 
 
 class Layers(nn.Sequential):
-    """Linear layers and activations in turn, and a linear map beside them or not."""
+    """Linear layers and activations in turn, and optionally a linear map beside them."""
 
     def __init__(self, *layers: nn.Module, linear: nn.Parameter | None = None) -> None:
         super().__init__(*layers)
@@ -98,7 +96,7 @@ class Layers(nn.Sequential):
         return h if self.linear is None else h + ops.linear(x, self.linear)
 
     def vjp(self, x: torch.Tensor, *, to_input: bool) -> tuple[torch.Tensor, Pullback]:
-        """Output (M, B, n_out) for x (M, B, n_in), and the pullback of its gradient.
+        """Return the output (M, B, n_out) for x (M, B, n_in), and the pullback of its gradient.
 
         The weights are stacked: (M, n_out, n_in) and (M, n_out).
         """
@@ -120,7 +118,7 @@ class Layers(nn.Sequential):
             assert tape, "a pullback is called once"
             gradients: list[torch.Tensor] = []
             outer, g_beside = g, [] if beside is None else [torch.bmm(g.mT, first)]
-            while tape:  # what has been used is free for what comes
+            while tape:  # popping an entry frees its memory for the next gradients
                 operation, before, after = tape.pop()
                 if not isinstance(operation, torch.Tensor):
                     g = operation(g, before, after)
@@ -137,12 +135,12 @@ class Layers(nn.Sequential):
 
 
 def _parameters(layer: nn.Linear) -> list[Any]:
-    """Weight and bias; asking a module for them by name takes as long as a small layer's."""
+    """Return weight and bias without a look-up by name, which takes as long as a small layer."""
     return list(layer._parameters.values())
 
 
 class Hidden(nn.Module):
-    """A hidden layer with what an `MLP` may add to it."""
+    """A hidden layer with the options of an `MLP`."""
 
     def __init__(self, n_in: int, n_out: int, activation: str, options: "MLP") -> None:
         super().__init__()
@@ -150,7 +148,7 @@ class Hidden(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(n_out) if options.layer_norm else nn.Identity()
         self.activation: nn.Module = ACTIVATIONS[activation][0]()
         self.dropout: float = options.dropout
-        # Added as it is, or by a linear map to the other width.
+        # The input is added as it is, or by a linear map if the widths differ.
         self.skip: nn.Module | None = None
         if options.residual:
             self.skip = nn.Identity() if n_in == n_out else Linear(n_in, n_out)
@@ -158,7 +156,7 @@ class Hidden(nn.Module):
     def forward(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """(..., n_in) to (..., n_out); drops units by standard normal noise (..., n_out).
 
-        Infinite noise: rows none of whose units may be dropped, which are as in inference.
+        A row with infinite noise drops no unit, as in inference.
         """
         h = self.activation(self.norm(self.linear(x)))
         if noise is not None:
@@ -169,7 +167,7 @@ class Hidden(nn.Module):
 
 
 class HiddenLayers(nn.Module):
-    """Layers of `Hidden`, a linear one at the end, and a linear map beside them or not."""
+    """Layers of `Hidden`, a linear layer at the end, and optionally a linear map beside them."""
 
     def __init__(
         self, hidden: Sequence[Hidden], last: Linear, linear: nn.Parameter | None = None
@@ -178,7 +176,7 @@ class HiddenLayers(nn.Module):
         self.hidden: nn.ModuleList = nn.ModuleList(hidden)
         self.last: Linear = last
         self.linear: nn.Parameter | None = linear
-        # Of the noise that each takes.
+        # Widths of the noise that each layer takes.
         self.widths: list[int] = [
             layer.linear.out_features if layer.dropout else 0 for layer in hidden
         ]
@@ -195,19 +193,19 @@ class HiddenLayers(nn.Module):
 
 
 class Network(ABC):
-    """What a network of your own inherits from: encoder and decoder, as torch modules.
+    """The base class of a network of your own: encoder and decoder, as torch modules.
 
-    A network is a value, such as a frozen dataclass. It has to say `encoder` and `decoder`; the
-    rest has defaults. The output of a module for a row must depend neither on other rows nor on
-    chance.
+    A network is a value, such as a frozen dataclass. It must define `encoder` and `decoder`; all
+    other methods have defaults. The output of a module for a row must not depend on other rows or
+    on random numbers.
 
     Attributes
     ----------
     initialises_all : bool
-        Of the class: whether `initialise` sets every value of the modules, so that they may be made
-        without values. False by default.
+        A class attribute: whether `initialise` sets every value of the modules, so that they can be
+        made without values. False by default.
     is_foreign : bool
-        Of the class: whether its modules may write into what they are given. True by default.
+        A class attribute: whether the modules may write into their inputs. True by default.
 
     Examples
     --------
@@ -251,18 +249,18 @@ class Network(ABC):
     def encoder(
         self, n_in: int, n_out: int, hidden_layer_sizes: Sequence[int], activation: str
     ) -> nn.Module:
-        """Make the module from rows (B, n_in) to what the posterior reads, (B, n_out).
+        """Make the module from rows (B, n_in) to the raw outputs of the posterior, (B, n_out).
 
         Parameters
         ----------
         n_in : int
-            Number of features; twice that where the encoder also sees which values are there.
+            Number of features; twice that if the encoder also sees a mask of the values.
         n_out : int
             Number of outputs for a row.
         hidden_layer_sizes : sequence of int
-            Those of the estimator.
+            The estimator's `hidden_layer_sizes`.
         activation : str
-            That of the estimator, a key of `ACTIVATIONS`.
+            The estimator's `activation`, a key of `ACTIVATIONS`.
 
         Returns
         -------
@@ -274,7 +272,7 @@ class Network(ABC):
     def decoder(
         self, n_in: int, n_out: int, hidden_layer_sizes: Sequence[int], activation: str
     ) -> nn.Module:
-        """Make the module from latent rows (B, n_in) to what the likelihood reads, (B, n_out).
+        """Make the module from latent rows (B, n_in) to outputs for the likelihood, (B, n_out).
 
         Parameters
         ----------
@@ -283,9 +281,9 @@ class Network(ABC):
         n_out : int
             Number of outputs for a row.
         hidden_layer_sizes : sequence of int
-            Those of the estimator, the last one first.
+            The estimator's `hidden_layer_sizes`, in reverse order.
         activation : str
-            That of the estimator, a key of `ACTIVATIONS`.
+            The estimator's `activation`, a key of `ACTIVATIONS`.
 
         Returns
         -------
@@ -293,19 +291,19 @@ class Network(ABC):
             Its parameters are learned, its buffers kept.
         """
 
-    def initialise(  # noqa: B027, modules may begin as they were made
+    def initialise(  # noqa: B027, modules may keep their first values
         self, module: nn.Module, generator: torch.Generator
     ) -> None:
-        """Draw the first weights of `module`, on the CPU; by default it stays as it was made."""
+        """Draw the first weights of `module`, on the CPU; by default they stay unchanged."""
 
     def n_noise(self, hidden_layer_sizes: Sequence[int]) -> int:
-        """Standard normals that a row takes to drop units of the encoder, and of the decoder."""
+        """Number of standard normals per row that drop units, in encoder and decoder alike."""
         return 0
 
     def check_rows(  # noqa: B027, all may be accepted
         self, n_features: int, n_columns: int
     ) -> None:
-        """Raise a ValueError where rows of so many features, made of columns, cannot be read."""
+        """Raise a ValueError if the network cannot read rows of so many features and columns."""
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
         """Whether encoder and decoder are linear functions of their input."""
@@ -313,7 +311,7 @@ class Network(ABC):
 
     @property
     def can_be_padded(self) -> bool:
-        """Whether inputs and outputs of 0 beside a row's own change nothing of these."""
+        """Whether further inputs and outputs of 0 leave a row's own values unchanged."""
         return False
 
 
@@ -334,8 +332,8 @@ class MLP(Network):
         Whether hidden layers are normalised before their activation.
     linear : bool, default=True
         Whether a linear map goes from the input to the output beside the hidden layers. A model of
-        real values can then become factor analysis, with no noise variance below its floor, and
-        learns what is beyond it.
+        real values can then become factor analysis, with noise variances at or above their floor,
+        and the hidden layers learn the rest.
 
     Raises
     ------
@@ -362,7 +360,7 @@ class MLP(Network):
     is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no such layer."""
+        """Raise an error if a parameter is not valid."""
         for name in ("residual", "layer_norm", "linear"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ValueError(
@@ -381,7 +379,7 @@ class MLP(Network):
         pairs = list(pairwise([n_in, *hidden_layer_sizes]))
         last = Linear([n_in, *hidden_layer_sizes][-1], n_out)
         linear = None
-        if self.linear and pairs:  # without hidden layers all is linear
+        if self.linear and pairs:  # without hidden layers the network is linear anyway
             linear = nn.Parameter(torch.empty(n_out, n_in))
         if pairs and (self.residual or self.dropout or self.layer_norm):
             hidden = [Hidden(*pair, activation, self) for pair in pairs]
@@ -394,7 +392,7 @@ class MLP(Network):
     decoder = encoder
 
     def n_noise(self, hidden_layer_sizes: Sequence[int]) -> int:
-        """Standard normals that a row takes to drop units of the encoder, and of the decoder."""
+        """Number of standard normals per row that drop units, in encoder and decoder alike."""
         return sum(hidden_layer_sizes) if self.dropout else 0
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
@@ -403,7 +401,7 @@ class MLP(Network):
 
     @property
     def can_be_padded(self) -> bool:
-        """Whether inputs and outputs of 0 beside a row's own change nothing of these."""
+        """Whether further inputs and outputs of 0 leave a row's own values unchanged."""
         return not self.residual
 
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
@@ -412,27 +410,27 @@ class MLP(Network):
         if isinstance(module, Layers | HiddenLayers) and module.linear is not None:
             nn.init.zeros_(module.linear)
         if isinstance(module, HiddenLayers) and self.residual:
-            # Sums of layers are large, and a standard deviation is the exponential of one.
+            # Sums of layers are large, and a standard deviation is the exponential of such a sum.
             with torch.no_grad():
                 module.last.weight.mul_(0.1)
 
 
 def last_layer(module: nn.Module) -> nn.Linear | None:
-    """The last layer of a network of fully connected ones; None of any other."""
+    """Return the last layer of a fully connected network; None for any other network."""
     if isinstance(module, HiddenLayers):
         return module.last
     return module[-1] if isinstance(module, Layers) else None  # type: ignore[return-value]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a network has linear maps among what it can be."""
+    """Whether a network can become a linear map."""
     if not isinstance(module, Layers | HiddenLayers):
         return False
     return module.linear is not None or (isinstance(module, Layers) and len(module) == 1)
 
 
 def become_linear(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Make a network, or a stack of them, the map x W' + b."""
+    """Set the weights of a network, or of a stack, so that it is the map x W' + b."""
     assert isinstance(module, Layers | HiddenLayers)
     last: Any = last_layer(module)
     last.bias.copy_(bias)
@@ -444,7 +442,7 @@ def become_linear(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor) -
 
 
 def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights of linear layers and convolutions; all others start as in torch."""
+    """Draw the weights of linear layers and convolutions; normalisations start as in torch."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
@@ -465,7 +463,7 @@ class Conv(Network):
     Parameters
     ----------
     image_shape : tuple of 3 int
-        (channels, height, width) of an image, whose values stand in a row in this order.
+        (channels, height, width) of an image; a row has its values in this order.
         Height and width are at least 8.
     channels : tuple of int, default=(32, 64)
         Channels after each convolution.
@@ -473,7 +471,7 @@ class Conv(Network):
     Raises
     ------
     ValueError
-        If these are no such shapes.
+        If a parameter is no such shape.
 
     Examples
     --------
@@ -489,7 +487,7 @@ class Conv(Network):
     is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no shape of images."""
+        """Raise an error if a parameter is not valid."""
         for name in ("image_shape", "channels"):
             sizes = getattr(self, name)
             known = isinstance(sizes, tuple) and len(sizes) > 0
@@ -504,7 +502,7 @@ class Conv(Network):
             )
 
     def _sizes(self) -> list[tuple[int, int]]:
-        """Height and width before and after each convolution."""
+        """Return height and width before and after each convolution."""
         sizes = [self.image_shape[1:]]
         for _ in self.channels:
             height, width = sizes[-1]
@@ -512,7 +510,7 @@ class Conv(Network):
         return sizes
 
     def check_rows(self, n_features: int, n_columns: int) -> None:
-        """Raise where rows are no images of this shape."""
+        """Raise a ValueError if rows are no images of this shape."""
         if n_features != n_columns:
             raise ValueError(
                 f"network={self!r} is for pixels that are numbers. Got categories, which become "
@@ -530,8 +528,8 @@ class Conv(Network):
     ) -> nn.Module:
         """Make the module from images in rows (B, n_in) to (B, n_out).
 
-        For several inputs a pixel, such as whether it is missing, n_in is a multiple of an image's
-        values.
+        If a pixel has several inputs, such as its value and a mask, n_in is a multiple of the
+        number of an image's values.
         """
         n_channels = self.image_shape[0] * n_in // math.prod(self.image_shape)
         layers: list[nn.Module] = [nn.Unflatten(-1, (n_channels, *self.image_shape[1:]))]
@@ -546,7 +544,7 @@ class Conv(Network):
     ) -> nn.Module:
         """Make the module from latent rows (B, n_in) to images in rows (B, n_out).
 
-        For several outputs a pixel, n_out is a multiple of an image's values.
+        If a pixel has several outputs, n_out is a multiple of the number of an image's values.
         """
         n_per_pixel = n_out // math.prod(self.image_shape)
         sizes = self._sizes()[::-1]
@@ -556,7 +554,7 @@ class Conv(Network):
         channels = [*self.channels[::-1], self.image_shape[0] * n_per_pixel]
         steps = zip(pairwise(channels), pairwise(sizes), strict=True)
         for (before, after), (small, large) in steps:
-            # What is missing to the size before the halving: it was odd, or even.
+            # A step turns n pixels into 2 n - 1. One more is missing if the size was even.
             missing = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
             layers += [
                 nn.ConvTranspose2d(before, after, 3, 2, 1, missing),
@@ -573,7 +571,7 @@ class Conv(Network):
 class Own(Network):
     """A user's own modules, made by callables ``(n_in, n_out) -> nn.Module``.
 
-    Their first values are those that the callables give them.
+    The callables set their first values.
     """
 
     make_encoder: Callable[[int, int], nn.Module]
@@ -593,7 +591,7 @@ class Own(Network):
 
 
 def check_outputs(module: nn.Module, part: str, n_in: int, n_out: int) -> None:
-    """Raise where a module doesn't make (2, n_out) of (2, n_in)."""
+    """Raise a ValueError if a module doesn't turn (2, n_in) into (2, n_out)."""
     try:
         outputs = module(torch.zeros(2, n_in, dtype=torch.float32, device="cpu"))
     except Exception as error:
@@ -612,9 +610,9 @@ def check_outputs(module: nn.Module, part: str, n_in: int, n_out: int) -> None:
 def vjp(
     module: nn.Module, x: torch.Tensor, noise: torch.Tensor | None = None, *, to_input: bool
 ) -> tuple[torch.Tensor, Pullback]:
-    """Outputs of stacked modules for x (M, B, n_in), and the pullback of their gradient.
+    """Return the outputs of stacked modules for x (M, B, n_in), and the pullback of their gradient.
 
-    `noise` (M, B, n_noise) drops units, where a module does so.
+    `noise` (M, B, n_noise) drops units, if a module does so.
     """
     if isinstance(module, Layers):
         return module.vjp(x, to_input=to_input)

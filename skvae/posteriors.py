@@ -1,16 +1,16 @@
-"""Posteriors q(z|x): what the encoder says of the latent variables of a row.
+"""Posteriors q(z|x): the distribution of the latent variables of a row, given by the encoder.
 
-A posterior is a value that reads the raw outputs of the encoder. Noise is an argument: a
-draw is a function of the parameters and of standard normal noise eps, the
-reparameterisation of Kingma & Welling, Auto-Encoding Variational Bayes (2013),
-arXiv:1312.6114, section 2.4. With a lower-triangular factor T, diagonal for `Diagonal`,
+A posterior is a value that reads the raw outputs of the encoder. Noise is an argument: a draw is a
+function of the parameters and of standard normal noise eps. This is the reparameterisation of
+Kingma & Welling, Auto-Encoding Variational Bayes (2013), arXiv:1312.6114, section 2.4. With a
+lower-triangular factor T, which is diagonal for `Diagonal`,
 
     z = mean + T eps,
     log q(z|x) = -sum_j (log T_jj + eps_j**2 / 2 + log(2 pi) / 2),
     KL(q || N(0, I)) = 1/2 (|mean|**2 + |T|**2 - L) - sum_j log T_jj,
 
-the sum of a divergence of each component where T is diagonal (appendix B). `Flow` sends such a
-z through further invertible maps f, with log q(f(z)) = log q(z) - log |det df/dz|.
+If T is diagonal, the KL divergence is a sum over components (appendix B). `Flow` sends such a z
+through further invertible maps f, with log q(f(z)) = log q(z) - log |det df/dz|.
 """
 
 import functools
@@ -32,10 +32,10 @@ __all__ = ["Diagonal", "Flow", "Full", "Normal", "Posterior"]
 
 aten: Any = torch.ops.aten
 
-# log std is bounded smoothly: exp(+-15) squared is still far from float32's limits, and the
-# gradient never vanishes as a clamp's does.
+# The bound on log std is smooth: exp(+-15) squared is still far from float32's limits, and the
+# gradient does not become 0, as it would with a clamp.
 LOG_STD_BOUND = 15.0
-N_MEAN_DRAWS = 64  # of a flow, whose mean has no formula
+N_MEAN_DRAWS = 64  # draws that estimate the mean of a flow, which has no formula
 
 
 class Normal(NamedTuple):
@@ -44,13 +44,13 @@ class Normal(NamedTuple):
     Parameters
     ----------
     mean : tensor of shape (..., n_rows, n_components)
-        Means, before what a flow does to the draws.
+        Means of the draws before a flow transforms them.
     log_std : tensor of shape (..., n_rows, n_components)
         Logarithm of the standard deviations; of `Full`, of the diagonal of the factor.
     below : tensor of shape (..., n_rows, n_components, n_components) or None, default=None
         The factor below its diagonal.
     context : tensor of shape (..., n_rows, n_context) or None, default=None
-        Of the row, for a flow.
+        Information on the row for a flow.
 
     Examples
     --------
@@ -63,10 +63,10 @@ class Normal(NamedTuple):
     mean: torch.Tensor  # (..., B, L)
     log_std: torch.Tensor  # (..., B, L): of Full, the logarithm of the factor's diagonal
     below: torch.Tensor | None = None  # (..., B, L, L): the factor below its diagonal
-    context: torch.Tensor | None = None  # (..., B, C): what a flow is told of the row
+    context: torch.Tensor | None = None  # (..., B, C): information on the row for a flow
 
 
-# Gradients of z (M, S, B, L) and of the KL terms -> of the raw outputs (M, B, P).
+# From gradients of z (M, S, B, L) and of the KL terms to the gradient of the raw outputs (M, B, P).
 Pullback = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -75,34 +75,34 @@ def _bend(raw: torch.Tensor) -> torch.Tensor:
 
 
 def unbend(log_std: torch.Tensor) -> torch.Tensor:
-    """The raw outputs that stand for these, or for the nearest that there are."""
+    """Return the raw outputs that give these log stds, or the nearest possible ones."""
     return LOG_STD_BOUND * torch.atanh((log_std / LOG_STD_BOUND).clamp(-0.999, 0.999))
 
 
 class Posterior(ABC):
-    """What a posterior of your own inherits from: q(z|x), by the encoder's outputs for a row.
+    """The base class of a posterior of your own: q(z|x), given the encoder's outputs for a row.
 
-    A posterior is a value, such as a frozen dataclass, with pure functions of tensors. It has to
-    say `n_outputs`, `parameters`, `mean_std` and `draw`; the rest has defaults. What it learns
-    besides the encoder is in the module that `build` makes and `initialise` fills. Derivatives come
-    by autograd.
+    A posterior is a value, such as a frozen dataclass, with pure functions of tensors. It must
+    define `n_outputs`, `parameters`, `mean_std` and `draw`; all other methods have defaults.
+    `build` makes a module for values that are learned besides the encoder, and `initialise` fills
+    it. Autograd computes the derivatives.
 
     Attributes
     ----------
     has_kl : bool
-        Of the class: whether `kl` gives the divergence from N(0, I), else it is estimated by draws.
-        False by default.
+        A class attribute: whether `kl` gives the divergence from N(0, I); otherwise draws estimate
+        it. False by default.
     factorises : bool
-        Of the class: whether that divergence is a sum over the components. False by default.
+        A class attribute: whether that divergence is a sum over the components. False by default.
     has_density : bool
-        Of the class: whether `log_density` gives the density everywhere. False by default.
+        A class attribute: whether `log_density` gives the density everywhere. False by default.
     initialises_all : bool
-        Of the class: whether `initialise` sets every value of the module, so that it may be made
-        without values. False by default.
+        A class attribute: whether `initialise` sets every value of the module, so that it can be
+        made without values. False by default.
 
     Examples
     --------
-    Components with tails like those of the logistic distribution:
+    Components that have a logistic distribution:
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -155,18 +155,18 @@ class Posterior(ABC):
 
     @abstractmethod
     def parameters(self, raw: torch.Tensor) -> "Normal":
-        """Return what the encoder's outputs say.
+        """Return the posterior's parameters, read from the encoder's outputs.
 
         Parameters
         ----------
         raw : tensor of shape (..., n_rows, n_outputs)
-            The encoder's outputs, any numbers: early in training, large ones.
+            The encoder's outputs, which may be any numbers, and large early in training.
 
         Returns
         -------
         q : Normal
-            Tensors of each row. ``mean`` and ``log_std`` have the shape (..., n_rows,
-            n_components), ``below`` and ``context`` any.
+            Parameters of each row. ``mean`` and ``log_std`` have the shape (..., n_rows,
+            n_components), ``below`` and ``context`` any shape.
         """
 
     @abstractmethod
@@ -176,7 +176,7 @@ class Posterior(ABC):
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned besides the encoder.
+            The values that are learned besides the encoder.
         q : Normal
             Parameters of rows.
 
@@ -195,11 +195,11 @@ class Posterior(ABC):
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned besides the encoder.
+            The values that are learned besides the encoder.
         q : Normal
             Parameters of rows.
         eps : tensor of shape (n_draws, n_rows or 1, n_components)
-            Standard normal noise, all that is random.
+            Standard normal noise, the only source of randomness.
 
         Returns
         -------
@@ -210,24 +210,24 @@ class Posterior(ABC):
         """
 
     def build(self, n_components: int) -> nn.Module:
-        """Make the module of what is learned besides the encoder; by default of nothing."""
+        """Make the module of values learned besides the encoder; by default an empty one."""
         return nn.Module()
 
     def initialise(  # noqa: B027, it may do nothing
         self, module: nn.Module, generator: torch.Generator
     ) -> None:
-        """Fill the module with where its values start; by default they stay as they were made."""
+        """Fill the module with its first values; by default they stay unchanged."""
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
         """Mean of z, (B, L), from raw encoder outputs (B, P)."""
         return self.mean_std(module, self.parameters(raw))[0]
 
     def rsample(self, q: "Normal", eps: torch.Tensor) -> torch.Tensor:
-        """Draws of z, (S, B, L), without their density, where the divergence is known."""
+        """Draws of z, (S, B, L), without density, if the divergence has a closed form."""
         return self.draw(None, q, eps)[0]
 
     def kl(self, q: "Normal") -> torch.Tensor:
-        """KL(q || N(0, I)) in nats, (..., B, L), or (..., B, 1) where it is no sum."""
+        """KL(q || N(0, I)) in nats, (..., B, L), or (..., B, 1) if it is no sum over components."""
         raise NotImplementedError
 
     def log_density(self, module: Any, q: "Normal", z: torch.Tensor) -> torch.Tensor:
@@ -237,11 +237,11 @@ class Posterior(ABC):
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, "Pullback"]:
-        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models."""
+        """Return z, its KL terms from N(0, I), and the pullback of their gradients, of M models."""
         raise NotImplementedError
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         raise NotImplementedError
 
 
@@ -270,7 +270,7 @@ class Diagonal(Posterior):
         return 2 * n_components
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         return [*range(n_components), *range(n_wider, n_wider + n_components)]
 
     def parameters(self, raw: torch.Tensor) -> Normal:
@@ -319,7 +319,7 @@ class Diagonal(Posterior):
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
-        """z, its KL terms from N(0, I), and the pullback of their gradients, of M models.
+        """Return z, its KL terms from N(0, I), and the pullback of their gradients, of M models.
 
         From raw (M, B, 2L) and eps (M, S, B, L) to z (M, S, B, L) and KL (M, 1, B, L), or
         `by_draw` to log q(z|x) - log p(z) of each draw, (M, S, B, 1).
@@ -358,13 +358,13 @@ class Diagonal(Posterior):
 
 
 def _triangle(n_components: int, device: torch.device) -> torch.Tensor:
-    """The places below the diagonal of a flat square, row by row: of a factor's raw outputs."""
+    """Return the indices below the diagonal of a flat square, row by row."""
     i, j = torch.tril_indices(n_components, n_components, -1, device=device)
     return i * n_components + j
 
 
 def _square(lower: torch.Tensor, n_components: int) -> torch.Tensor:
-    """Entries below a diagonal, (..., K), in their square (..., L, L), 0 elsewhere."""
+    """Put entries below a diagonal, (..., K), into a square (..., L, L), which is 0 elsewhere."""
     flat = lower.new_zeros(*lower.shape[:-1], n_components**2)
     flat = flat.index_copy(-1, _triangle(n_components, lower.device), lower)
     return flat.unflatten(-1, (n_components, n_components))
@@ -374,7 +374,7 @@ def _square(lower: torch.Tensor, n_components: int) -> torch.Tensor:
 class Full(Posterior):
     """Normal components that depend on each other: N(mean, T T'), T lower-triangular.
 
-    The encoder has L (L + 1) / 2 outputs for T, so that this suits few components.
+    The encoder has L (L + 1) / 2 outputs for T, so `Full` suits few components.
 
     Examples
     --------
@@ -393,7 +393,7 @@ class Full(Posterior):
         return 2 * n_components + n_components * (n_components - 1) // 2
 
     def places(self, n_components: int, n_wider: int) -> list[int]:
-        """Where the raw outputs for L components stand among those for more of them."""
+        """Return the indices of the raw outputs for L components among those for `n_wider`."""
         below = n_components * (n_components - 1) // 2  # row by row: the first rows come first
         diagonal = Diagonal().places(n_components, n_wider)
         return [*diagonal, *range(2 * n_wider, 2 * n_wider + below)]
@@ -435,9 +435,9 @@ class Full(Posterior):
         """log q(z|x_k) in nats, (..., B, K), of any z (..., B, L) for rows q (K, L)."""
         factor = self._below(q) + torch.diag_embed(q.log_std.exp())
         point, mean = z, q.mean
-        if z.device.type != "mps":  # which has no float64
+        if z.device.type != "mps":  # mps has no float64
             factor, point, mean = factor.double(), z.double(), mean.double()
-        # T_k^-1 (z - m_k) of all k in one product: solving for many z rounds each by its place.
+        # One product gives T_k^-1 (z - m_k) of all k. A solver would round a z by its index.
         one = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         inverse = torch.linalg.solve_triangular(factor, one.expand_as(factor), upper=False)
         shift = -(inverse @ mean.unsqueeze(-1)).flatten()
@@ -445,14 +445,14 @@ class Full(Posterior):
         return ((-0.5 * (unit.square() + LOG_2PI)).sum(-1) - q.log_std.sum(-1)).to(z.dtype)
 
     def kl(self, q: Normal) -> torch.Tensor:
-        """KL(q || N(0, I)) in nats, (..., B, 1): it is no sum over the components."""
+        """KL(q || N(0, I)) in nats, (..., B, 1), since it is no sum over the components."""
         alone = 0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std
         return alone.sum(-1, keepdim=True) + 0.5 * self._below(q).square().sum((-2, -1))[..., None]
 
     def vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Pullback]:
-        """As `Diagonal.vjp`, from raw (M, B, P), with one KL term (M, 1, B, 1)."""
+        """Do as `Diagonal.vjp`, from raw (M, B, P), with one KL term (M, 1, B, 1)."""
         n_components = eps.shape[-1]
         lower = raw[..., 2 * n_components :]
         alone, kl, pull_alone = Diagonal().vjp(raw[..., : 2 * n_components], eps, by_draw=by_draw)
@@ -481,18 +481,18 @@ class Full(Posterior):
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """A layer of zuko's networks: masked, or of the one component that nothing comes before."""
+    """Apply a layer of zuko's networks, which has a mask unless there is one component only."""
     mask = getattr(layer, "mask", None)
     return ops.linear(x, layer.weight if mask is None else mask * layer.weight, layer.bias)
 
 
 @dataclass(frozen=True)
 class Flow(Posterior):
-    """A normal distribution sent through inverse autoregressive maps, by way of zuko.
+    """A normal distribution sent through inverse autoregressive maps of the package zuko.
 
-    Each map moves and stretches every component by what a masked network makes of the
-    components before it and of the row; the order turns around from map to map. Needs the
-    package zuko: ``pip install "skvae[flows]"``.
+    Each map shifts and scales every component by numbers from a masked network, which sees the
+    components before it and the context of the row. The order of the components is reversed from
+    map to map. `Flow` needs the package zuko: ``pip install "skvae[flows]"``.
 
     Parameters
     ----------
@@ -501,7 +501,7 @@ class Flow(Posterior):
     hidden_layer_sizes : tuple of int, default=(64,)
         Widths of the hidden layers of each map's network.
     n_context : int, default=16
-        Number of encoder outputs that the maps are told of the row.
+        Number of encoder outputs that the maps get as the context of the row.
 
     References
     ----------
@@ -520,7 +520,7 @@ class Flow(Posterior):
     n_context: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse what is no flow."""
+        """Raise an error if a parameter is not valid."""
         sizes = self.hidden_layer_sizes
         numbers = [self.n_transforms, self.n_context]
         if isinstance(sizes, tuple):
@@ -545,8 +545,8 @@ class Flow(Posterior):
                 "The Flow posterior needs the package zuko, which is not installed: "
                 'pip install "skvae[flows]", or use posterior="diagonal" or "full".'
             ) from error
-        # zuko looks at values while it builds, which a device without values has none of, and
-        # asks torch's own generator.
+        # zuko reads values while it builds, which the device "meta" does not have, and draws from
+        # torch's own generator.
         device = torch.get_default_device()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             order = torch.arange(n_components)
@@ -560,9 +560,10 @@ class Flow(Posterior):
                 for number in range(self.n_transforms)
             )
         for layer in maps.modules():
-            # zuko has linear layers of two kinds, of which one alone is torch's.
+            # zuko has linear layers of two kinds, and only one of them is torch's.
             if isinstance(getattr(layer, "weight", None), torch.Tensor):
-                # Its own rounds a row by its place. Unlike a method, this can be copied.
+                # The layer's own forward rounds a row by its index. Unlike a method, a partial can
+                # be copied.
                 layer.forward = functools.partial(_forward, layer)
         return maps.to(device)
 
@@ -574,7 +575,7 @@ class Flow(Posterior):
                 nn.init.zeros_(layer.bias)
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        """Mean of z, (B, L), from raw encoder outputs (B, 2L + C): by fixed draws."""
+        """Mean of z, (B, L), from raw encoder outputs (B, 2L + C), by fixed draws."""
         return self.mean_std(module, self.parameters(raw))[0]
 
     def mean_std(self, module: Any, q: Normal) -> tuple[torch.Tensor, torch.Tensor]:

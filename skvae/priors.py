@@ -1,17 +1,17 @@
-"""Priors p(z): what the latent variables are before any row is seen.
+"""Priors p(z): the distribution of the latent variables before any row is seen.
 
 A prior is a value. `log_prob` is its log-density in nats, and `rsample` turns standard normal
-noise into draws. What a prior learns is in the module that its `build` makes.
+noise into draws. The learned values of a prior are in the module that its `build` makes.
 
 `StandardNormal` is the prior of Kingma & Welling, Auto-Encoding Variational Bayes (2013),
 arXiv:1312.6114: p(z) = N(z; 0, I). The best prior for the ELBO is the mean of the posteriors of
-all rows (Hoffman & Johnson, ELBO surgery, 2016), which two others come closer to:
+all rows (Hoffman & Johnson, ELBO surgery, 2016). Two other priors come closer to it:
 
     Mixture:   p(z) = sum_k w_k N(z; m_k, diag(s_k**2)),
-    Vamp:      p(z) = 1/K sum_k q(z|u_k),
+    Vamp:      p(z) = 1/K sum_k q(z|u_k).
 
-the latter with learned rows u_k, the pseudo-inputs, that go through the encoder (Tomczak &
-Welling, VAE with a VampPrior, 2018, arXiv:1705.07120, eq. 9). Their KL divergence from q(z|x)
+`Vamp` has learned rows u_k, the pseudo-inputs, that go through the encoder (Tomczak & Welling, VAE
+with a VampPrior, 2018, arXiv:1705.07120, eq. 9). The KL divergence of these two priors from q(z|x)
 has no closed form: it is estimated as log q(z|x) - log p(z) of each draw.
 """
 
@@ -30,10 +30,10 @@ from skvae._backend.normal import LOG_2PI
 
 __all__ = ["Mixture", "Prior", "StandardNormal", "Vamp"]
 
-LOG_STD_BOUND = 6.0  # of a component of a mixture: from 0.002 to 400
+LOG_STD_BOUND = 6.0  # the std of a mixture's component is between 0.002 and 400
 
-# Gradient of log p(z) (M, N) -> of z, of what the prior learns, and of the pseudo-inputs' mean
-# and log std or None.
+# From the gradient of log p(z) (M, N) to the gradients of z, of the prior's parameters, and of mean
+# and log std of the pseudo-inputs, or None without these.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor], Any]]
 
 
@@ -43,39 +43,39 @@ def _check_n(prior: str, n: int) -> None:
 
 
 class Encoded(Protocol):
-    """The posteriors q(z|u_k) of pseudo-inputs, as a prior that has some is given them."""
+    """The posteriors q(z|u_k) of pseudo-inputs, which the methods of such a prior get."""
 
     def log_density(self, z: torch.Tensor) -> torch.Tensor:
         """log q(z|u_k) in nats, (..., K), of latent rows z (..., L)."""
         ...
 
     def rsample(self, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Draws (B, L) from those of these indices (B,), by standard normal noise (B, L)."""
+        """Draws (B, L) from the posteriors at `index` (B,), by standard normal noise (B, L)."""
         ...
 
 
 class Prior(ABC):
-    """What a prior of your own inherits from: p(z), a density of latent rows.
+    """The base class of a prior of your own: p(z), a density of latent rows.
 
-    A prior is a value, such as a frozen dataclass, with pure functions of tensors. It has to say
-    `log_prob` and `rsample`; the rest has defaults. What it learns is in the module that `build`
-    makes and `initialise` fills. Derivatives come by autograd.
+    A prior is a value, such as a frozen dataclass, with pure functions of tensors. It must define
+    `log_prob` and `rsample`; all other methods have defaults. `build` makes a module for learned
+    values, and `initialise` fills it. Autograd computes the derivatives.
 
-    A prior with `n_pseudo_inputs` above 0 is a function of posteriors: its module has
-    ``pseudo_inputs`` (n, D), rows as the encoder sees them, and `log_prob` and `rsample` get one
-    argument more, the posteriors of these (`Encoded`).
+    A prior with `n_pseudo_inputs` above 0 is a function of posteriors. Its module has
+    ``pseudo_inputs`` (n, D), which are inputs of the encoder, and `log_prob` and `rsample` get one
+    more argument, the posteriors of the pseudo-inputs (`Encoded`).
 
     Attributes
     ----------
     n_pseudo_inputs : int
-        Rows that go through the encoder with those of a batch; 0 by default.
+        Number of pseudo-inputs, which go through the encoder with each batch; 0 by default.
     initialises_all : bool
-        Of the class: whether `initialise` sets every value of the module, so that it may be made
-        without values. False by default.
+        A class attribute: whether `initialise` sets every value of the module, so that it can be
+        made without values. False by default.
 
     Examples
     --------
-    Components with a spread of their own, learned:
+    Each component has its own standard deviation, which is learned:
 
     >>> from dataclasses import dataclass
     >>> import torch
@@ -106,11 +106,11 @@ class Prior(ABC):
     n_pseudo_inputs: int = 0
 
     def n_noise(self, n_components: int) -> int:
-        """Standard normals that a draw takes; by default one for each component."""
+        """Number of standard normals that a draw needs; by default one for each component."""
         return n_components
 
     def build(self, n_features: int, n_components: int) -> nn.Module:
-        """Make the module of what is learned; by default of nothing.
+        """Make the module of the learned values; by default an empty one.
 
         Parameters
         ----------
@@ -129,20 +129,20 @@ class Prior(ABC):
     def initialise(  # noqa: B027, it may do nothing
         self, module: Any, rows: torch.Tensor | None, generator: torch.Generator
     ) -> None:
-        """Fill the module with where its values start; by default they stay as they were made.
+        """Fill the module with its first values; by default they stay unchanged.
 
         Parameters
         ----------
         module : torch.nn.Module
-            What `build` made.
+            The module that `build` made.
         rows : tensor of shape (n_pseudo_inputs, n_features) or None
-            Rows of the data in the model's units, as many as `n_pseudo_inputs` asks for.
+            Rows of the data as the encoder sees them; None without pseudo-inputs.
         generator : torch.Generator
-            Of what is random.
+            The source of randomness.
         """
 
     def become_standard(self, module: Any) -> None:
-        """Make the prior N(0, I), where it `can_be_standard`."""
+        """Turn the prior into N(0, I), if it `can_be_standard`."""
         raise NotImplementedError
 
     @abstractmethod
@@ -152,14 +152,14 @@ class Prior(ABC):
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned.
+            The values that are learned.
         z : tensor of shape (..., n_components)
             Latent rows.
 
         Returns
         -------
         log_prob : tensor of shape (...)
-            With every constant.
+            Log-densities, including all constants.
         """
 
     @abstractmethod
@@ -169,9 +169,9 @@ class Prior(ABC):
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned.
+            The values that are learned.
         eps : tensor of shape (n_rows, n_noise)
-            Standard normal noise, all that is random.
+            Standard normal noise, the only source of randomness.
 
         Returns
         -------
@@ -205,7 +205,7 @@ class StandardNormal(Prior):
     can_be_standard: ClassVar[bool] = True
 
     def become_standard(self, module: Any) -> None:
-        """Make the prior N(0, I), which it is."""
+        """Do nothing: the prior is N(0, I)."""
 
     def rsample(self, module: Any, eps: torch.Tensor) -> torch.Tensor:
         """Draws of z from standard normal noise, (B, L) to (B, L)."""
@@ -217,7 +217,7 @@ class StandardNormal(Prior):
 
 
 def _choose(log_weights: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """A component for each standard normal number of eps (B,), by log-weights (K,)."""
+    """Choose a component for each standard normal number of eps (B,), by log-weights (K,)."""
     uniform = torch.special.ndtr(eps.double())
     edges = log_weights.double().softmax(-1).cumsum(-1)[:-1]
     return torch.searchsorted(edges, uniform)
@@ -250,11 +250,11 @@ class Mixture(Prior):
     can_be_standard: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of components."""
+        """Raise an error if `n` is not valid."""
         _check_n("Mixture", self.n)
 
     def n_noise(self, n_components: int) -> int:
-        """Standard normals that a draw takes: the last one chooses the component."""
+        """Number of standard normals that a draw needs; the last one chooses the component."""
         return n_components + 1
 
     def build(self, n_features: int, n_components: int) -> nn.Module:
@@ -268,13 +268,13 @@ class Mixture(Prior):
     def initialise(
         self, module: Any, rows: torch.Tensor | None, generator: torch.Generator
     ) -> None:
-        """Start near N(0, I): half of the variance is that of the means."""
+        """Start near N(0, I): half of the variance comes from the means."""
         nn.init.zeros_(module.log_weight)
         nn.init.normal_(module.mean, std=math.sqrt(0.5), generator=generator)
         nn.init.constant_(module.raw_std, _raw(math.log(math.sqrt(0.5))))
 
     def become_standard(self, module: Any) -> None:
-        """Make all normals N(0, I): their mixture is the same."""
+        """Turn all normals into N(0, I), so that their mixture is N(0, I)."""
         for parameter in (module.log_weight, module.mean, module.raw_std):
             parameter.zero_()
 
@@ -291,7 +291,7 @@ class Mixture(Prior):
         return torch.logsumexp(log_prob + module.log_weight.log_softmax(-1), -1)
 
     def has_vjp(self, posterior: Any) -> bool:
-        """Whether the gradient is written out, under this posterior: under any."""
+        """Whether the gradient is written out, which is true for any posterior."""
         return True
 
     def vjp(self, module: Any, z: torch.Tensor, q: Any) -> tuple[torch.Tensor, Pullback]:
@@ -309,7 +309,7 @@ class Mixture(Prior):
 
 
 def _raw(log_std: float) -> float:
-    """The raw value that `_log_std` makes this of."""
+    """Return the raw value for which `_log_std` gives `log_std`."""
     return LOG_STD_BOUND * math.atanh(log_std / LOG_STD_BOUND)
 
 
@@ -321,8 +321,8 @@ def _log_std(raw: torch.Tensor) -> torch.Tensor:
 class Vamp(Prior):
     """A mixture of the posteriors of learned pseudo-inputs, with equal weights.
 
-    The pseudo-inputs start as rows of the training data, in the model's own units, so that
-    any scale of the columns will do.
+    The pseudo-inputs start as rows of the training data, in the model's own units, so that the
+    columns may have any scale.
 
     Parameters
     ----------
@@ -351,16 +351,16 @@ class Vamp(Prior):
     initialises_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of pseudo-inputs."""
+        """Raise an error if `n` is not valid."""
         _check_n("Vamp", self.n)
 
     @property
     def n_pseudo_inputs(self) -> int:  # type: ignore[override]
-        """Rows that go through the encoder with those of a batch."""
+        """Number of pseudo-inputs, which go through the encoder with each batch."""
         return self.n
 
     def n_noise(self, n_components: int) -> int:
-        """Standard normals that a draw takes: the last one chooses the pseudo-input."""
+        """Number of standard normals that a draw needs; the last one chooses the pseudo-input."""
         return n_components + 1
 
     def build(self, n_features: int, n_components: int) -> nn.Module:
@@ -373,7 +373,7 @@ class Vamp(Prior):
         self, module: Any, rows: torch.Tensor | None, generator: torch.Generator
     ) -> None:
         """Start from rows of the data, (n, D)."""
-        assert rows is not None  # as many as n_pseudo_inputs asks for
+        assert rows is not None  # there are n_pseudo_inputs rows
         module.pseudo_inputs.copy_(rows)
 
     def rsample(  # type: ignore[override]
@@ -390,13 +390,13 @@ class Vamp(Prior):
         return torch.logsumexp(encoded.log_density(z), -1) - math.log(self.n)
 
     def has_vjp(self, posterior: Any) -> bool:
-        """Whether the gradient is written out, under this posterior: one that factorises."""
+        """Whether the gradient is written out, which is true for a posterior that factorises."""
         return bool(posterior.factorises)
 
     def vjp(self, module: Any, z: torch.Tensor, q: Any) -> tuple[torch.Tensor, Pullback]:
         """log p(z) (M, N) of M priors, of z (M, N, L), and the pullback of its gradient.
 
-        Of pseudo-inputs whose posteriors q have independent components, (M, K, L).
+        The posteriors q of the pseudo-inputs have independent components, (M, K, L).
         """
         equal = z.new_full((len(z), self.n), -math.log(self.n))
         log_p, pull = normal.mixture_vjp(z, equal, q.mean, q.log_std)

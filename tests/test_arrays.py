@@ -199,7 +199,7 @@ def test_standardise_gives_constant_columns_0_whatever_comes():
     [
         (words.UNNAMED, "column 1"),
         (words.Labels(np.array(["a", "b", "c"])), "column 1 ('b')"),
-        (words.Labels(places=[4, 7, 2]), "column 7"),
+        (words.Labels(indices=[4, 7, 2]), "column 7"),
         (words.Labels(np.array(["a", "b", "c"]), [1, 2, 0]), "column 2 ('c')"),
     ],
 )

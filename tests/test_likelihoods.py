@@ -596,7 +596,7 @@ def test_variances_of_rows_are_learned_once_they_are_released(noise):
     stack = stacked([s, s])
     value, _ = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 1, 3))
     # Of ten epochs three are behind the first model, and two behind the second.
-    likelihood.at(stack.module, torch.tensor([0.3, 0.2]))
+    likelihood.begin_epoch(stack.module, torch.tensor([0.3, 0.2]))
     held, pull = likelihood.vjp(stack.module, stack.raw, stack.x, torch.ones(2, 1, 3))
     torch.testing.assert_close(held, value, rtol=0, atol=0)
     g_raw, (g_variance, *_) = pull(torch.ones(2, 6).double())

@@ -787,11 +787,11 @@ def made_of(parts, n_models):
     return architecture, [from_state(architecture, own) for own in states], states
 
 
-def terms_of(model, y, eps, about, by_draw):
+def terms_of(model, y, eps, row_noise, by_draw):
     """Terms (S, B) and (S|1, B, L|1) of a model for noise of draws, rows and units."""
     if model.n_redrawn:
-        y = (torch.special.ndtr(about[:, : model.n_redrawn]) < y).double()
-    drop = about[:, model.n_redrawn :]
+        y = (torch.special.ndtr(row_noise[:, : model.n_redrawn]) < y).double()
+    drop = row_noise[:, model.n_redrawn :]
     seen = model.see(y)
     raw = model.encoder(seen, drop) if drop.shape[1] else model.encoder(seen)
     q = model.posterior.parameters(raw)
@@ -820,9 +820,10 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
     if architecture.likelihood in COUNTS:
         y = y.exp().round()
     eps = normals(n_models, n_draws, 7, 2 + of_draw, seed=1)
-    about = normals(n_models, 7, redrawn + of_row, seed=5)
+    row_noise = normals(n_models, 7, redrawn + of_row, seed=5)
     terms = [
-        terms_of(model, *own, by_draw) for model, *own in zip(models, y, eps, about, strict=True)
+        terms_of(model, *own, by_draw)
+        for model, *own in zip(models, y, eps, row_noise, strict=True)
     ]
     g = gradients_like([torch.stack(own) for own in zip(*terms, strict=True)])
     of_each = [
@@ -831,7 +832,7 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
     ]
     with torch.inference_mode():
         stack = stacked([architecture] * n_models, states)
-        same, pull = stack.vjp(y, eps, about, by_draw=by_draw)
+        same, pull = stack.vjp(y, eps, row_noise, by_draw=by_draw)
         gradients = pull(*g)
     for a, b in zip(same, zip(*terms, strict=True), strict=True):
         torch.testing.assert_close(a, torch.stack(b).detach(), rtol=1e-10, atol=1e-10)
@@ -851,9 +852,9 @@ def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
         y = (y > 0).double()  # zeros and ones stay what they are
     if architecture.likelihood in COUNTS:
         y = y.exp().round()
-    about = normals(1, 7, redrawn)
+    row_noise = normals(1, 7, redrawn)
     with torch.inference_mode():
-        terms = stacked([architecture], states).vjp(y[None], eps[None], about, by_draw=False)[0]
+        terms = stacked([architecture], states).vjp(y[None], eps[None], row_noise, by_draw=False)[0]
     with torch.no_grad():
         for a, b in zip(terms, model(y, eps), strict=True):
             torch.testing.assert_close(a[0], b, rtol=1e-10, atol=1e-10)

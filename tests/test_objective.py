@@ -123,7 +123,7 @@ def weights_of(betas, free_bits=None, *, importance=False):
     return objective.Weights(torch.tensor(betas).double()[:, None], column, importance)
 
 
-def about(y):
+def row_noise(y):
     """Rows y (M, B, D) that no noise goes with."""
     return y.new_empty(*y.shape[:2], 0)
 
@@ -189,7 +189,7 @@ def check_loss_gradient(betas, free_bits, importance, n_draws, n_rows):
     with torch.inference_mode():
         stack = stacked(models, 4, 2, (5,))
         weights = weights_of(betas, free_bits, importance=importance)
-        numbers, gradients = objective.loss_gradient(stack, y, eps, about(y), weights)
+        numbers, gradients = objective.loss_gradient(stack, y, eps, row_noise(y), weights)
 
     torch.testing.assert_close(numbers, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
@@ -263,10 +263,10 @@ def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
         whole = weights_of(betas, bits, importance=importance)
         with torch.inference_mode():
             stack = stacked(models, 4, 2, (5,))
-            numbers, gradients = objective.loss_gradient(stack, y, eps, about(y), whole)
+            numbers, gradients = objective.loss_gradient(stack, y, eps, row_noise(y), whole)
             for m, model in enumerate(models):
                 one = slice(m, m + 1)
-                alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], about(y)[one])
+                alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], row_noise(y)[one])
                 bits_of_one = None if bits is None or bits[m] == 0 else bits[one]
                 weights = weights_of(betas[one], bits_of_one, importance=importance)
                 expected_numbers, expected = objective.loss_gradient(alone, *own, weights)
@@ -342,7 +342,7 @@ def test_a_component_below_the_free_bits_has_no_pull_from_the_divergence():
     with torch.inference_mode():
         stack = stacked([model], 4, 2, (5,))
         of_each = [
-            objective.loss_gradient(stack, y, eps, about(y), weights)[1]
+            objective.loss_gradient(stack, y, eps, row_noise(y), weights)[1]
             for weights in (weights_of([5.0], [1e3]), weights_of([0.0]))
         ]
     torch.testing.assert_close(*of_each, rtol=1e-12, atol=1e-13)

@@ -153,9 +153,9 @@ def batches(monkeypatch):
     """What each call of the loss's gradient saw: rows (M, B, D) and their weights (M, B)."""
     seen, gradient = [], loop.loss_gradient
 
-    def watch(stack, y, eps, about, weights, row_weight=None):
+    def watch(stack, y, eps, row_noise, weights, row_weight=None):
         seen.append((y.clone(), None if row_weight is None else row_weight.clone()))
-        return gradient(stack, y, eps, about, weights, row_weight)
+        return gradient(stack, y, eps, row_noise, weights, row_weight)
 
     monkeypatch.setattr(loop, "loss_gradient", watch)
     return seen

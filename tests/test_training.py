@@ -16,7 +16,7 @@ from skvae._model import loop, objective
 from skvae._model.adam import Adam
 from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
-from skvae._model.noise import draw_about, draw_noise
+from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.rows import Rows
 from skvae._model.stacking import learned_state, stack_models
 from skvae._model.state import cast_state, from_state, initial_state
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
     rows: torch.Tensor  # (B, D)
     noise: torch.Tensor  # (S, B, .)
     beta: float | None = None
-    about: torch.Tensor | None = None  # noise of the rows, (B, N)
+    row_noise: torch.Tensor | None = None  # noise of the rows, (B, N)
 
 
 class Problem:
@@ -86,7 +86,7 @@ class Problem:
         self.after = []  # of each complete epoch: the weights of those in the stack, (M, P)
         self.records = []  # of each complete epoch: the records
         self.events = []
-        self.shares = []  # of the epochs that are over, at the beginning of each
+        self.progress = []  # fraction of the epochs done, before each
 
     @staticmethod
     def generator(*numbers):
@@ -113,10 +113,10 @@ class Problem:
         for p in self.learned:
             p.data = p.data[members]
 
-    def at(self, shares):
-        self.shares.append(shares.tolist())
+    def begin_epoch(self, progress):
+        self.progress.append(progress.tolist())
 
-    def vjp(self, y, eps, about, *, by_draw):
+    def vjp(self, y, eps, row_noise, *, by_draw):
         training = self.is_training(eps)
         if training:
             self.n_steps += 1
@@ -131,7 +131,9 @@ class Problem:
                 self.spoil(self.started, member, log_likelihood[place], kl[place])
             if training:
                 continue
-            batch = Batch(self.started, y[place].clone(), eps[place].clone(), None, about[place])
+            batch = Batch(
+                self.started, y[place].clone(), eps[place].clone(), None, row_noise[place]
+            )
             self.judged[member].append(batch)
             if self.judge is not None:
                 reconstruction, kl[place] = self.judge(self.started, member)
@@ -142,7 +144,7 @@ class Problem:
                 # beta is known by its gradient: some digits are lost.
                 beta = round(g_kl[place].sum().item(), 12)
                 batch = Batch(
-                    self.started, y[place].clone(), eps[place].clone(), beta, about[place]
+                    self.started, y[place].clone(), eps[place].clone(), beta, row_noise[place]
                 )
                 self.batches[member].append(batch)
             return torch.autograd.grad(terms, learned, [g_log_likelihood, g_kl])
@@ -159,7 +161,7 @@ class Problem:
 
     # --- what training tells ---
 
-    def begin_epoch(self):
+    def start_epoch(self):
         self.started += 1
         self.events.append(("begin", self.started, self.n_steps))
         if self.interrupt == (self.started, "begin"):
@@ -195,7 +197,7 @@ class Problem:
             judged,
             plans,
             generators,
-            self.begin_epoch,
+            self.start_epoch,
             end_epoch or self.end_epoch,
             become_simple,
         )
@@ -559,19 +561,19 @@ def test_rows_and_units_have_noise_of_their_own_in_training_and_rows_alone_when_
     )
     problem.train(rows_of(550), numbers)
     noise = torch.cat([batch.noise for batch in problem.batches[0]], dim=1)
-    about = torch.cat([batch.about for batch in problem.batches[0]])
+    row_noise = torch.cat([batch.row_noise for batch in problem.batches[0]])
     assert noise.shape == (1, 1500, N_COMPONENTS + 3)
-    assert about.shape == (1500, 2 + 4)
+    assert row_noise.shape == (1500, 2 + 4)
     # New in every epoch; of so many numbers in float32, a few are the same by chance.
-    together = torch.cat([noise[0], about], dim=1)
+    together = torch.cat([noise[0], row_noise], dim=1)
     assert len(together.unique()) > 0.999 * together.numel()
-    for some in (noise, about):  # five standard errors of standard normals
+    for some in (noise, row_noise):  # five standard errors of standard normals
         assert some.mean().abs() < 5 / math.sqrt(some.numel())
         assert (some.var() - 1).abs() < 5 * math.sqrt(2 / some.numel())
-    (_, _, noise, _, about), *others = problem.judged[0]
+    (_, _, noise, _, row_noise), *others = problem.judged[0]
     assert noise.shape == (loop.N_VALIDATION_DRAWS, 50, N_COMPONENTS)  # no unit is dropped
-    assert about.shape == (50, 2)  # but rows are drawn anew, the same way after every epoch
-    assert all(torch.equal(about, same.about) for same in others)
+    assert row_noise.shape == (50, 2)  # but rows are drawn anew, the same way after every epoch
+    assert all(torch.equal(row_noise, same.row_noise) for same in others)
 
 
 @pytest.mark.parametrize("n_values", [1, 300, 1 << 22])
@@ -581,7 +583,7 @@ def test_noise_is_new_for_every_row_however_much_of_it_is_drawn_at_once(monkeypa
     problem.train(rows_of(30), plan(n_noise=(0, 2, 0), batch_size=4, max_iter=3))
     for batches in (
         torch.cat([batch.noise for batch in problem.batches[0]], dim=1),
-        torch.cat([batch.about for batch in problem.batches[0]]),
+        torch.cat([batch.row_noise for batch in problem.batches[0]]),
     ):
         assert batches.shape[-2:] == (90, 2)
         assert len(batches.unique()) == batches.numel()
@@ -1020,7 +1022,7 @@ def assert_same_shown(problem, alone, member):
             assert (batch.epoch, batch.beta) == (same.epoch, same.beta)
             assert torch.equal(batch.rows, same.rows)
             assert torch.equal(batch.noise, same.noise)
-            assert torch.equal(batch.about, same.about)
+            assert torch.equal(batch.row_noise, same.row_noise)
 
 
 # Of each member, what is its own besides its seed.
@@ -1259,7 +1261,7 @@ def test_noise_of_every_member_is_that_of_its_own_generator_and_0_beyond_its_com
 
 @pytest.mark.parametrize("n_noise", [0, 1, 4])
 def test_noise_of_rows_is_that_of_the_generator_of_each_member(n_noise):
-    first, second, same = draw_about(7, n_noise, generators(0, 1, 0))
+    first, second, same = draw_row_noise(7, n_noise, generators(0, 1, 0))
     assert first.shape == second.shape == (7, n_noise)
     assert torch.equal(first, same)
     assert torch.equal(first, second) == (n_noise == 0)
@@ -1669,9 +1671,9 @@ def test_patience_begins_when_nothing_is_held_back_any_more():
 
 
 @pytest.mark.parametrize(
-    ("continues", "shares"), [(False, [0, 0.25, 0.5, 0.75]), (True, [1.0] * 4)]
+    ("continues", "fractions"), [(False, [0, 0.25, 0.5, 0.75]), (True, [1.0] * 4)]
 )
-def test_the_stack_is_told_of_the_share_of_the_epochs_behind_it(continues, shares):
+def test_begin_epoch_gets_the_fraction_of_the_epochs_that_is_done(continues, fractions):
     problem = Problem()
     problem.train(rows_of(12), plan(max_iter=4, continues=continues))
-    assert problem.shares == [[share] for share in shares]
+    assert problem.progress == [[fraction] for fraction in fractions]

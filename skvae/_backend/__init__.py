@@ -1,1 +1,1 @@
-"""Devices, tensors, blocks of rows and operations: what knows nothing of tables or models."""
+"""Devices, tensors, blocks of rows and operations, which do not depend on tables or models."""

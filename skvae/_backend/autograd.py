@@ -1,7 +1,7 @@
-"""Pullbacks by autograd: for functions of tensors whose derivative nobody has written out.
+"""Pullbacks by autograd, for functions of tensors without a written-out derivative.
 
-Training runs in torch's inference mode, whose tensors autograd refuses: what goes in is
-copied, and the tape is kept for one pullback.
+Training runs in torch's inference mode, and autograd refuses tensors of this mode. So inputs are
+copied. The tape is kept for one pullback.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ Tensors = Sequence[torch.Tensor]
 def vjp(
     function: Callable[[Tensors, Tensors], Tensors], inputs: Tensors, constants: Tensors
 ) -> tuple[list[torch.Tensor], Callable[[Tensors], list[torch.Tensor]]]:
-    """``function(inputs, constants)``, and the pullback of its outputs' gradients to inputs."""
+    """Return ``function(inputs, constants)``, and the pullback of gradients to the inputs."""
     with torch.inference_mode(False), torch.enable_grad():
         inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
         outputs = function(inputs, [tensor.detach().clone() for tensor in constants])
@@ -43,7 +43,7 @@ def vjp(
 
 
 def each(function: Callable[..., Tensors], *arguments: Any) -> Tensors:
-    """``function`` of each model's arguments, tensors and lists of tensors (M, ...), stacked."""
+    """Apply ``function`` to the arguments of each model, (M, ...), and stack the results."""
     if len(arguments[0]) > 1:
         return torch.func.vmap(function)(*arguments)
     # One model needs no vmap, which takes longer.
@@ -52,14 +52,14 @@ def each(function: Callable[..., Tensors], *arguments: Any) -> Tensors:
 
 
 def values(module: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Parameters and buffers of a module, each in their order."""
+    """Return the parameters and the buffers of a module, each in their order."""
     return list(module.parameters()), list(module.buffers())
 
 
 def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> Any:
-    """What a part's functions read a module by: its names, with other values.
+    """Return an object with the names of a module and other values, for a part's functions.
 
-    A module without modules inside is read by its names alone; of another one this is a copy.
+    It is a plain namespace if the module has no modules inside, and else a copy of the module.
     """
     names = [name for name, _ in module.named_parameters()]
     names += [name for name, _ in module.named_buffers()]
@@ -68,12 +68,12 @@ def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> Any
 
 
 def is_nested(module: nn.Module) -> bool:
-    """Whether a module has modules inside, which may ask for tensors of one model."""
+    """Whether a module has modules inside, which may need tensors of a single model."""
     return next(module.children(), None) is not None
 
 
 def _copy(module: nn.Module, values: Mapping[str, torch.Tensor], prefix: str) -> nn.Module:
-    """A module of the same kind with these values, by their names in the whole."""
+    """Copy a module with these values, which are named as in the outermost module."""
     new = object.__new__(type(module))
     vars(new).update(vars(module))
     for kind in ("_parameters", "_buffers"):

@@ -1,4 +1,4 @@
-"""Devices, generators and the modes that torch computes in."""
+"""Devices, generators, and the modes in which torch computes."""
 
 import contextlib
 import ctypes
@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-# Multiplications in a training step below which one thread takes it: about a millisecond.
-# Two that wait for each other in every operation were up to 90 times slower while another
-# process was running.
+# A training step with fewer multiplications, about a millisecond, uses one thread. Two threads wait
+# for each other in every operation, and were up to 90 times slower while another process ran.
 FEW_PRODUCTS = 2**24
 
 PRECISIONS = ("float32", "bf16", "float64")
 
 
 def available_devices() -> list[str]:
-    """Names of the devices that torch can compute on here."""
+    """Return the names of the devices that torch can compute on here."""
     names = ["cpu"]
     if torch.cuda.is_available():
         names += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -30,7 +29,7 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device called `name`; "auto" is the accelerator if there is one."""
+    """Return the torch device called `name`; "auto" is the accelerator if there is one."""
     available = available_devices()
     if name == "auto":
         name = "cuda" if "cuda" in available else available[-1]
@@ -43,9 +42,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_or_cpu(name: str) -> torch.device:
-    """As `resolve_device`; the CPU, with a warning, where there is no such accelerator.
+    """Do as `resolve_device`, but return the CPU, with a warning, if the accelerator is absent.
 
-    So a model fitted on an accelerator works on a machine without one.
+    So a model that was fitted on an accelerator works on a machine without one.
     """
     try:
         return resolve_device(name)
@@ -57,7 +56,7 @@ def device_or_cpu(name: str) -> torch.device:
 
 
 def dtype_of(precision: str, device: torch.device) -> type[np.floating[Any]]:
-    """The dtype of a model's values."""
+    """Return the dtype of a model's values."""
     if precision != "float64":
         return np.float32
     if device.type == "mps":
@@ -66,50 +65,50 @@ def dtype_of(precision: str, device: torch.device) -> type[np.floating[Any]]:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own: the global one is never read or moved."""
+    """Make a new generator, so that the global one is not used."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
 @functools.cache
 def _openmp() -> ThreadpoolController:
-    """The thread pools of OpenMP, torch's among them, looked up once."""
+    """Return the thread pools of OpenMP, torch's among them, which are looked up once."""
     return ThreadpoolController().select(user_api="openmp")
 
 
 @functools.cache
 def _limit_mkl() -> Callable[[int], int]:
-    """What gives the calling thread a number of MKL's own threads, and returns that before.
+    """Return a function that sets MKL's number of threads and returns the number before.
 
-    0 is OpenMP's number. ``torch.set_num_threads`` gives MKL, which multiplies torch's matrices,
-    another, that a limit of OpenMP leaves alone. MKL is inside of torch, where threadpoolctl
-    doesn't find it.
+    It acts on the calling thread; 0 means the number of OpenMP. MKL multiplies torch's matrices.
+    ``torch.set_num_threads`` gives MKL its own number, which a limit of OpenMP does not change. MKL
+    is linked into torch, where threadpoolctl doesn't find it.
     """
     try:
-        # By the library of torch that is loaded already: symbols are looked up in all it needs.
+        # A look-up in torch's loaded library also searches the libraries that it needs.
         return ctypes.CDLL(torch._C.__file__).MKL_Set_Num_Threads_Local
-    except (OSError, AttributeError):  # no MKL, or on Windows, where others' are not looked up
+    except (OSError, AttributeError):  # no MKL, or Windows, which does not search those libraries
         return lambda n_threads: 0
 
 
 @contextlib.contextmanager
 def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
-    """Compute the same whatever grad, inference, autocast or numpy error mode the caller is in.
+    """Set the modes of torch and numpy, so that the modes of the caller have no effect.
 
-    No gradient is left to autograd (see `skvae.networks`), so nothing is recorded: that
-    saves a sixth of a small training step.
+    These are grad, inference, autocast and numpy's error mode. Gradients are written out (see
+    `skvae.networks`), so autograd records nothing, which saves a sixth of a small training step.
 
     The limit to one thread holds for the calling thread alone and ends with the block.
     """
-    n_threads = torch.get_num_threads()  # which a new thread asks for first
-    # What is captured or replayed on a device must be said on it.
+    n_threads = torch.get_num_threads()  # first, since this sets a new thread's number
+    # CUDA captures and replays graphs on the current device.
     on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    errors = np.errstate(all="warn", under="ignore")  # numpy's own
+    errors = np.errstate(all="warn", under="ignore")  # numpy's default
     with torch.inference_mode(), torch.autocast(device.type, enabled=False), errors, on:
         limited = None
         of_mkl: list[int] = []
         try:
             if one_thread:
-                # Limited and noted in one step, which Ctrl-C doesn't come between.
+                # One step sets and notes the limit, so that Ctrl-C cannot come in between.
                 of_mkl.extend(map(_limit_mkl(), [1]))
                 limited = _openmp().limit(limits=1)
             yield
@@ -118,5 +117,5 @@ def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
                 _limit_mkl()(n)
             if limited is not None:
                 limited.restore_original_limits()
-            elif one_thread:  # Ctrl-C has come before it was known what was limited
+            elif one_thread:  # Ctrl-C came before the old limits were noted
                 _openmp().limit(limits=n_threads)

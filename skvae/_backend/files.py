@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and fitted models that are what was saved."""
+"""Write files completely or not at all, and check that a loaded model is the saved one."""
 
 import contextlib
 import dataclasses
@@ -12,18 +12,18 @@ from typing import IO, Any
 
 import numpy as np
 
-# Of what a saved estimator consists of. A reader of a later one reads all earlier ones:
-# 0: without a number and a checksum; 1: with both.
+# The format of a saved estimator. Each version of skvae reads all earlier formats.
+# 0: without a format number and a checksum; 1: with both.
 FORMAT = 1
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` once the block has ended well.
+    """Open a new file that replaces `path` when the block ends without an error.
 
-    Until then, and if the block or the machine fails, there is what was there before.
+    Until then, or if the block or the machine fails, `path` stays as it was before.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays a link
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no file, and cannot be replaced by one.")
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -31,7 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # before it has the name
+            os.fsync(file.fileno())  # so that the data are on the disk before the rename
         if path.exists():
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
@@ -41,12 +41,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def seal(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The attributes of an estimator with the format, and a checksum of those of these names."""
+    """Add the format, and a checksum of the attributes `names`, to an estimator's state."""
     return {**state, "_skvae_format": FORMAT, "_skvae_checksum": _checksum_of(state, names)}
 
 
 def unseal(state: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The attributes of an estimator without the two, or a ValueError if something is wrong."""
+    """Check the format and the checksum, and remove both; a ValueError says what is wrong."""
     state = dict(state)
     written, sealed = state.pop("_skvae_format", 0), state.pop("_skvae_checksum", None)
     if not isinstance(written, int) or written > FORMAT:
@@ -67,15 +67,15 @@ def _checksum_of(state: dict[str, Any], names: Iterable[str]) -> int:
 
 
 def checksum(value: Any) -> int:
-    """A number that changes with any of the numbers, words and arrays of them in `value`.
+    """Return a number that depends on all numbers, strings and arrays of numbers in `value`.
 
-    By no means a signature. Other objects, such as functions, are passed over.
+    It protects from damage, but not from forgery. Other objects, such as functions, are skipped.
     """
     total = 0
     for path, leaf in sorted(_leaves(value), key=lambda pair: pair[0]):
         if isinstance(leaf, np.ndarray):
             what = f"{path} {leaf.dtype.kind}{leaf.dtype.itemsize} {leaf.shape}"
-            # In the byte order of the machine, which a file of another one is given.
+            # Arrays from a machine of another byte order get the byte order of this one.
             content = np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("="))
             total = zlib.crc32(what.encode(), total)
             total = zlib.crc32(content.view(np.uint8).data if leaf.size else b"", total)
@@ -85,7 +85,7 @@ def checksum(value: Any) -> int:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers, words and arrays of numbers, in whatever holds them, and their paths."""
+    """Yield numbers, strings and arrays of numbers in nested containers, with their paths."""
     if type(value) is dict:
         for key, item in value.items():
             yield from _leaves(item, f"{path}/{key!r}")
@@ -96,7 +96,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, type(value).__name__
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
-            # So that a field which is new in a later version changes nothing.
+            # Defaults are skipped, so that a new field of a later version changes nothing.
             if item != field.default:
                 yield from _leaves(item, f"{path}.{field.name}")
     elif isinstance(value, np.ndarray) and value.dtype.kind == "O":

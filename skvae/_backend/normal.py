@@ -2,8 +2,8 @@
 
     log N(z; m, diag(s**2)) = sum_j (-z_j**2 / (2 s_j**2) + z_j m_j / s_j**2) + c
 
-is a product of (z**2, z) and numbers of the distribution: for K distributions one product of
-matrices, where differences z - m of all pairs would be as many tensors of K x L for every point.
+is a product of (z**2, z) and numbers of the distribution. So one matrix product gives the densities
+of K distributions. The differences z - m of all pairs would need K x L values for every point.
 """
 
 import math
@@ -18,11 +18,11 @@ LOG_2PI = math.log(2 * math.pi)
 
 def log_density(z: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
     """log N(z; m_k, diag(s_k**2)) in nats, (..., K), of z (..., L) for mean and log std (K, L)."""
-    if z.device.type == "mps":  # which has no float64
+    if z.device.type == "mps":  # mps has no float64
         unit = (z.unsqueeze(-2) - mean) * (-log_std).exp()
         return -0.5 * (unit.square() + LOG_2PI).sum(-1) - log_std.sum(-1)
-    # Squares cancel, of points (|z| + |m|) / s standard deviations from 0, which leaves an error
-    # of 1e-16 times that number's square.
+    # The terms cancel. For a point at n = (|z| + |m|) / s standard deviations this leaves an error
+    # of 1e-16 n**2, hence float64.
     point, mean, log_std = z.double(), mean.double(), log_std.double()
     precision = (-2 * log_std).exp()
     scaled = precision * mean
@@ -32,7 +32,7 @@ def log_density(z: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> t
     return ops.linear(points, numbers, constant).to(z.dtype)
 
 
-# Gradient of log p(z) (M, N) -> of z, log-weights, means and log stds.
+# From the gradient of log p(z) (M, N) to the gradients of z, log-weights, means and log stds.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
@@ -41,7 +41,7 @@ def mixture_vjp(
 ) -> tuple[torch.Tensor, Pullback]:
     """log p(z) in nats, (M, N), of M mixtures of normals, and the pullback of its gradient.
 
-    Of points z (M, N, L), for log-weights (M, K), and means and log stds (M, K, L).
+    The points z are (M, N, L), the log-weights (M, K), and the means and log stds (M, K, L).
     """
     point, mean, log_std = z.double(), mean.double(), log_std.double()
     square, precision = point.square(), (-2 * log_std).exp()
@@ -54,7 +54,7 @@ def mixture_vjp(
     def pull(
         g: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        # The share of each normal in each point, times the point's gradient.
+        # The posterior probability of each normal at each point, times the point's gradient.
         share = (of_each - log_p.unsqueeze(-1)).exp() * g.unsqueeze(-1)
         g_z = torch.bmm(share, scaled) - point * torch.bmm(share, precision)
         total = share.sum(1).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Operations whose rows round the same wherever they stand, and faster ones on a CPU."""
+"""Operations that round a row the same at every index, or that are faster on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def each(matrices: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A_b x_sb, (..., S, B, L), of a matrix a row (..., B, L, L) and vectors x (..., S, B|1, L)."""
+    """A_b x_sb, (..., S, B, L), with one matrix per row (..., B, L, L) and x (..., S, B|1, L)."""
     n = x.shape[-1]
-    if x.ndim == matrices.ndim == 3 and x.shape[1] == 1:  # one product, whose rows are those of A_b
+    if x.ndim == matrices.ndim == 3 and x.shape[1] == 1:  # one product with all rows of all A_b
         of_all = linear(matrices.flatten(0, 1), x.squeeze(1))
         return of_all.unflatten(0, matrices.shape[:2]).movedim(-1, 0)
     more = -n % (64 // x.element_size())
@@ -28,7 +28,7 @@ def each(matrices: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def tanh(x: torch.Tensor) -> torch.Tensor:
-    """tanh x, by way of the logistic function where that is faster."""
+    """tanh x, computed by the logistic function if that is faster."""
     if x.dtype == torch.float32 and x.device.type == "cpu":
         return torch.rsub((x + x).sigmoid_(), -1, alpha=-2)  # 2 s - 1
     return torch.tanh(x)

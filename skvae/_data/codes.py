@@ -1,8 +1,8 @@
-"""Tables of columns of many kinds: as a matrix of numbers, and back.
+"""Encode a table with columns of several kinds as a matrix of numbers, and decode it.
 
-A column of categories is a column of codes, places among its categories, on the way to the model;
-all others are numbers. NaN is a missing value, whichever way a table says that: NaN, None, NA,
-null. What is drawn or expected goes back to the values, the dtypes and the container of `fit`.
+For the model, a column of categories becomes a column of codes: a code is the index of a value
+among the categories. All other columns are numbers. Every missing value of a table (NaN, None, NA,
+null) becomes NaN. Decoding gives back the values, the dtypes and the container of `fit`.
 """
 
 import warnings
@@ -12,12 +12,12 @@ import numpy as np
 from skvae._data import containers
 from skvae._data.words import Labels, rows_in_words
 
-# The code of a category that `fit` has not seen.
+# The code of any category that `fit` has not seen.
 UNSEEN = -1.0
 
 
 def learn_categories(X, likelihood):
-    """The categories of each column of X that is of such, sorted; none where all are missing."""
+    """Return the sorted categories of each categorical column; empty if all values are missing."""
     if not containers.is_table(X):
         return {}
     return {
@@ -55,9 +55,9 @@ def _distinct(values, where):
 
 
 def encode(X, categories, likelihood):
-    """X (n, D) as float64: codes for categories, and NaN for what is missing.
+    """Return X (n, D) as float64: codes for categories, and NaN for missing values.
 
-    The code of a category that `fit` has not seen is UNSEEN; a warning names it.
+    The code of a category that `fit` has not seen is UNSEEN; a warning names the category.
     """
     labels, unknown = Labels(containers.names(X)), []
     numbers = np.empty(X.shape)
@@ -88,7 +88,7 @@ def encode(X, categories, likelihood):
 
 
 def _new(values, strange, where, n_known):
-    """Words for the values of a column that are none of the `n_known` categories of `fit`."""
+    """Words for the `strange` values of a column, which `fit` has not seen."""
     own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
     more = f" and {len(own) - 5} more" if len(own) > 5 else ""
     alone = all(s or containers.is_missing(v) for s, v in zip(strange, values, strict=True))
@@ -100,7 +100,7 @@ def _new(values, strange, where, n_known):
 
 
 def _code(values, categories, where):
-    """The code of each of these values: NaN for those that are missing, UNSEEN for unknown ones."""
+    """Return the code of each value: NaN for missing values, UNSEEN for unknown ones."""
     known = {value: code for code, value in enumerate(categories)}
     strings = {isinstance(category, str) for category in categories}
     codes = {}
@@ -115,7 +115,7 @@ def _code(values, categories, where):
 
 
 def to_numbers(X, i, labels):
-    """A column of numbers, or an error that names the value that is none."""
+    """Return a column as numbers; an error names the first value that is no number."""
     numbers = containers.numbers(X, i)
     if numbers is not None:
         return numbers
@@ -125,7 +125,7 @@ def to_numbers(X, i, labels):
         if containers.is_missing(value):
             continue
         if not isinstance(value, containers.NUMBERS):
-            if not isinstance(value, str):  # as scikit-learn says it
+            if not isinstance(value, str):  # scikit-learn has this message
                 raise TypeError(
                     f"X has a value of type {type(value).__name__} in {labels.of(i)}: a value of "
                     "this argument must be a string or a number. Make it a number; categories are "
@@ -141,7 +141,7 @@ def to_numbers(X, i, labels):
 
 
 def _reads(value):
-    """Words for a string that reads as a number, else none."""
+    """Words for a string that reads as a number; for others an empty string."""
     try:
         float(value)
     except ValueError:
@@ -150,7 +150,7 @@ def _reads(value):
 
 
 def decode(numbers, categories):
-    """Columns of values, of numbers (n, D) with codes for categories."""
+    """Turn numbers (n, D) with codes for categories into columns of values."""
     return [
         _look_up(categories[i], numbers[:, i]) if i in categories else numbers[:, i]
         for i in range(numbers.shape[1])
@@ -158,7 +158,7 @@ def decode(numbers, categories):
 
 
 def _look_up(categories, codes):
-    """The category of each code; None where that is NaN: the column had no value in `fit`."""
+    """Return the category of each code; None for NaN, in a column without values in `fit`."""
     missing = np.isnan(codes)
     if not missing.any():
         return categories[codes.astype(int)]

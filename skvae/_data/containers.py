@@ -1,7 +1,8 @@
-"""Containers: what rows come in, and what they go back in.
+"""Containers: read rows from the user's container, and give rows back in it.
 
 Tables come as numpy arrays, masked or not, lists, torch tensors, pandas or polars DataFrames. They
-leave as arrays, or as a frame like that of `fit`, of whose kind plain values are kept.
+leave as arrays, or as a frame like the one of `fit`. A fitted estimator keeps plain values that
+describe this frame.
 """
 
 import importlib
@@ -15,20 +16,20 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-NUMBERS = Real | Decimal | np.bool_  # what a value of any column may be, to be a number
-LOOSE = ("object", "Object")  # dtypes of pandas and numpy, and of polars, of values of any kind
+NUMBERS = Real | Decimal | np.bool_  # types of values that are numbers
+LOOSE = ("object", "Object")  # dtypes for values of any kind, in pandas and numpy, and in polars
 
 
 def check_rows(X, image_shape=None):
-    """Refuse what is no table of rows, and say what to pass in its place.
+    """Raise an error if X is no table of rows, and say what to pass in its place.
 
-    `image_shape` (channels, height, width) is that of a `Conv`, whose rows are such images.
+    `image_shape` is the (channels, height, width) of a `Conv`, whose rows are such images.
     """
     remedy, rows = _remedy(X), "X"
     if remedy is not None:
         article = "an" if type(X).__name__[0] in "AEIOaeio" else "a"
         what = "None" if X is None else f"{article} {type(X).__name__}"
-        error = ValueError if X is None else TypeError  # as scikit-learn has it
+        error = ValueError if X is None else TypeError  # as in scikit-learn
         raise error(
             f"X is {what}. Expected an array or a DataFrame of shape (n_samples, n_features): "
             f"{remedy}."
@@ -76,7 +77,7 @@ def check_rows(X, image_shape=None):
 
 
 def _remedy(X):
-    """What to pass in place of X, which is no table; None where it may be one."""
+    """Words for what to pass in place of X; None if X may be a table."""
     if X is None:
         return "pass the rows to be read"
     if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "__array__") or hasattr(X, "tocsr"):
@@ -101,7 +102,7 @@ def _remedy(X):
 
 
 def _flatten(X, shape, image_shape, name):
-    """How to make rows of samples of more than one dimension, of an array called `name`."""
+    """Words for how to make rows of the array `name`, whose samples have several dimensions."""
     if image_shape is None:
         return f"{name}.reshape(len(X), -1) makes a row of each sample"
     channels, height, width = image_shape
@@ -116,18 +117,19 @@ def _flatten(X, shape, image_shape, name):
 
 
 def to_validate(X, *, is_rows=True):
-    """X as scikit-learn can validate it: tensors leave torch, what are dates or no rows is refused.
+    """Return X as scikit-learn can validate it: tensors become arrays, and dates raise an error.
 
-    Not `is_rows`: weights, of which there is one a row.
+    With `is_rows`, X must be a table of rows; without, X may have one value per row, such as
+    weights.
     """
     if is_rows:
         check_rows(X)
     if hasattr(X, "tocsr"):
-        return X.tocsr()  # not every sparse format gives its rows
+        return X.tocsr()  # not every sparse format can give rows
     X = to_plain(X)
     if isinstance(X, list | tuple):
         rows, X = X, np.asarray(X)
-        if X.dtype.kind in "US":  # numbers among them have become strings, too
+        if X.dtype.kind in "US":  # numpy has turned numbers beside strings into strings, too
             X = np.asarray(rows, dtype=object)
     for column, dtype in enumerate(dtypes(X)):
         if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
@@ -142,12 +144,12 @@ def to_validate(X, *, is_rows=True):
 
 
 def to_plain(X):
-    """A tensor or a masked array as a plain array, with NaN for masked values; else X itself."""
+    """Turn a tensor or a masked array into a plain array, with NaN for masked values."""
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
     if isinstance(X, np.ma.MaskedArray):
-        if X.mask.any():  # these are missing, whatever stands there
+        if X.mask.any():  # masked values are missing
             room = {"f": X.dtype, "i": np.float64, "u": np.float64, "b": np.float64}
             X = X.astype(room.get(X.dtype.kind, object)).filled(np.nan)
         return np.asarray(X)
@@ -162,16 +164,16 @@ def _no_number(what):
 
 
 def dtypes(X):
-    """The dtypes of the columns of a frame, or the one of an array."""
+    """Return the dtypes of the columns of a frame, or the single dtype of an array, in a list."""
     return list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
 
 
 def float_dtypes(X):
-    """What `check_array` is to make of X: float32 stays, all else becomes float64.
+    """Return the dtypes that `check_array` allows for X: float32 stays, others become float64.
 
-    Arrays of other numbers stay too, and become float64 block by block, where they are used:
-    a file of images takes an eighth of what its floats would. `check_array` does not see that
-    the columns of a polars frame are of float32.
+    Arrays of other numbers stay, too, and become float64 block by block when they are used. So a
+    file of images takes an eighth of the memory of its floats. A polars frame of float32 has an
+    answer of its own, since `check_array` does not recognise its dtype.
     """
     if {str(dtype) for dtype in dtypes(X)} == {"Float32"}:
         return np.float32
@@ -184,7 +186,7 @@ def float_dtypes(X):
 
 
 def names(X):
-    """Names of the columns of X, if all have one that is a string."""
+    """Return the names of the columns of X if all are strings, else None."""
     columns = list(getattr(X, "columns", []))
     is_named = columns and all(isinstance(column, str) for column in columns)
     return np.array(columns, dtype=object) if is_named else None
@@ -199,9 +201,9 @@ def _column(X, i):
 
 
 def kind(X, i):
-    """What is in column i, as numpy calls it: "f", "i" or "b", and "O" for what is no number.
+    """Return the kind of column i in numpy's letters: "f", "i" or "b", and "O" for other values.
 
-    Where a dtype says nothing, its values do: a column with a None is one of objects.
+    If the dtype allows values of any kind, as for a column with a None, the values decide.
     """
     dtype = _column(X, i).dtype if hasattr(X, "columns") else X.dtype
     if str(dtype) in LOOSE:
@@ -218,38 +220,39 @@ def _kind_of(dtype):
         if dtype.is_integer():
             return "i"
         return "f" if dtype.is_numeric() else "b" if str(dtype) == "Boolean" else "O"
-    # Complex numbers are scikit-learn's to refuse.
+    # Complex numbers count as floats here, since scikit-learn refuses them.
     return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
 
 
 def is_table(X):
-    """Whether X has columns that can be taken: a frame, or an array or sparse matrix."""
+    """Whether X has columns: it is a frame, an array or a sparse matrix of two dimensions."""
     known = hasattr(X, "columns") or hasattr(X, "toarray") or isinstance(X, np.ndarray)
     return known and len(getattr(X, "shape", ())) == 2
 
 
 def has_objects(X):
-    """Whether X is a table with a dtype that is no number's."""
+    """Whether X is a table with a column whose dtype is not numeric."""
     return is_table(X) and any(_kind_of(dtype) == "O" for dtype in dtypes(X))
 
 
 def own_categories(X, i):
-    """The categories that the dtype of column i has, or None."""
+    """Return the categories of the dtype of column i, or None if it has none."""
     dtype = getattr(_column(X, i), "dtype", None)
     categories = getattr(dtype, "categories", None)
-    if categories is None or str(dtype).startswith("Categorical"):  # polars: of all strings
+    # The Categorical of polars lists the strings of other columns, too.
+    if categories is None or str(dtype).startswith("Categorical"):
         return None
     return list(categories)
 
 
 def items(X, i):
-    """The values of column i in a list."""
+    """Return the values of column i in a list."""
     column = _column(X, i)
     return column.tolist() if hasattr(column, "tolist") else column.to_list()
 
 
 def numbers(X, i):
-    """Column i as float64, NaN where values are missing; None if its dtype is no number's."""
+    """Return column i as float64, NaN where values are missing; None if it is not numeric."""
     column = _column(X, i)
     if _kind_of(column.dtype) == "O":
         return None
@@ -261,9 +264,9 @@ def numbers(X, i):
 
 
 def long_range(X, i, rows=None):
-    """The least and the highest number of these rows in a column of a frame, if it is of 64 bits.
+    """Return the lowest and the highest number of these rows in a column of 64-bit integers.
 
-    None for other columns, and where there is no number.
+    The result is None for other columns, and for columns without a number.
     """
     column = _column(X, i)
     if str(column.dtype).lower() not in ("int64", "uint64"):
@@ -278,7 +281,7 @@ def is_missing(value):
     """Whether a value of a column is missing: NaN, None, NA."""
     try:
         return value is None or not bool(value == value)
-    except (TypeError, ValueError):  # pandas.NA is neither; an array is many
+    except (TypeError, ValueError):  # pandas.NA has no truth value; an array has several
         return isinstance(value, Hashable)
 
 
@@ -295,10 +298,10 @@ def holes(X):
 
 
 def describe(X, dtype, *, as_table=False, categories=()):
-    """How rows go back to the user: in the dtype and container of the data of `fit`.
+    """Describe how rows go back to the user: in the dtype and container of the data of `fit`.
 
-    `as_table`: each column in the dtype that it had; those of an array, too, where all of them are
-    `categories`.
+    With `as_table` each column goes back in the dtype that it had. An array goes back in its dtype,
+    too, if all of its columns are `categories`.
     """
     packages = (kind.__module__.partition(".")[0] for kind in type(X).__mro__)
     package = next((name for name in packages if name in ("pandas", "polars")), None)
@@ -311,7 +314,7 @@ def describe(X, dtype, *, as_table=False, categories=()):
     own = getattr(X, "dtype", None)
     if as_table and (framed or getattr(own, "kind", "f") in "OUS"):
         known = dtypes(X) if framed else [np.dtype(object)] * X.shape[1]
-        # Dense is what is drawn or expected.
+        # Drawn and expected rows are dense.
         known = [d.subtype if str(d).startswith("Sparse") else d for d in known]
         output["dtype"] = "object"
         output["kinds"] = [kind(X, i) for i in range(X.shape[1])]
@@ -323,7 +326,7 @@ def describe(X, dtype, *, as_table=False, categories=()):
 
 
 def give_back(X, output, index=None):
-    """Rows X as `describe` has said; `index` is that of a pandas frame, if there is one."""
+    """Return rows X as `output` of `describe` says; `index` is for a pandas frame, if any."""
     X = X.astype(output["dtype"], copy=False)
     if output["container"] is None:
         return X
@@ -334,7 +337,7 @@ def give_back(X, output, index=None):
 
 
 def give_back_columns(columns, output, categories, index=None, container=None):
-    """As `give_back`, of columns that may be values of categories, in the dtypes of `fit`."""
+    """Do as `give_back`, for columns that may hold categories, in the dtypes of `fit`."""
     kinds, dtypes = output.get("kinds"), output.get("dtypes")
     if kinds is not None:
         settings = enumerate(zip(columns, kinds, dtypes, strict=True))
@@ -373,10 +376,10 @@ def give_back_columns(columns, output, categories, index=None, container=None):
 
 
 def fill(X, filled, holes):
-    """X with the values of `filled` in its `holes`, and all others as they are.
+    """Return X with the values of `filled` in its `holes`; all other values stay as they are.
 
-    In the container of `filled`; columns keep the dtypes that they have in X, if it is of that
-    container, and these have room for what is filled in.
+    The result has the container of `filled`. If X has this container, too, a column keeps its dtype
+    if the dtype can hold the filled values.
     """
     if not hasattr(filled, "columns"):
         columns = [_fill(X, filled, i, holes[:, i]) for i in range(X.shape[1])]
@@ -403,7 +406,7 @@ def fill(X, filled, holes):
 
 
 def _fill(X, filled, i, holes):
-    """The values of column i of X, those of its holes as the others are: bools, whole numbers."""
+    """Return the values of column i of X; filled values become bools or integers, as the others."""
     what, values, new = kind(X, i), items(X, i), items(filled, i)
     for row in np.flatnonzero(holes):
         value = new[row]
@@ -414,7 +417,7 @@ def _fill(X, filled, i, holes):
 
 
 def _make(frame, i, values, dtypes):
-    """A column of these values in the first of these dtypes that holds them all."""
+    """Make a column of these values, in the first of these dtypes that holds them all."""
     series = type(_column(frame, i))
     for dtype in dtypes:
         known = getattr(dtype, "categories", None)
@@ -434,7 +437,7 @@ def _make(frame, i, values, dtypes):
 
 
 def replace(X, i, value):
-    """Rows X with this value in all of column i."""
+    """Return rows X with this value in all of column i."""
     if hasattr(X, "hstack"):  # polars
         series = type(_column(X, i))
         return X.with_columns(series(X.columns[i], [value] * len(X)))
@@ -447,7 +450,7 @@ def replace(X, i, value):
 
 
 def take(X, where):
-    """The columns of X that are marked in `where`."""
+    """Return the columns of X that are marked in `where`."""
     if hasattr(X, "hstack"):  # polars
         return X[:, np.flatnonzero(where).tolist()]
     return X.iloc[:, np.flatnonzero(where)] if hasattr(X, "iloc") else X[:, where]

@@ -1,4 +1,4 @@
-"""What `fit` learns of the columns before it trains, and its warnings of what it finds there."""
+"""Describe the columns of X before training, and warn of suspicious ones."""
 
 import functools
 import warnings
@@ -9,27 +9,28 @@ from skvae._data import arrays, containers, sentinels, statistics, words
 from skvae._data.units import FARTHEST
 from skvae._data.words import listed, n_rows_in_words
 
-# Rows of which it is looked up whether some are copies of others, and the least number of different
-# rows by which a column may be said to be of real values.
+# Most rows among which copies are looked for, and the least number of different rows that can show
+# that a column has real values.
 MOST_COMPARED, LEAST_DIFFERENT = 100_000, 20
 
 
 def describe(
     data, likelihood, attributes, weight, held_out, *, reset, partial=False, grouped=False
 ):
-    """Moments of the features of the rows that are trained on, and what to know of the columns.
+    """Return the moments of the features of the training rows, and facts about the columns.
 
-    `held_out` are the places of the other rows. Whether values are missing is asked of all rows.
-    Where a held-out value is out of reach of the units of the rows trained on, `reset` gives its
-    feature the moments of all rows: the value then does what it would do in a row trained on.
-    `partial`: later blocks follow, so the first one, which `reset` says this is, must have a value
-    in each column. `grouped`: rows that belong together are held out together.
+    `held_out` are the indices of the other rows. All rows decide whether values are missing.
+    `reset` says that this is the first data of the model. Then, if a held-out value is out of reach
+    of the units of the training rows, its feature gets the moments of all rows, so that the value
+    has the effect that it would have in a training row. `partial` says that later blocks follow, so
+    the first one must have a value in each column. `grouped` says that rows which belong together
+    are held out together.
     """
     labels = words.Labels(attributes.get("feature_names_in_"))
-    places = likelihood.columns_of(data.shape[1])
+    columns = likelihood.columns_of(data.shape[1])
     support = functools.partial(likelihood.check_support, labels=labels)
     describe_rows = functools.partial(
-        statistics.describe_columns, support=support, labels=labels._replace(places=places)
+        statistics.describe_columns, support=support, labels=labels._replace(indices=columns)
     )
     training, others = np.delete(np.arange(data.shape[0]), held_out), np.sort(held_out)
     if not len(held_out):
@@ -37,23 +38,23 @@ def describe(
     else:
         own_weight = None if weight is None else weight[training]
         moments = describe_rows(arrays.Subset(data, training), weight=own_weight)
-        extremes = statistics.find_extremes(arrays.Subset(data, others), support, len(places))
+        extremes = statistics.find_extremes(arrays.Subset(data, others), support, len(columns))
         moments = moments._replace(suspects=_add_suspects(moments, extremes))
         far = _is_out_of_reach(likelihood, moments, extremes)
         if reset and far.any():
             moments = _replace_where(far, moments, describe_rows(data, weight=weight))
     n_values, n_others = np.zeros((2, data.shape[1]), np.int64)
-    n_values[places] = moments.n_values
+    n_values[columns] = moments.n_values
     if len(held_out):
-        n_others[places] = ~np.isnan(extremes[0])
+        n_others[columns] = ~np.isnan(extremes[0])
     if len(held_out) and not moments.has_holes:
         n_incomplete = arrays.count_incomplete(arrays.Subset(data, others), n_values == 0)
         moments = moments._replace(has_holes=n_incomplete > 0)
     if reset:
         _tell_of_empty(n_values, n_others, labels, partial)
-        unresolved = dict.fromkeys(places[moments.unresolved].tolist())
+        unresolved = dict.fromkeys(columns[moments.unresolved].tolist())
         _warn_of_unresolved(unresolved, labels, data.dtype, 7)
-        _warn_of_sentinels(data, moments, support, places, labels, attributes["_categories"])
+        _warn_of_sentinels(data, moments, support, columns, labels, attributes["_categories"])
         if not grouped:
             _warn_of_copies(data, held_out)
     return moments, {"n_values": n_values, "resolution": arrays.resolution_of(data.dtype)}
@@ -62,27 +63,27 @@ def describe(
 def _is_out_of_reach(likelihood, moments, extremes):
     """Whether the lowest or the highest value of a feature is too far from its units, (D,)."""
     location, scale = likelihood.units(moments)
-    with np.errstate(over="ignore"):  # of values such as 1e308
+    with np.errstate(over="ignore"):  # values such as 1e308 may overflow
         distance = np.fmax(*(np.abs(value - location) for value in extremes))
         return (scale > 0) & (distance > FARTHEST * scale)
 
 
 def _replace_where(chosen, moments, others):
-    """Moments of which the chosen features have those of `others`."""
+    """Return moments in which the chosen features have the moments of `others`."""
     names = "mean", "std", "n_values", "n_various"
     pairs = {name: (getattr(others, name), getattr(moments, name)) for name in names}
     return moments._replace(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
 
 
 def _add_suspects(moments, extremes):
-    """The suspects of some rows, and those among the lowest and highest values of others.
+    """Add suspects among the lowest and highest values of other rows to the suspects of some rows.
 
-    A value may be far beyond all of n others where it is more than n of their standard deviations
-    from their mean: the sum of their distances is at most as large.
+    A value is a suspect if it is more than n standard deviations from the mean of n rows: the sum
+    of the distances of these rows from their mean is never larger.
     """
     suspects = moments.suspects.copy()
     for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
-        with np.errstate(over="ignore"):  # of values such as 1e308
+        with np.errstate(over="ignore"):  # values such as 1e308 may overflow
             far = np.abs(value - moments.mean) > moments.n_values * moments.std
         far &= moments.std > 0
         suspects[side] = np.where(far, extreme(suspects[side], value), suspects[side])
@@ -90,9 +91,9 @@ def _add_suspects(moments, extremes):
 
 
 def _tell_of_empty(n_values, n_others, labels, partial):
-    """Warn of columns that have no value; refuse them where later blocks may have values there.
+    """Warn of columns without any value; raise an error if later blocks may have values there.
 
-    `n_others` is above 0 where the rows that are held out have values.
+    `n_others` is above 0 for columns that have values in the held-out rows.
     """
     empty = np.flatnonzero(n_values == 0)
     if not len(empty):
@@ -113,12 +114,12 @@ def _tell_of_empty(n_values, n_others, labels, partial):
 
 
 def warn_of_long_numbers(X, rows, categories):
-    """Warn of columns of a frame whose different whole numbers are one as float64."""
+    """Warn of columns of a frame with different whole numbers that float64 rounds to one."""
     columns = []
     for i in range(X.shape[1]):
         ends = None if i in categories else containers.long_range(X, i, rows)
         size = 0 if ends is None else max(map(abs, ends))
-        # Where more is left than rounding, the moments of the columns tell.
+        # If they differ by more than rounding, the moments of the column show it.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * arrays.rounding_of(np.float64) * size:
             columns.append(i)
     _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64, 9)
@@ -137,13 +138,13 @@ def _warn_of_unresolved(columns, labels, dtype, stacklevel):
         )
 
 
-def _warn_of_sentinels(data, moments, support, places, labels, categories):
+def _warn_of_sentinels(data, moments, support, columns, labels, categories):
     """Warn of columns in which one value is far beyond all others."""
-    suspects = np.where(np.isin(places, list(categories)), np.nan, moments.suspects)
+    suspects = np.where(np.isin(columns, list(categories)), np.nan, moments.suspects)
     found = sentinels.find_sentinels(data, suspects, support)
     if found:
         words = [
-            f"{value:.10g} in {labels.of(places[feature])} ({n_rows_in_words(n)})"
+            f"{value:.10g} in {labels.of(columns[feature])} ({n_rows_in_words(n)})"
             for feature, (value, n) in found.items()
         ]
         warnings.warn(
@@ -156,7 +157,7 @@ def _warn_of_sentinels(data, moments, support, places, labels, categories):
 
 
 def _warn_of_copies(data, held_out):
-    """Warn where most rows held out are copies of rows trained on, and not by chance."""
+    """Warn if most held-out rows are copies of training rows, and not by chance."""
     sparse = hasattr(getattr(data, "X", data), "tocsr")
     if not len(held_out) or data.shape[0] > MOST_COMPARED or data.dtype.kind != "f" or sparse:
         return
@@ -177,10 +178,10 @@ def _warn_of_copies(data, held_out):
 
 
 def _is_real(rows):
-    """Whether a column has a value of its own for each of these different rows.
+    """Whether a column of real values has a different value in almost every one of these rows.
 
-    Whole numbers, categories and few levels in any units have not, and rows of such are equal by
-    chance. Nor does a column that varies alone tell chance from copies.
+    Rows of whole numbers, categories or few levels may be equal by chance. The same is true if only
+    one column varies.
     """
     ordered = np.sort(rows, axis=0)
     with np.errstate(invalid="ignore"):  # NaN in float16

@@ -1,7 +1,7 @@
-"""The columns of X, as `fit` has learned them: rows in, as numbers, and rows out.
+"""The schema of X: what `fit` learned of its columns; it reads rows as numbers and writes rows.
 
-Numbers are codes for categories, and NaN for missing values; features, as many for a category as
-it has values, are made of them block by block, by the likelihood.
+A category is read as a code, and a missing value as NaN. Later, block by block, the likelihood
+makes features of these numbers: a column of categories becomes one feature per category.
 """
 
 import copy
@@ -18,17 +18,17 @@ from skvae._data.description import warn_of_long_numbers
 
 @dataclass(frozen=True)
 class Schema:
-    """What `fit` learns of the columns of X."""
+    """The columns of X, as `fit` learned them."""
 
-    # An estimator without fitted attributes but the names of the columns: scikit-learn's validation
-    # asks it for these, and sets them in `fit`.
+    # An estimator whose only fitted attributes are the number and names of the columns.
+    # scikit-learn's validation sets them in `fit` and reads them later.
     reader: Any
-    categories: dict[int, Any] = field(default_factory=dict)  # of each column that has some
-    output: dict[str, Any] = field(default_factory=dict)  # of `containers.describe`
+    categories: dict[int, Any] = field(default_factory=dict)  # of each categorical column
+    output: dict[str, Any] = field(default_factory=dict)  # the result of `containers.describe`
 
     @classmethod
     def of(cls, estimator, categories, output):
-        """The schema of a fitted estimator."""
+        """Return the schema of a fitted estimator."""
         known = {*estimator._get_param_names(), "n_features_in_", "feature_names_in_"}
         reader = object.__new__(type(estimator))
         vars(reader).update({name: v for name, v in vars(estimator).items() if name in known})
@@ -36,32 +36,32 @@ class Schema:
 
     @classmethod
     def learn(cls, estimator, X, likelihood, categories, rows, as_table):
-        """Read the rows of X that `fit` trains on: the schema, the likelihood and the numbers.
+        """Read the rows of X that `fit` trains on; return the schema, the likelihood and numbers.
 
-        The likelihood then knows its categories: those of an earlier fit, if there are
-        `categories`. `as_table`: columns go back in the dtypes that they had.
+        The returned likelihood knows its categories. They are the `categories` of an earlier fit,
+        if given. With `as_table`, columns go back to the user in the dtypes that they had.
         """
         reset = categories is None
         if reset:
             categories = codes.learn_categories(X, likelihood)
-        # Validation sets attributes: on a copy, so that a failure leaves the estimator alone.
+        # Validation sets attributes on a copy, so that a failure leaves the estimator unchanged.
         schema = cls(copy.copy(estimator), categories)
         data = schema.read(X, likelihood, reset=reset, rows=rows, ensure_min_samples=2)
         if reset and hasattr(X, "columns"):
             warn_of_long_numbers(X, rows, categories)
-        if not reset:  # training takes categories that the first fit has not seen as missing
+        if not reset:  # in training, categories that the first fit has not seen are missing
             for i in categories:
                 data[data[:, i] == codes.UNSEEN, i] = np.nan
         if rows is not None:
             data = arrays.Subset(data, rows)
-        # A column of categories that has none is a feature that is always missing.
+        # A categorical column without any value becomes one feature that is always missing.
         likelihood = likelihood.with_categories({i: max(1, len(c)) for i, c in categories.items()})
         output = containers.describe(X, data.dtype, as_table=as_table, categories=categories)
         return replace(schema, output=output), likelihood, data
 
     @property
     def attributes(self):
-        """What a fitted estimator keeps of the schema, by name."""
+        """The attributes by which a fitted estimator stores the schema."""
         names = {"n_features_in_", "feature_names_in_"} & vars(self.reader).keys()
         return {
             **{name: getattr(self.reader, name) for name in names},
@@ -76,12 +76,12 @@ class Schema:
 
     @property
     def labels(self):
-        """What to call the columns in messages."""
+        """Names of the columns for messages."""
         return words.Labels(getattr(self.reader, "feature_names_in_", None))
 
     @property
     def dtype_out(self):
-        """The dtype of latent rows, and of numbers that may become values of another."""
+        """The dtype of latent rows, and of decoded numbers before they get their own dtypes."""
         return "float32" if self.output["dtype"] == "float32" else "float64"
 
     @property
@@ -90,10 +90,10 @@ class Schema:
         return "kinds" in self.output or bool(self.categories)
 
     def read(self, X, likelihood, *, reset=False, accept_far=False, rows=None, **checks):
-        """X as numbers, in any order in memory: codes for categories, and NaN for missing values.
+        """Return X as numbers, in any memory layout: codes for categories, NaN for missing values.
 
-        The code of a category that `fit` has not seen is `codes.UNSEEN`. Infinity is an error that
-        names the column, unless `accept_far`, or where it is not in one of these `rows`.
+        The code of a category that `fit` has not seen is `codes.UNSEEN`. Infinity raises an error
+        that names the column, unless `accept_far`. If `rows` are given, only these are checked.
         """
         of_array = {"ensure_all_finite": False if accept_far else "allow-nan", **checks}
         of_array |= {"accept_sparse": "csr"}
@@ -104,7 +104,7 @@ class Schema:
                 validate_data(self.reader, X, reset=reset, skip_check_array=True)
                 numbers = codes.encode(X, self.categories, likelihood)
                 return check_array(numbers, estimator=self.reader, input_name="X", **of_array)
-            with np.errstate(invalid="ignore"):  # of the sum of all values, of inf and -inf
+            with np.errstate(invalid="ignore"):  # the sum of all values may add inf and -inf
                 dtypes = containers.float_dtypes(X)
                 return validate_data(self.reader, X, dtype=dtypes, reset=reset, **of_array)
         except ValueError as error:
@@ -118,9 +118,9 @@ class Schema:
             return self.read(X, likelihood, reset=reset, accept_far=True, **checks)
 
     def write(self, numbers, index=None, container=None):
-        """Rows of numbers in the values and the container of the data of `fit`, or in another.
+        """Return numbers as values in the container of the data of `fit`, or in another container.
 
-        `index` is that of a pandas frame, if there is one.
+        `index` is for a pandas frame, if there is one.
         """
         if not self.gives_tables:
             return containers.give_back(numbers, self.output, index)
@@ -129,7 +129,7 @@ class Schema:
 
 
 def refuse_infinity(data, names, rows=None):
-    """Raise where one of these rows holds infinity, and name its column and its row."""
+    """Raise an error if one of these rows holds infinity, and name its column and its row."""
     for column in range(data.shape[1]):
         infinite = np.isinf(arrays.dense(data[:, [column]]).ravel())
         if rows is not None:
@@ -143,7 +143,7 @@ def refuse_infinity(data, names, rows=None):
 
 
 def take(data, n, seed, likelihood):
-    """The features of `n` random rows, all different if there are as many."""
+    """Return the features of `n` random rows, all different if there are enough rows."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(data.shape[0], n, replace=n > data.shape[0]))
     return likelihood.check_support(arrays.dense(data[rows]))

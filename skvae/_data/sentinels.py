@@ -1,4 +1,4 @@
-"""Values that stand for a missing one, such as 1e20 or -999."""
+"""Find sentinels: values that stand for a missing one, such as 1e20 or -999."""
 
 from collections.abc import Iterator
 
@@ -7,28 +7,29 @@ import numpy as np
 from skvae._backend.tensors import Array
 from skvae._data.arrays import Support, float_blocks
 
-# A sentinel is farther than this many mean distances, and farther than all of them together.
+# A sentinel is farther than this many mean distances, and farther than the sum of all distances.
 FAR_DISTANCES = 50
 
 
 def stand_out(total: Array, square: Array, n_there: Array, n_equal: Array) -> Array:
-    """Whether the lowest and the highest value, -1 and 1, may be sentinels: (2, D).
+    """Whether the lowest value, -1, and the highest value, 1, may be sentinels, (2, D).
 
-    `total` and `square` are sums of `n_there` values in [-1, 1] and of their squares. `n_equal`,
-    (2, D), is how often the value comes. With the mean m of the n others, and e the distance of
-    the value from the mean of all, the others have
+    `total` and `square` are the sums of `n_there` values in [-1, 1] and of their squares.
+    `n_equal`, (2, D), is how often the lowest and the highest value occur. Let m be the mean of the
+    n other values, and e the distance of the value from the mean of all values. Then
 
-        sum (x_i - m)**2 = sum of the same of all - e**2 n_equal n_there / n,
+        sum (x_i - m)**2 = sum of the same over all values - e**2 n_equal n_there / n.
 
-    which is below the square of sum |x_i - m|, and that below that of the value's distance from m,
-    e n_there / n, where the value is a sentinel.
+    The left side is at most the square of sum |x_i - m|. If the value is a sentinel, this sum is
+    below the distance of the value from m, which is e n_there / n. So a value can only be a
+    sentinel if the right side is below the square of e n_there / n.
     """
     n_there = np.maximum(n_there, 1)
     n_others = np.maximum(n_there - n_equal, 1)
     mean = total / n_there
     far = (np.stack([-1 - mean, 1 - mean]) * n_there) ** 2 / n_others
     of_all = square - mean * total
-    # Besides, less than half of the values are.
+    # A sentinel also makes up less than half of the values.
     rounding = 1e-6 * square
     alone = of_all - far * n_equal / n_there <= far / n_others + rounding
     return alone & (n_equal < n_others)
@@ -37,15 +38,15 @@ def stand_out(total: Array, square: Array, n_there: Array, n_equal: Array) -> Ar
 def find_sentinels(
     X: Array, suspects: Array, support: Support = lambda block: block
 ) -> dict[int, tuple[float, int]]:
-    """Columns with a value that is far beyond all others: the value, and in how many rows it is.
+    """Return the columns with a value far beyond all others: the value, and its number of rows.
 
-    `suspects` are those of `describe_columns`. A value is far beyond the others where its
-    distance from their mean is larger than the sum of their own distances, and than
-    `FAR_DISTANCES` times the mean of these over the values that are not at the one end at which
-    most are, which in a column of counts is 0. It may be in several rows, but in fewer than half
-    of those that have a value.
+    `suspects` come from `describe_columns`. A value is far beyond the others if its distance from
+    their mean exceeds two numbers. The first is the sum of their own distances from the mean. The
+    second is `FAR_DISTANCES` times this sum, divided by the number of values that are not at the
+    more frequent end, the lowest or the highest value; in a column of counts this end is 0. The
+    value may be in several rows, but in fewer than half of those that have a value.
 
-    Moments of all values would not do: beside 1e20, float64 knows nothing of the others. So
+    Moments of all values are useless here: beside 1e20, float64 loses the digits of the others. So
     each column is read again, in blocks, without the value.
     """
     sides, columns = np.nonzero(~np.isnan(suspects))
@@ -60,11 +61,11 @@ def find_sentinels(
             own = block[:, columns]
             yield np.where(own == value, np.nan, own), (own == value).sum(axis=0)
 
-    with np.errstate(over="ignore", invalid="ignore"):  # of values such as 1e308
+    with np.errstate(over="ignore", invalid="ignore"):  # values such as 1e308 may overflow
         for own, n in others():
             there = ~np.isnan(own)
             low, high = np.fmin(low, np.fmin.reduce(own)), np.fmax(high, np.fmax.reduce(own))
-            # From a value of the column, so that the sum keeps the digits of differences.
+            # The sum is of differences from a value of the column, which keeps their digits.
             first = own[there.argmax(axis=0), np.arange(len(columns))]
             start = np.where(np.isnan(start), first, start)
             total += np.where(there, own - start, 0.0).sum(axis=0)

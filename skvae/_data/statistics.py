@@ -1,4 +1,4 @@
-"""Moments of columns of any magnitude, in blocks of rows."""
+"""Compute moments of columns of any magnitude, in blocks of rows."""
 
 from typing import NamedTuple
 
@@ -18,19 +18,19 @@ from skvae._data.words import UNNAMED, Labels
 
 
 class Moments(NamedTuple):
-    """What a likelihood needs to know of the columns: arrays of shape (n_features,)."""
+    """The facts about the columns that a likelihood needs: arrays of shape (n_features,)."""
 
     mean: Array  # float64; the constant itself where the column is constant
     std: Array  # float64; 0 where the column is constant
     has_holes: bool = False  # whether values are missing, in a column that has some
     n_values: Array | None = None  # rows in which the column has a value; None: all
-    # The lowest and the highest value, (2, n_features), where it is so far from the mean that it
-    # may be no value but stand for a missing one; NaN elsewhere.
+    # The lowest and the highest value, (2, n_features), if it is so far from the mean that it may
+    # stand for a missing value; NaN otherwise.
     suspects: Array | None = None
-    # Rows whose value is not the one that more than half of the rows have; None: not known.
+    # Rows with another value than the one that more than half of the rows have; None: not known.
     n_various: Array | None = None
     # Whether the column is taken as constant, although its values differ by more than rounding, or
-    # are whole numbers that are one as float64; None: not known.
+    # are different whole numbers that float64 rounds to one; None: not known.
     unresolved: Array | None = None
 
     @property
@@ -39,15 +39,14 @@ class Moments(NamedTuple):
         return np.zeros(len(self.mean), bool) if self.n_values is None else self.n_values == 0
 
 
-# Rows that say which value of a column may be the one that more than half of them have, and the
-# values that are read of them at once.
+# Most rows of the sample that shows which value more than half of the rows may have.
 MEDIAN_ROWS = 10_000
 
 
 def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, Array]:
-    """The lowest and the highest value of each feature, (D,), in blocks; NaN where there is none.
+    """Return the lowest and the highest value of each feature, (D,), read in blocks.
 
-    They are float64: those of a longdouble may be infinity then.
+    They are NaN for a feature without values. As float64, a longdouble may become infinity.
     """
     low = high = np.full(n_features, np.nan)
     for block in map(support, arrays.slices(X, n_features)):
@@ -63,16 +62,16 @@ def describe_columns(
     labels: Labels = UNNAMED,
     weight: Array | None = None,
 ) -> Moments:
-    """Mean and standard deviation of each column, of any magnitude, in blocks of rows.
+    """Compute mean and standard deviation of each column, of any magnitude, in blocks of rows.
 
-    The columns are those that `support` makes of those of X, which `labels` are of. NaN are
-    missing values. A column is constant when its range is below the `resolution` of X. `weight`
-    (n_samples,), above 0, is how much each row counts.
+    The columns are the features that `support` makes of X; `labels` names them. NaN are missing
+    values. A column is constant if its range is below the `resolution_of` X. `weight` (n_samples,),
+    above 0, is how much each row counts.
 
-    A column without any value has a mean of 1, which every likelihood supports, and a standard
+    A column without any value gets a mean of 1, which every likelihood supports, and a standard
     deviation of 0.
     """
-    n_features = X.shape[1] if labels.places is None else len(labels.places)
+    n_features = X.shape[1] if labels.indices is None else len(labels.indices)
     low, high = find_extremes(X, support, n_features)
     empty, infinite = np.isnan(low), np.isinf(low) | np.isinf(high)
     if empty.all():
@@ -80,22 +79,22 @@ def describe_columns(
             "Input X has only missing values. A model needs some values to learn from."
         )
     low, high = np.where(empty, 1.0, low), np.where(empty, 1.0, high)
-    if infinite.any():  # under assume_finite=True, or as float64
+    if infinite.any():  # possible under assume_finite=True, or after the cast to float64
         raise ValueError(f"Input X contains infinity in {labels.of(int(np.argmax(infinite)))}.")
-    # Halves, since the range of the largest floats overflows.
+    # Halves are taken first, since the range of the largest floats overflows.
     centre, radius = low / 2 + high / 2, high / 2 - low / 2
     size = np.maximum(abs(low), abs(high))
     constant = radius <= resolution_of(X.dtype) * size
-    # Moments of values moved to [-1, 1], whose squares neither overflow nor vanish.
+    # Values are moved to [-1, 1], so that their squares do not overflow or vanish.
     unit = np.where(constant, 1.0, radius)
     total = square = n_there = np.zeros(n_features)
     plain_total = plain_square = np.zeros(n_features)  # without weights
     n_values, n_equal = np.zeros(n_features, np.int64), np.zeros((2, n_features), np.int64)
-    # A value that more than half of the rows have is the median.
+    # If more than half of the rows have one value, it is the median.
     common, n_common = _find_common(X, support, n_features), np.zeros(n_features, np.int64)
     start, has_holes = 0, False
     for block in map(support, float_blocks(X, n_features)):
-        if np.isnan(common[~empty]).any():  # values that are too rare to be met before
+        if np.isnan(common[~empty]).any():  # the sample had no value of a rarely filled column
             common = np.where(np.isnan(common), _median(block[:MEDIAN_ROWS]), common)
         n_common += (block == common).sum(axis=0)
         moved = (block - centre) / unit
@@ -130,7 +129,7 @@ def describe_columns(
 
 
 def _is_one_as_float(X: Array, support: Support, chosen: Array) -> Array:
-    """Whether a `chosen` feature has different whole numbers, which float64 rounds to one, (D,)."""
+    """Whether a `chosen` feature has different whole numbers that float64 rounds to one, (D,)."""
     differs = np.zeros(len(chosen), bool)
     if X.dtype.kind not in "iu" or not chosen.any():
         return differs
@@ -141,10 +140,10 @@ def _is_one_as_float(X: Array, support: Support, chosen: Array) -> Array:
 
 
 def _find_common(X: Array, support: Support, n_features: int) -> Array:
-    """The lower median of each feature, (D,), by rows from everywhere; NaN where these have none.
+    """Return the lower median of each feature in a sample of rows, (D,); NaN without values.
 
-    One row of each stretch of neighbouring rows is taken, at random: the first rows of a table that
-    is sorted are no sample of it, nor is each 24th row of one that repeats itself after 24.
+    The sample is one random row of each stretch of neighbouring rows. The first rows would be a bad
+    sample of a sorted table, and every 24th row of a table that repeats itself after 24 rows.
     """
     n = min(X.shape[0], MEDIAN_ROWS, max(1, arrays.READ_AT_ONCE // n_features))
     stretches = np.arange(n + 1) * X.shape[0] // n
@@ -153,7 +152,7 @@ def _find_common(X: Array, support: Support, n_features: int) -> Array:
 
 
 def _median(rows: Array) -> Array:
-    """The lower median of the values of each column, (D,); NaN where there is none."""
+    """Return the lower median of the values of each column, (D,); NaN without values."""
     ordered = np.sort(rows, axis=0)  # NaN last
     last = (~np.isnan(ordered)).sum(axis=0) - 1
     return np.take_along_axis(ordered, np.maximum(last, 0)[None] // 2, axis=0)[0]

@@ -1,14 +1,14 @@
-"""Rows that training goes on with, compared with those that decided the units of the model.
+"""Compare later rows of `partial_fit` with the first rows, which decided the model's units.
 
 The model keeps the mean and the standard deviation that each column had in the rows that it saw
-first. Later rows whose distances from that mean are of another order of magnitude are learned
-badly: large ones have huge gradients, and the noise floor swallows small ones. A column that was
-constant, or had no value, has no density at all.
+first. If distances of later rows from that mean have another order of magnitude, the model learns
+these rows badly: large distances have huge gradients, and small ones vanish in the noise floor. A
+column that was constant, or had no value, has no density at all.
 
-The bounds are wide, since a standard deviation of 50 rows says little of a column with heavy
-tails. Of blocks of 50 rows after a first block of 50 rows like them, less than one in 1,000 is
-outside: of normal, lognormal (of a sigma up to 1.5), Student (of 2 degrees of freedom or more),
-Bernoulli and count columns.
+The bounds are wide, since the standard deviation of 50 rows is a poor estimate for a column with
+heavy tails. If blocks of 50 rows follow a first block of 50 rows like them, less than one in 1,000
+is outside. This holds for normal, lognormal (of a sigma up to 1.5), Student (of 2 degrees of
+freedom or more), Bernoulli and count columns.
 """
 
 import warnings
@@ -18,27 +18,27 @@ import numpy as np
 from skvae._data import arrays
 
 # A column leaves its units if a tenth of the values are farther than 10 standard deviations from
-# the mean of the first rows, or half of them farther than 5. Of a column of mostly zeros, fewer
-# values may be far, and at 100 standard deviations by their root mean square. One or two values
-# alone are outliers.
+# the mean of the first rows, or half of them farther than 5. In a column of mostly zeros fewer
+# values can be far, so it also leaves its units if the root mean square distance exceeds 100
+# standard deviations. In each case 3 values must be far: one or two are outliers.
 FAR, SHARE_FAR = 10.0, 0.1
 LESS_FAR, SHARE_LESS_FAR = 5.0, 0.5
 FARTHEST_RMS = 100.0
 LEAST_FAR = 3
-# The other way round, if its standard deviation is less than a 30th of that of the first rows. A
-# few rows, or rows that are mostly of one value, cannot tell.
+# A column also leaves its units if its standard deviation is less than a 30th of that of the first
+# rows. A few rows, or rows that mostly have one value, cannot show this.
 NARROW, LEAST_ROWS = 1 / 30, 20
 
 N_NAMED = 5
 
 
 def compare(first, now, data, support, resolution):
-    """Which features leave the units of the first rows, vary anew, or have values at last.
+    """Return masks of features that leave their units, that begin to vary, and that begin to exist.
 
     `first` and `now` are the moments of the features in the first rows and in `data`. The mean of
-    `first` is NaN where these had no value; its standard deviation, and both of `now`, are NaN
-    where nothing is to be compared. `support` makes features of rows. `resolution` is the relative
-    difference that rounding makes. Three masks (n_features,).
+    `first` is NaN if a feature had no value. The standard deviation of `first`, and both moments of
+    `now`, are NaN if a feature is not to be compared. `support` makes features of rows.
+    `resolution` is the relative difference that rounding makes. Each mask is (n_features,).
     """
     empty = np.isnan(first.mean)
     constant = (first.std == 0) & ~empty
@@ -67,7 +67,7 @@ def compare(first, now, data, support, resolution):
 
 
 def warn(first, now, data, support, labels, resolution):
-    """Warn of the features that `compare` finds, which `labels` names."""
+    """Warn of the features that `compare` finds; `labels` gives their names."""
     leaves, varies, filled = compare(first, now, data, support, resolution)
     remedy = (
         "To mend it, fit anew, by fit or partial_fit, with first rows that are like all later "

@@ -3,11 +3,10 @@
 Arrays are numpy's, in the units of the user. Tensors, mostly of float32, are in the model's own
 units,
 
-    y = (x - location) / scale,        column by column,
+    y = (x - location) / scale,        column by column.
 
-computed in float64 first, so that a column of 1.7e9 +- 1e3 keeps its digits. A column with
-``scale == 0`` was constant in ``fit``: the model sees zeros there and gives back its
-location.
+This is computed in float64, so that a column of 1.7e9 +- 1e3 keeps its digits. A column with
+``scale == 0`` was constant in ``fit``: the model sees zeros there and gives back its location.
 """
 
 from typing import NamedTuple
@@ -20,21 +19,21 @@ from skvae._data.arrays import Support, float_blocks
 from skvae._data.words import UNNAMED, Labels, cell
 
 # Largest distance from the training data, in units of `scale`, that float32 can carry
-# through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38. A float64, so that
-# what is compared with it becomes one too: no float16 is as large.
+# through a network and a square: (1e10 / 0.01)**2 = 1e24, far below 3e38. It is a float64, so that
+# a float16 becomes a float64 when it is compared with it: no float16 is as large.
 FARTHEST = np.float64(1e10)
 
 
 class Units(NamedTuple):
-    """What rows are standardised by: float64, (n_features,), on the CPU."""
+    """The numbers that standardise rows: float64, (n_features,), on the CPU."""
 
     location: torch.Tensor
     unit: torch.Tensor  # the scale; 1 in constant columns
-    constant: torch.Tensor | None  # places of the constant columns, if there are any
+    constant: torch.Tensor | None  # indices of the constant columns; None: there are none
 
     @classmethod
     def of(cls, location: Array, scale: Array) -> "Units":
-        """The units of columns, of which those whose scale is 0 are constant."""
+        """Make the units of columns; a column with a scale of 0 is constant."""
         varies = scale > 0
         unit = to_tensor(np.where(varies, scale, 1.0), "cpu")
         constant = None if varies.all() else torch.from_numpy(np.flatnonzero(~varies))
@@ -44,10 +43,10 @@ class Units(NamedTuple):
 def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """(X - location) / unit, computed in float64, as `dtype`; 0 in constant columns.
 
-    NaN, which are missing values, stay.
+    Missing values, which are NaN, stay NaN.
     """
-    with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
-        y = torch.from_numpy(np.array(X, np.float64, order="C"))  # one copy, whatever X
+    with np.errstate(over="ignore"):  # a longdouble may become infinity
+        y = torch.from_numpy(np.array(X, np.float64, order="C"))  # always exactly one copy
     y -= units.location
     y /= units.unit
     if units.constant is not None:
@@ -56,9 +55,9 @@ def standardise(X: Array, units: Units, dtype: torch.dtype = torch.float32) -> t
 
 
 def measure_reach(y: torch.Tensor) -> tuple[float, torch.Tensor | None]:
-    """The largest distance of rows y from 0, NaN if values are missing; and which are too far.
+    """Return the largest distance of rows y from 0, and a mask of the values that are too far.
 
-    None where no value is farther than float32 can carry.
+    The distance is NaN if values are missing. The mask is None if float32 can carry all values.
     """
     low, high = torch.aminmax(y)
     reach = max(high.item(), -low.item())  # if one is NaN, both are
@@ -69,9 +68,9 @@ def measure_reach(y: torch.Tensor) -> tuple[float, torch.Tensor | None]:
 
 
 def check_reach(y: torch.Tensor, X: Array, units: Units, labels: Labels = UNNAMED) -> float:
-    """The largest distance of the standardised rows y of X from 0; NaN if values are missing.
+    """Return the largest distance of the standardised rows y from 0; NaN if values are missing.
 
-    Raises a ValueError that names column and value where a number is too far from the training
+    Raises a ValueError that names column and value if a number of X is too far from the training
     data for float32.
     """
     reach, far = measure_reach(y)
@@ -91,7 +90,7 @@ def fill_standardised(
     units: Units,
     support: Support = lambda block: block,
 ) -> None:
-    """All of X, within its support, in the model's units, converted in blocks of rows."""
+    """Fill `into` with the features of X in the model's units, in blocks of rows."""
     start = 0
     for block in map(support, float_blocks(X, into.shape[1])):
         y = standardise(block, units, into.dtype)
@@ -101,6 +100,6 @@ def fill_standardised(
 
 
 def restore(Y: Array, location: Array, scale: Array) -> Array:
-    """location + scale * Y in float64: back in the user's units."""
+    """Return location + scale * Y in float64, which is in the user's units."""
     X = scale * Y  # scale is float64
     return np.add(location, X, out=X)

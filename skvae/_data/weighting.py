@@ -1,4 +1,4 @@
-"""The weights of rows, and the groups that they belong to."""
+"""Read the weights of rows, and the groups that rows belong to."""
 
 import numpy as np
 from sklearn.utils import _safe_indexing
@@ -8,7 +8,7 @@ from skvae._data import containers
 
 
 def weigh(sample_weight, X):
-    """How much each row of X counts, of mean 1 over those above 0; None: all the same."""
+    """Return the weight of each row of X, scaled to a mean of 1 over weights above 0; or None."""
     if sample_weight is None:
         return None
     weight = _check_sample_weight(
@@ -26,17 +26,17 @@ def weigh(sample_weight, X):
             "sample_weight is zero in all rows, so that none is left. Make it more than 0 in those "
             "that count."
         )
-    # By a power of 2, which rounds nothing: now no sum overflows.
+    # Division by a power of 2 is exact, and keeps sums from overflow.
     weight = np.ldexp(weight, -np.frexp(weight.max())[1])
     return np.count_nonzero(weight) * weight / weight.sum()
 
 
 def count_first(X, sample_weight, groups, *, as_table):
-    """What rows of X count in `fit`: X, their places in it, their weights and their groups.
+    """Find the rows of X that count in `fit`; return X, their indices, weights and groups.
 
-    Places are None where all rows count, weights where they count the same, groups where there
-    are none. Of a table only rows that count are given, since others say nothing of what its
-    columns are.
+    The indices are None if all rows of the returned X count. The weights are None if all are equal,
+    and the groups if there are none. A table loses its rows of weight 0, since they must not decide
+    what its columns hold.
     """
     weight, group = weigh(sample_weight, X), _number_groups(groups, X)
     if weight is None:
@@ -59,9 +59,9 @@ def count_first(X, sample_weight, groups, *, as_table):
 
 
 def _number_groups(groups, X):
-    """The number of the group of each row, from 0; None without groups, or with one group only.
+    """Return the number of each row's group, from 0; None without groups, or with one group only.
 
-    With one group each row stands for itself, since no group can be held out.
+    A single group cannot be held out, so then each row stands for itself.
     """
     if groups is None:
         return None
@@ -72,7 +72,7 @@ def _number_groups(groups, X):
             f"groups has {len(labels)} labels, but X has {n_rows} rows. Give one label for each "
             "row."
         )
-    if labels.dtype.kind in "mM":  # whose list may hold integers
+    if labels.dtype.kind in "mM":  # tolist() may turn these into integers
         missing = np.isnat(labels)
     else:
         missing = np.fromiter(map(containers.is_missing, labels.tolist()), bool, len(labels))
@@ -85,12 +85,12 @@ def _number_groups(groups, X):
 
 
 def _drop_one_group(group):
-    """The groups; None if there is only one."""
+    """Return the groups; None if there is only one."""
     return group if group.max(initial=0) > 0 else None
 
 
 def _number(labels):
-    """The place of each label among the different ones, in their order if they have one."""
+    """Number the labels: the index of each among the different labels, sorted if possible."""
     if labels.dtype != object:
         return np.unique(labels, return_inverse=True)[1]
     values, different = labels.tolist(), {}
@@ -104,14 +104,14 @@ def _number(labels):
             ) from None
     try:
         order = sorted(different)
-    except (TypeError, ValueError):  # labels of several types have no order but that of the rows
+    except (TypeError, ValueError):  # labels of several types keep the order of the rows
         order = list(different)
     numbers = {value: number for number, value in enumerate(order)}
     return np.array([numbers[value] for value in values])
 
 
 def _read_labels(groups):
-    """Groups as an array of one label a row, (n_samples,)."""
+    """Return groups as an array of one label per row, (n_samples,)."""
     expected = "Expected one label for each row, of shape (n_samples,)"
     if isinstance(groups, str | bytes):
         raise ValueError(
@@ -125,7 +125,7 @@ def _read_labels(groups):
         )
     if isinstance(groups, list | tuple):
         labels = np.empty(len(groups), object)
-        for row, label in enumerate(groups):  # all at once, tuples would become a second axis
+        for row, label in enumerate(groups):  # one by one, or tuples would become a second axis
             labels[row] = label
         return labels
     labels = np.asarray(containers.to_plain(groups))
@@ -146,7 +146,7 @@ def _read_labels(groups):
 
 
 def check_target(X, y):
-    """Refuse a `y` that looks like rows to validate on, which nothing would look at."""
+    """Raise an error if `y` looks like validation rows, since `fit` would ignore them."""
     if y is None or y is X:
         return
     shapes = [getattr(value, "shape", ()) for value in (X, y)]

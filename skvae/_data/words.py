@@ -8,14 +8,14 @@ from skvae._backend.tensors import Array
 
 
 class Labels(NamedTuple):
-    """What to call the columns of a block: by their places in X, and by names if they have any."""
+    """Names of the columns of a block for messages: their indices in X, and their names, if any."""
 
-    names: Array | None = None  # of all columns of X
-    places: Array | None = None  # of those of the block; None: all
+    names: Array | None = None  # names of all columns of X
+    indices: Array | None = None  # indices in X of the columns of the block; None: all
 
     def of(self, column: int) -> str:
         """Words for a column of the block."""
-        place = column if self.places is None else self.places[column]
+        place = column if self.indices is None else self.indices[column]
         name = "" if self.names is None else f" ({str(self.names[place])!r})"
         return f"column {place}{name}"
 
@@ -35,12 +35,12 @@ def n_rows_in_words(n):
 
 
 def listed(words, most=5):
-    """The first of some words, and how many more there are."""
+    """Join the first of some words, and say how many more there are."""
     words = list(words)
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
 
 
 def rows_in_words(rows):
-    """Words for these rows, in their order: how many there are, and the first."""
+    """Words for these rows, which are in order: how many there are, and the first."""
     return f"1 row: {rows[0]}" if len(rows) == 1 else f"{len(rows)} rows, the first is {rows[0]}"

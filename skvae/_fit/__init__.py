@@ -1,1 +1,1 @@
-"""From rows and parameters to a trained state."""
+"""Train models: rows and parameters go in, and a trained state comes out."""

@@ -1,4 +1,4 @@
-"""Factor analysis of the rows of jobs: the linear model to beat."""
+"""Factor analysis of the rows of jobs: the linear model that training has to beat."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
@@ -14,10 +14,10 @@ from skvae._model.rows import Rows
 
 
 class Analyses:
-    """Factor analyses of the rows of jobs: those of the same rows are made once.
+    """Factor analyses of the rows of jobs; jobs with the same rows share one.
 
-    Where torch cannot factorise a matrix of theirs, independent columns take their place, or the
-    analysis of the rows trained on that of all rows.
+    If torch cannot factorise a matrix, independent columns replace the analysis of the training
+    rows, and the analysis of the training rows replaces that of all rows.
     """
 
     def __init__(self, jobs: Sequence[Job], noise: Sequence[factor_analysis.Noise]) -> None:
@@ -27,7 +27,7 @@ class Analyses:
         self.latest: list[factor_analysis.Factors] = []
 
     def of(self, rows: Rows, *, again: bool = False) -> list[factor_analysis.Factors]:
-        """Of these rows, each of the size that they choose; `again`, of those sizes."""
+        """Analyse these rows with the sizes that they choose; `again` keeps the last sizes."""
         found = []
         for m, (job, noise) in enumerate(zip(self.jobs, self.noise, strict=True)):
             y, weight, group = _member(rows, m)
@@ -47,7 +47,7 @@ class Analyses:
         return found
 
     def shortfalls(self, rows: Rows, records: Sequence[Record]) -> list[float]:
-        """By how many nats a row the last epochs miss factor analysis of these rows."""
+        """Return how many nats per row the last epochs are worse than factor analysis."""
         missed = []
         pairs = zip(self.jobs, self.noise, records, strict=True)
         for m, (job, noise, record) in enumerate(pairs):
@@ -61,7 +61,7 @@ class Analyses:
         return missed
 
     def _once(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        """What `function` makes of these inputs, or None where torch cannot factorise a matrix."""
+        """Call `function` once for equal inputs; None if torch cannot factorise a matrix."""
         key = function, *map(_digest, inputs)
         if key not in self.found:
             try:
@@ -88,7 +88,7 @@ def _member(rows: Rows, m: int) -> tuple[torch.Tensor, torch.Tensor | None, torc
 
 
 def _digest(value: Any) -> Hashable:
-    """What tells a value, or a tensor by its contents, from others."""
+    """Return a key that differs for different values; tensors are compared by their contents."""
     if isinstance(value, tuple):
         return tuple(map(_digest, value))
     if isinstance(value, torch.Tensor):

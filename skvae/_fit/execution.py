@@ -1,10 +1,11 @@
-"""From numpy to a training run and back: a fit is a stack of one model, a search of many.
+"""Train jobs: numpy arrays go in, a stack of models is trained, and numpy arrays come out.
 
-Jobs whose tensors have one shape train together. Jobs on the same rows in the same units,
-such as the candidates of one fold, share those rows.
+A fit trains a stack of one model, and a search trains stacks of many. Jobs whose tensors have one
+shape train together. Jobs on the same rows in the same units, such as the candidates of one fold,
+share those rows.
 
-On a CPU, stacks of small models train side by side in threads of one core each: threads
-that share the operations of one stack would wait for each other in every one of them.
+On a CPU, stacks of small models train side by side in threads of one core each. If threads shared
+the operations of one stack, they would wait for each other in every operation.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +36,7 @@ from skvae._model.stacking import learned_state, stack_models
 from skvae._model.state import n_active, units_of
 from skvae._model.vae import VAE, State
 
-ACTIVITY_ROWS = 1000  # that are asked which components are active
+ACTIVITY_ROWS = 1000  # first rows, which show which components are active
 
 
 def _state_of(stack: VAE, job: Job, record: Record) -> State:
@@ -50,16 +51,16 @@ def _n_active(job: Job, state: State) -> int:
 
 
 def to_arrays(progress: Any) -> Any:
-    """The progress of a training run as arrays, numbers and strings."""
+    """Turn the progress of a training run into arrays, numbers and strings."""
     if isinstance(progress, Mapping):
         return {name: to_arrays(value) for name, value in progress.items()}
     return to_array(progress) if isinstance(progress, torch.Tensor) else progress
 
 
 def _to_tensors(progress: Any, device: torch.device) -> Any:
-    """The opposite of `to_arrays`."""
+    """Undo `to_arrays`."""
     if isinstance(progress, Mapping):
-        # A generator's state is on the CPU wherever the generator is.
+        # A generator's state is always on the CPU, even if the generator is not.
         where = {"generator": torch.device("cpu")}
         return {name: _to_tensors(v, where.get(name, device)) for name, v in progress.items()}
     return to_tensor(progress, device) if isinstance(progress, np.ndarray) else progress
@@ -73,9 +74,9 @@ def train(
 ) -> list[Trained]:
     """Train the models of jobs of one shape.
 
-    `end_epoch` gets the records of those in training and a function that copies their
-    states; training stops where it returns True. `end_part` is told of rows that are read
-    in parts: the epoch, from 0, and the share of it that is done.
+    `end_epoch` gets the records of the models in training and a function that copies their states;
+    training stops if it returns True. If rows are read in parts, `end_part` is called after each
+    part with the epoch, counted from 0, and the share of it that is done.
     """
     first = jobs[0]
     with devices.computing(first.device, one_thread=is_small(first)):
@@ -87,7 +88,7 @@ def train(
         def states(records: Iterable[Record]) -> list[State]:
             return [_state_of(stack, jobs[record.member], record) for record in records]
 
-        # The seed itself has drawn the first weights.
+        # seed + 1, since the seed itself has drawn the first weights.
         generators = [devices.generator(job.seed + 1, first.device) for job in jobs]
         if in_parts(first):
             read, judged, some = read_in_parts(first, end_part)
@@ -105,7 +106,7 @@ def train(
                 missed = analyses.shortfalls(some(False), records)
             ends = zip(jobs, records, states(records), missed, strict=True)
             return [
-                # Without its weights, a row of a matrix that holds those of all.
+                # The record drops its weights: they are a row of a matrix with those of all models.
                 Trained(replace(r, weights=torch.empty(0)), state, _n_active(job, state), nats)
                 for job, r, state, nats in ends
             ]

@@ -1,4 +1,4 @@
-"""All that decides the training of one model, and what jobs have in common."""
+"""Jobs: all that decides the training of one model, and keys by which jobs are grouped."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -16,8 +16,8 @@ from skvae._model.state import n_weights
 from skvae._model.vae import State
 from skvae.likelihoods import Gaussian
 
-# Rows, and their values, of a factor analysis that a model is to beat; with missing values, each
-# row has a posterior of its own.
+# Most rows, and most values, of the factor analysis that a model has to beat. With missing values
+# there are fewer, HOLED_ROWS, since each row has its own posterior.
 FACTOR_ROWS, FACTOR_VALUES, HOLED_ROWS = 20000, 1 << 23, 2000
 
 
@@ -32,27 +32,27 @@ class Job(NamedTuple):
     seed: int
     device: torch.device
     precision: str
-    held_out: Array = np.empty(0, np.intp)  # places of rows, in random order
+    held_out: Array = np.empty(0, np.intp)  # indices of the held-out rows, in random order
     group: Array | None = None  # (n_rows,), the number of each row's group
     sample_weight: Array | None = None  # (n_rows,), float64, above 0; None: all the same
-    progress: Mapping[str, Any] | None = None  # where it goes on, in arrays and numbers
-    keeps_progress: bool = False  # whether it is to be known, after each epoch, how to go on
+    progress: Mapping[str, Any] | None = None  # the state that it continues, in arrays and numbers
+    keeps_progress: bool = False  # whether each epoch records the state that can be continued
 
 
 class Trained(NamedTuple):
-    """What became of a job."""
+    """The result of a job."""
 
     record: Record
     state: State
-    n_active: int  # components that say something of the rows, by the first of them
-    shortfall: float = 0.0  # nats a row by which a linear model misses the optimum, where known
+    n_active: int  # number of active components, computed from the first rows
+    shortfall: float = 0.0  # nats per row by which a linear model misses its optimum, if known
 
 
 def shape(job: Job) -> Hashable:
-    """What jobs of one stack have in common."""
+    """Return a key that is the same for all jobs of one stack."""
     parts, plan = job.architecture, job.plan
-    # Where nothing tells components that are not there from those that are: see `_model`. The
-    # log q(z|x) of a draw has a term of each, which would be learned.
+    # Padded components must have no effect: see `_model.vae`. They have one in log q(z|x) of a
+    # draw, which has a term for each component, so that the padding would be learned.
     padded = parts.network.can_be_padded and parts.prior.is_standard and parts.posterior.has_vjp
     if padded and not plan.free_bits and plan.n_importance_samples == 1:
         parts = replace(parts, n_components=0)
@@ -62,13 +62,13 @@ def shape(job: Job) -> Hashable:
 
 
 def is_small(job: Job) -> bool:
-    """Whether its steps are too short for more than one thread."""
+    """Whether the steps of a job are too short for more than one thread."""
     n_products = job.plan.batch_size * n_weights(job.state)
     return n_products < devices.FEW_PRODUCTS
 
 
 def has_known_optimum(job: Job) -> bool:
-    """Whether factor analysis of the training rows is what a whole fit should come to."""
+    """Whether factor analysis of the training rows is the optimum of the whole fit."""
     plan = job.plan
     plain = plan.beta == 1 and plan.n_importance_samples == 1 and not plan.free_bits
     whole = plan.max_iter > 1 and not plan.n_held_out and not plan.continues
@@ -92,7 +92,7 @@ def support_of(job: Job) -> arrays.Support:
 
 
 def source_of(job: Job) -> Hashable:
-    """What jobs have in common whose rows are the same, in the same units."""
+    """Return a key that is the same for jobs with the same rows in the same units."""
     units = job.state["location"].tobytes(), job.state["scale"].tobytes()
     return id(job.data), id(job.sample_weight), *units
 

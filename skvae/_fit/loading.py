@@ -16,25 +16,29 @@ from skvae._model import loop
 from skvae._model.rows import Rows
 from skvae._model.state import units_of
 
-# Gives the training rows of an epoch, from 0, in parts, each with its share of the epoch.
+# Takes an epoch, counted from 0, and gives its training rows in parts, each with its share of the
+# epoch.
 Read = Callable[[int], Iterable[tuple[float, Rows]]]
-# Gives some of the training rows, at random; with True, those held out beside them.
+# Gives some of the training rows, at random; with True, the held-out rows are added.
 Some = Callable[[bool], Rows]
 
 
 def rows_at_once(n_rows: int, n_features: int, dtype: Any, n_least: int) -> int:
-    """How many rows may be in memory: all if `working_memory` holds them, or a part.
+    """Return how many rows may be in memory: all if `working_memory` holds them, or a part.
 
-    A part is a quarter of it, and not less than `n_least` rows.
+    A part takes a quarter of `working_memory`, and has `n_least` rows or more.
     """
-    # With three numbers of 8 bytes: a row's place, and its place in the order of an epoch.
+    # Each row needs three more numbers of 8 bytes, for its index and the order of an epoch.
     row_bytes = np.dtype(dtype).itemsize * n_features + 24
     room = get_config()["working_memory"] * 2**20 / row_bytes
     return n_rows if n_rows <= room else min(n_rows, max(n_least, int(room / 4)))
 
 
 def read_once(jobs: Sequence[Job]) -> tuple[Read, Rows, Some]:
-    """The training rows of all jobs, each in its own units, those held out, and some of them."""
+    """Load all rows of all jobs, each job in its own units.
+
+    Returns functions that give the training rows and some of them, and the held-out rows.
+    """
     first = jobs[0]
     n_rows, n_features = first.data.shape[0], first.architecture.n_features
     sources: dict[Hashable, tuple[int, Job]] = {}
@@ -42,7 +46,7 @@ def read_once(jobs: Sequence[Job]) -> tuple[Read, Rows, Some]:
     for job in jobs:
         start, _ = sources.setdefault(source_of(job), (n_rows * len(sources), job))
         starts.append([start])
-        # In random order, so that the first of them are a sample.
+        # The order is random, so that the first rows are a sample of all.
         order = np.random.default_rng(job.seed + 1).permutation(n_rows)
         is_trained_on = np.ones(n_rows, bool)
         is_trained_on[job.held_out] = False
@@ -76,7 +80,7 @@ def read_once(jobs: Sequence[Job]) -> tuple[Read, Rows, Some]:
 
 
 def _with_groups(rows: Rows, groups: Sequence[Array]) -> Rows:
-    """Rows with the groups of each member, if there are any."""
+    """Return rows with the groups of each member, if there are any."""
     if not groups:
         return rows
     group = torch.from_numpy(np.array(groups)).to(rows.index.device)
@@ -84,7 +88,7 @@ def _with_groups(rows: Rows, groups: Sequence[Array]) -> Rows:
 
 
 def _to_weight(job: Job, sample_weight: Array | None) -> torch.Tensor | None:
-    """Weights of rows as a tensor like that of the rows."""
+    """Return weights of rows as a tensor, with the dtype and device of the rows."""
     if sample_weight is None:
         return None
     # On the CPU first: not every device has float64.
@@ -92,26 +96,25 @@ def _to_weight(job: Job, sample_weight: Array | None) -> torch.Tensor | None:
 
 
 def _weighted(data: torch.Tensor, index: torch.Tensor, weight: torch.Tensor | None) -> Rows:
-    """Rows of `data`, of which each has a `weight`: those of a member then have mean 1."""
+    """Return rows of `data` with their weights, scaled to a mean of 1 for each member."""
     if weight is None:
         return Rows(data, index)
     own = weight[index]
     return Rows(data, index, own / own.mean(1, keepdim=True))
 
 
-# Neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
+# Values of neighbouring rows that are read together: 256 KiB in float32, a few pages of a disk.
 READ_VALUES = 1 << 16
-LEAST_BLOCKS = 64  # in a part
+LEAST_BLOCKS = 64  # least number of blocks in a part
 
 
 def read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Read, Rows, Some]:
-    """Training rows that are too many for memory, those held out, and some of them.
+    """Read rows that are too many for memory, part by part.
 
-    An epoch reads blocks of neighbouring rows in a random order. The blocks that memory
-    holds at once, 64 or more, are a part, whose rows training shuffles. So a batch has rows
-    from many places, and data on a disk are read in long pieces. (Xu et al., Stochastic
-    gradient descent without full data shuffle, 2022, arXiv:2206.05830, who call it CorgiPile.)
-
+    Returns what `read_once` does. An epoch reads blocks of neighbouring rows in a random order.
+    Memory holds a part of 64 blocks or more at once, and training shuffles the rows of a part. So
+    a batch has rows from many blocks, and data on a disk are read in long pieces (CorgiPile: Xu et
+    al., Stochastic gradient descent without full data shuffle, 2022, arXiv:2206.05830).
     """
     n_rows, n_features, plan = job.data.shape[0], job.architecture.n_features, job.plan
     weight = job.sample_weight
@@ -132,10 +135,10 @@ def read_in_parts(job: Job, end_part: Callable[[int, float], None]) -> tuple[Rea
         return _with_groups(_weighted(rows, index, _to_weight(job, own)), groups)
 
     kept_out = np.sort(job.held_out)
-    # As many as there is room for: groups may be more.
+    # Only as many rows as have room: with groups, more rows may be held out.
     chosen = np.sort(job.held_out[: plan.n_held_out])
     judged = take(chosen if plan.n_held_out else choose(min(loop.PROBE_ROWS, n_rows)))
-    # Of all parts together the mean is 1.
+    # Weights have a mean of 1 over all parts together.
     unit = 1.0 if weight is None else np.delete(weight, kept_out).mean()
     others = np.setdiff1d(choose(min(n_factor_rows(job), n_rows)), kept_out)
     n_block = max(1, min(READ_VALUES // n_features, job.n_at_once // LEAST_BLOCKS))

@@ -1,4 +1,4 @@
-"""Which jobs train together, and stacks that train side by side."""
+"""Pack jobs into stacks that train together, and train stacks side by side."""
 
 import itertools
 import math
@@ -19,19 +19,20 @@ from skvae._model import loop
 from skvae._model.member import Record
 from skvae._model.state import n_weights
 
-# Models in a stack on a CPU: beyond, the tensors of a step leave the cache and nothing is won.
+# Most models in a stack on a CPU: with more, the tensors of a step exceed the cache, and training
+# gets no faster.
 WIDEST = 32
-MOST_STACKS = 8  # at once: their threads take Python's time in turn
+MOST_STACKS = 8  # that train at once: their threads share Python's lock
 
 
 def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
-    """Which jobs train together: lists of their numbers.
+    """Return lists of the numbers of jobs that train together.
 
-    At most `max_stack` in a stack; with "auto", what has room in scikit-learn's
+    A stack has at most `max_stack` jobs; with "auto", as many as have room in scikit-learn's
     `working_memory` and, on a CPU, in its cache.
     """
     groups: dict[Hashable, list[int]] = {}
-    sources: dict[Hashable, int] = {}  # in the order in which they are met, the same in each run
+    sources: dict[Hashable, int] = {}  # numbered in the order of the jobs, the same in each run
     for i, job in jobs.items():
         groups.setdefault((shape(job), i if in_parts(job) else None), []).append(i)
         sources.setdefault(source_of(job), len(sources))
@@ -41,7 +42,7 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
         room = get_config()["working_memory"] * 2**20
         if job.device.type == "cpu":
             room /= n_threads
-            widest = min(WIDEST, math.ceil(len(group) / n_threads))  # no thread without a stack
+            widest = min(WIDEST, math.ceil(len(group) / n_threads))  # each thread gets a stack
         else:
             if job.device.type == "cuda":
                 room = max(room, torch.cuda.mem_get_info(job.device)[0] / 2)
@@ -51,8 +52,9 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
         size = math.ceil(len(group) / math.ceil(len(group) / widest))
         own, rows = max(_n_bytes(jobs[i]) for i in group), _row_bytes(job)
         source = {i: sources[source_of(jobs[i])] for i in group}
-        # Padding costs products: neighbours have one number of components, the widest, which take
-        # longest, first. Where the rows of all have no room in a stack, they share rows instead.
+        # Padding costs products, so jobs are sorted by their number of components. The widest take
+        # longest and come first. If the rows of all sources have no room in a stack, jobs are
+        # sorted by source, so that a stack shares its rows.
         wide = {i: -jobs[i].plan.n_components for i in group}
         group.sort(key=lambda i: (wide[i], source[i]))
         if size * own + len(set(source.values())) * rows > room:
@@ -65,7 +67,7 @@ def gather(jobs: Mapping[int, Job], max_stack: int | str) -> list[list[int]]:
 def _fill(
     members: Sequence[tuple[int, int]], size: int, room: float, own: float, rows: float
 ) -> list[list[int]]:
-    """Stacks of members (number, source of rows) that have room; sources are shared."""
+    """Fill stacks with members (number, source of rows) as room allows; members share sources."""
     stacks: list[list[int]] = []
     left, n_left, held = 0.0, 0, set[int]()
     for number, source in members:
@@ -80,28 +82,28 @@ def _fill(
 
 
 def _n_threads(job: Job) -> int:
-    """How many stacks of such jobs train at once."""
-    # Each that is read in parts has a buffer of its own.
+    """Return how many stacks of such jobs train at once."""
+    # Jobs that are read in parts need a buffer each, so they train one after the other.
     side_by_side = job.device.type == "cpu" and is_small(job) and not in_parts(job)
     return min(MOST_STACKS, torch.get_num_threads()) if side_by_side else 1
 
 
 def _row_bytes(job: Job) -> int:
-    """What the rows of a job take in training."""
+    """Number of bytes of the rows of a job."""
     return itemsize(job) * job.data.shape[0] * job.architecture.n_features
 
 
 def _n_bytes(job: Job) -> int:
-    """About what a model takes in training, besides its rows."""
+    """Estimate the bytes that the training of a model takes, besides its rows."""
     plan, n_rows, n_features = job.plan, job.data.shape[0], job.architecture.n_features
     sizes = job.architecture.hidden_layer_sizes
-    # Adam's five matrices, three copies of the weights and the gradients.
+    # Five matrices of Adam, three copies of the weights, and the gradients.
     weights = 9 * n_weights(job.state)
-    # Values before and after each layer and their gradients; about 8 passes over a row.
+    # Values before and after each layer, with their gradients, and about 8 values per feature.
     activations = plan.batch_size * (8 * n_features + 2 * 4 * sum(sizes) + 16 * plan.n_components)
     activations *= plan.n_importance_samples
     judged = loop.N_VALIDATION_DRAWS * max(plan.n_held_out, loop.PROBE_ROWS)
-    # Noise, drawn and stacked, and the order of an epoch.
+    # The noise, which is drawn and then stacked, and the order of an epoch.
     epoch = n_rows * (2 * plan.n_components + 6) + judged * plan.n_components
     return itemsize(job) * (weights + activations + epoch)
 
@@ -111,12 +113,12 @@ def run_all(
     stacks: Sequence[Sequence[int]],
     watch: Callable[[int, int], AbstractContextManager[Callable[[], bool]]],
 ) -> tuple[dict[int, Trained], dict[int, float], dict[int, Exception]]:
-    """Train stacks of jobs; returns what became of each job, and its share of the seconds.
+    """Train stacks of jobs; return the result of each job, its share of the seconds, and errors.
 
-    Jobs are taken out as they are trained. Of those whose stack fails, the third dict has the
-    error: by themselves they will fare as they do. `watch` is told of each stack, its place and
-    its epochs, and gives what is to be called after each of them: the stack stops where that
-    returns True.
+    Jobs are removed from `jobs` as they are trained. If a stack fails, its jobs have the error in
+    the third dict; the caller can train them one by one. ``watch(i, n_epochs)`` is entered before
+    stack i trains, and gives a function that is called after each epoch. The stack stops if this
+    function returns True.
     """
     trained: dict[int, Trained] = {}
     seconds: dict[int, float] = {}
@@ -137,7 +139,7 @@ def run_all(
             try:
                 outcomes = execution.train(stack, lambda: None, tell)
             except Exception as error:
-                if told:  # it was a callback's
+                if told:  # the error came from a callback
                     raise
                 errors.update(dict.fromkeys(stacks[place], error))
                 return
@@ -148,14 +150,14 @@ def run_all(
         seconds.update(dict.fromkeys(stacks[place], share))
 
     of_each = [_n_threads(jobs[stack[0]]) for stack in stacks]
-    for n_threads, places in itertools.groupby(range(len(stacks)), of_each.__getitem__):
+    for n_threads, indices in itertools.groupby(range(len(stacks)), of_each.__getitem__):
         if n_threads == 1:
-            for place in places:
+            for place in indices:
                 run_stack(place)
             continue
         with ThreadPoolExecutor(n_threads) as threads:
             try:
-                blocks.wait_for([threads.submit(run_stack, place) for place in places])
+                blocks.wait_for([threads.submit(run_stack, place) for place in indices])
             except BaseException:
                 interrupted.set()
                 threads.shutdown(cancel_futures=True)

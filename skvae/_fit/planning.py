@@ -1,4 +1,4 @@
-"""The numbers of a training run, "auto" resolved, and the earlier run that it goes on from."""
+"""Plan a training run: resolve "auto", hold rows out, and find the earlier run to continue."""
 
 import math
 import warnings
@@ -12,17 +12,17 @@ from skvae._model import evidence, loop
 from skvae._model.member import Plan
 from skvae._model.state import log_jacobian
 
-# With early_stopping="auto", fewer rows than this are all trained on; factor analysis of them is
-# kept, where the model can become that.
+# With early_stopping="auto" and fewer rows than this, all rows are trained on. Then factor analysis
+# of them is kept, if the model can become that.
 EARLY_STOPPING_ROWS = 20
-# Rows, from everywhere, by which a fit knows that it goes on with those that it was stopped on.
+# Rows, evenly spread, by which a fit recognises the data that it was stopped on.
 FINGERPRINT_ROWS = 1000
 
 
 def plan_training(vae, job, continues, partial):
-    """The job with the numbers of its training, and the progress that it goes on from.
+    """Return the job with its plan, and with the progress that it continues, if any.
 
-    That is where an earlier run like it was stopped, or the partial fit before.
+    It continues an earlier run like it that was stopped, or the last partial fit.
     """
     earlier = vae._progress if continues else None
     if partial:
@@ -52,10 +52,10 @@ def plan_training(vae, job, continues, partial):
 
 
 def hold_out(vae, shape, n_at_once, seed, group=None):
-    """Places of the rows that epochs are judged by, in random order; none is a plain fit.
+    """Return the indices of the held-out rows, in random order; empty without early stopping.
 
-    Of rows and features of this `shape`, `n_at_once` of which may be in memory. Rows of one
-    `group` are held out together.
+    `shape` is that of the data, (n_rows, n_features), and `n_at_once` is how many rows may be in
+    memory. Rows of one `group` are held out together.
     """
     n_rows, early = shape[0], vae.early_stopping
     if early == "auto":
@@ -72,7 +72,7 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
     if group is not None:
         chosen = np.isin(group, _choose_groups(np.bincount(group), n_held_out, rng))
         return rng.permutation(np.flatnonzero(chosen))
-    if n_at_once < n_rows:  # one of each stretch: they are read in the order in which they stand
+    if n_at_once < n_rows:  # one row of each stretch, since rows are read in their order
         n_held_out = min(n_held_out, _n_judged(vae, shape, n_at_once))
         stretches = np.arange(n_held_out + 1) * n_rows // n_held_out
         return rng.permutation(rng.integers(stretches[:-1], stretches[1:]))
@@ -80,9 +80,9 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
 
 
 def _choose_groups(sizes, n_held_out, rng):
-    """Groups of these sizes with so many rows together, three or more where there are nine.
+    """Choose groups with `n_held_out` rows or more together; of 9 groups or more, at least 3.
 
-    Groups that would make it more than half of all rows are passed over.
+    A group is passed over if the chosen ones would then have more than half of all rows.
     """
     chosen, n, least = [], 0, min(3, len(sizes) // 3)
     for place in rng.permutation(len(sizes)):
@@ -95,7 +95,7 @@ def _choose_groups(sizes, n_held_out, rng):
 
 
 def _n_judged(vae, shape, n_at_once):
-    """How many held-out rows have room in memory, with the noise of their draws."""
+    """Return how many held-out rows have room in memory, with the noise of their draws."""
     n_rows, n_features = shape
     if n_at_once >= n_rows:
         return n_rows
@@ -104,7 +104,7 @@ def _n_judged(vae, shape, n_at_once):
 
 
 def _plan(vae, job, continues):
-    """The numbers of the training run, with "auto" resolved."""
+    """Return the numbers of the training run, with "auto" resolved."""
     architecture, n_rows = job.architecture, job.data.shape[0]
     n_judged = _n_judged(vae, (n_rows, architecture.n_features), job.n_at_once)
     n_held_out = min(len(job.held_out), n_judged)
@@ -141,7 +141,7 @@ def _plan(vae, job, continues):
 def _needed_errors(vae, job, n_held_out):
     """Standard errors by which an epoch must beat factor analysis on the held-out rows.
 
-    It is infinite where no rows judge, and None where early stopping is off.
+    It is infinite if no rows are held out, and None if early stopping is off.
     """
     if not vae.early_stopping:
         return None
@@ -152,13 +152,13 @@ def _needed_errors(vae, job, n_held_out):
 
 
 def describe_run(job, partial):
-    """What tells a training run from others; a partial fit goes on with any rows."""
+    """Return the values by which a run is recognised; a partial fit may continue on any rows."""
     device = {"partial": partial, "device": job.device.type}
     if partial:
         return device
     n_rows = job.data.shape[0]
-    places = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
-    some = np.asarray(arrays.dense(job.data[places]))
+    index = np.linspace(0, n_rows - 1, min(n_rows, FINGERPRINT_ROWS)).astype(int)
+    some = np.asarray(arrays.dense(job.data[index]))
     return {
         **device,
         "rows": files.checksum([n_rows, some, job.sample_weight, job.group]),

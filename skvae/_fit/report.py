@@ -1,4 +1,4 @@
-"""What a fit says of itself: a line an epoch, its history, and how it ended."""
+"""Report on a fit: a line per epoch, its history, and warnings on how it ended."""
 
 import warnings
 
@@ -7,9 +7,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skvae._model.state import ACTIVE_VARIANCE
 
-# Epochs after which it says something that the first one was the best.
+# Least number of epochs for the warning that the first one was the best.
 EPOCHS = 10
-# Nats by which a linear model may miss its optimum without a warning.
+# Nats per row by which a linear model may miss its optimum without a warning.
 SHORTFALL = 0.5
 
 
@@ -23,7 +23,7 @@ def print_epoch(record):
 
 
 def join(before, n_before, now, n_now):
-    """Two histories one after the other; NaN where one of them has no such number."""
+    """Join two histories; NaN where one of them has no such number."""
     missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
     return {
         name: np.concatenate([before.get(name, missing[0]), now.get(name, missing[1])])
@@ -32,16 +32,16 @@ def join(before, n_before, now, n_now):
 
 
 def check_outcome(trained, plan, n_varying, *, keep=True):
-    """Warn of how training ended, and of the model; raise where no weights are to be kept.
+    """Warn if training ended badly or the model is poor; raise if there are no weights to keep.
 
-    `n_varying` columns are not constant in the rows that were trained on.
+    `n_varying` is the number of columns that vary in the rows that were trained on.
     """
     _check_end(trained.record, plan, keep)
     _check_model(trained, plan, n_varying)
 
 
 def _check_end(record, plan, keep):
-    """Warn of a training run that did not come to its end; raise if nothing of it is kept."""
+    """Warn if training did not come to its end; raise if no weights are kept."""
     epoch = record.n_iter + 1
     kept = "factor analysis was" if record.is_simple else f"the weights of epoch {record.kept} were"
     if record.outcome == "diverged":
@@ -64,7 +64,7 @@ def _check_end(record, plan, keep):
 
 
 def _check_model(trained, plan, n_varying):
-    """Warn of a model that is not what it could be, or that ignores z."""
+    """Warn if the model is worse than it could be, or ignores z."""
     record = trained.record
     if trained.shortfall > SHORTFALL:
         warnings.warn(

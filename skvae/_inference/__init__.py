@@ -1,1 +1,1 @@
-"""A fitted model asked about rows."""
+"""Inference: apply a fitted model to rows."""

@@ -1,7 +1,7 @@
 """A fitted model: it reads rows, maps functions over blocks of them, and writes rows.
 
-It joins what is kept of a fit: the architecture and the arrays of the model, and the schema of the
-columns. The estimator, its metrics, the imputer and the displays all ask this.
+It joins the parts that a fit leaves: the architecture and the arrays of the model, and the schema
+of the columns. The estimator, its metrics, the imputer and the displays all use it.
 """
 
 import copy
@@ -29,39 +29,39 @@ from skvae._model.state import (
 
 
 class FittedModel:
-    """What a fit has learned, and what can be asked of it.
+    """The result of a fit, and the functions of rows that use it.
 
     Parameters
     ----------
     architecture : dict
-        That of the model, in plain values: see `Architecture.to_dict`.
+        The architecture of the model, in plain values: see `Architecture.to_dict`.
     state : dict of str to ndarray
         Weights and units. Arrays may be changed in place, or replaced.
     schema : Schema
         The columns of X.
     seen : dict or None
-        What is known of the rows of `fit`: how many had a value in each column, and the relative
-        difference of values that are one constant. None of a model that was saved before this was
-        kept.
+        Facts about the rows of `fit`: how many had a value in each column, and the relative
+        difference up to which values are one constant. It is None for a model of an older version,
+        which did not save this.
     knows_holes : bool or None
-        Whether the encoder was trained on missing values. None of a model that was saved before
-        this was kept: then it was if it has inputs for them.
+        Whether the encoder was trained on missing values. It is None for a model of an older
+        version, which did not save this; the encoder was trained on them if it has inputs for them.
     device : str
-        Where to compute.
+        The device to compute on.
     """
 
     def __init__(self, architecture, state, schema, *, seen, knows_holes, device):
         self._values, self.state, self.schema = architecture, state, schema
         self.seen, self._knows_holes, self.device = seen, knows_holes, device
         self._architecture = None
-        self._kept = None  # arrays, and the model that was made of them
+        self._kept = None  # the arrays of the last call, and the model that was made of them
 
     def __getstate__(self):
-        # The rest is made anew where it is asked for.
+        # These two are made anew when they are needed.
         return {**vars(self), "_kept": None, "_architecture": None}
 
     def on(self, device):
-        """The same model, computed on another device."""
+        """Return the same model, computed on another device."""
         if device == self.device:
             return self
         other = copy.copy(self)
@@ -77,7 +77,7 @@ class FittedModel:
 
     @property
     def likelihood(self):
-        """That of the columns."""
+        """The likelihood of the columns."""
         return self.architecture.likelihood
 
     @property
@@ -112,17 +112,17 @@ class FittedModel:
 
     @property
     def likelihood_module(self):
-        """What the likelihood has learned, without the rest of the model."""
+        """The module of the likelihood, with its learned values, without the rest of the model."""
         return observation(self.architecture, self.state)
 
     def to_module(self):
-        """A model of its own, on the CPU."""
+        """Make a new model, on the CPU, that shares nothing with others."""
         return from_state(self.architecture, self.state)
 
     # --- rows in and out ---
 
     def read(self, X, *, accept_far=False):
-        """X as numbers; whether the likelihood supports them, each block will see."""
+        """Return X as numbers; each block checks later whether the likelihood supports them."""
         containers.check_rows(X, getattr(self.architecture.network, "image_shape", None))
         X = containers.to_validate(X)
         data = self.schema.read(X, self.likelihood, accept_far=accept_far)
@@ -132,7 +132,7 @@ class FittedModel:
         return data
 
     def warn_of_holes(self, n_incomplete, n_rows):
-        """Warn of rows with missing values, where the encoder has learned nothing of such."""
+        """Warn of rows with missing values if the encoder was not trained on such rows."""
         if not n_incomplete:
             return
         warnings.warn(
@@ -144,9 +144,9 @@ class FittedModel:
         )
 
     def blocks(self, data, *, accept_far=False, row_of=None):
-        """The function that gives a model a block of the rows of `data`, in its units.
+        """Return the function that gives a model a block of rows of `data`, in the model's units.
 
-        `row_of` has the number of each row in what the user gave, where `data` is a part of that.
+        If `data` is a part of the user's rows, `row_of` has the number of each row there.
         """
         return Blocks(
             data,
@@ -159,17 +159,17 @@ class FittedModel:
         )
 
     def restore(self, model, y, *, drawn=False):
-        """Rows y of the model, a tensor, as numbers in the columns and units of X."""
+        """Turn rows y of the model, a tensor, into numbers in the columns and units of X."""
         X = restore(to_array(y), self.state["location"], self.state["scale"])
         return model.likelihood.give_back(X, drawn=drawn)
 
     # --- functions of blocks ---
 
     def module(self, device):
-        """The model, whose weights all calls share.
+        """Return the model, whose weights all calls share.
 
-        It is kept for the next call where its tensors can share the memory of the arrays, and where
-        no module of a user's may change them.
+        It is kept for the next call if its tensors can share the memory of the arrays, and if there
+        is no user's module, which could change them.
         """
         kept, arrays_now = self._kept, list(self.state.values())
         if kept is not None and all(map(_is, kept[0], arrays_now)):
@@ -182,21 +182,21 @@ class FittedModel:
         return model
 
     def score_noise(self, n_draws):
-        """The fixed noise of the score, (n_draws', 1, n_components)."""
+        """Return the fixed noise of the score, (n_draws', 1, n_components)."""
         noise = quadrature.score_noise(n_draws, self.n_components)
         return noise[:, None, :].astype(self.dtype)
 
     def map_rows(self, function, *outputs, n_draws=1, whole_blocks=False):
         """Fill `outputs` with `function(model, rows)`, block by block of rows.
 
-        The model is the block's own, with weights that are everybody's. As many threads as
-        torch has here, or as fit into scikit-learn's working memory. `whole_blocks`: those of
-        one row are as long as those of many, since the function draws noise for a block, or sums
-        over as many draws at once as there is room for.
+        Each block gets its own copy of the model, which shares its weights with the others. The
+        number of threads is that of torch, or as many as fit into scikit-learn's working memory.
+        With `whole_blocks`, a block has the same length for one row as for many. Functions need
+        this if they draw noise for a block, or sum over as many draws at once as there is room for.
         """
         device = devices.device_or_cpu(self.device)
         model = self.module(device)
-        # A draw costs its elementwise work too: about 16 products a feature.
+        # The elementwise work of a draw costs as much as 16 products per feature.
         n_products = n_draws * (n_weights(self.state) + 16 * self.schema.n_columns)
         n_rows = blocks.block_rows(n_products, model.width)
         parts = self.architecture
@@ -204,7 +204,7 @@ class FittedModel:
         if rounds_alike and not whole_blocks:
             n_rows = min(n_rows, blocks.round_up(len(outputs[0])))
         n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
-        # About eight arrays of a layer's size are alive at a time.
+        # About eight arrays of a layer's size exist at a time.
         n_bytes = 8 * n_rows * n_at_once * model.width * self.dtype.itemsize
         n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
@@ -217,11 +217,14 @@ class FittedModel:
         )
 
     def map_noise(self, function, random_state, *outputs, n_draws=1):
-        """As `map_rows`, with ``noise(n)`` for `function`: (n, rows, n_components) new draws."""
+        """Do as `map_rows`; `function` also gets ``noise(n)``, which draws (n, rows, n_components).
+
+        Each call of ``noise`` gives new draws.
+        """
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
         def call(model, rows):
-            # Of the block's own, whichever thread takes it and however many blocks there are.
+            # Each block has its own generator, so its noise depends on no other block or thread.
             rng = np.random.default_rng([seed, rows.start])
             shape = rows.stop - rows.start, self.n_components
 

@@ -1,16 +1,16 @@
-"""Rows for a fitted model, block by block, and what is in them that `fit` has not seen.
+"""Give rows to a fitted model, block by block, and charge for values that `fit` has not seen.
 
-A value is ordinary, missing, or unseen in kind. A missing one is no part of the bound. An unseen
-one is nothing that the density can say, and so must not count in the row's favour. With n the
-training rows that have a value in the column,
+A value is ordinary, missing, or of an unseen kind. A missing value is no part of the bound. The
+model has no density for an unseen value. Such a value must not count in the row's favour, so it
+costs nats. With n the training rows that have a value in the column,
 
-- a category that was not in `fit` costs what the rarest of those costs in that row, given z, and
-  log(n + 1) nats at least;
-- a value beside the constant, in a column that was constant in `fit`, costs log(n + 1) nats: a
-  mass of 1 / (n + 1) is beside the constant. A row with the constant keeps its score;
-- infinity, and what is too far for float32, has a density of 0: the score is minus infinity.
+- a category that was not in `fit` costs as much as the rarest category of `fit` in that row, given
+  z, and at least log(n + 1) nats;
+- a value other than the constant, in a column that was constant in `fit`, costs log(n + 1) nats:
+  all other values together have a mass of 1 / (n + 1). A row with the constant keeps its score;
+- infinity, or a value that is too far for float32, has a density of 0: the score is minus infinity.
 
-The encoder takes the first and the last as missing, and never looks at a constant column.
+The encoder takes the first and the last kind as missing, and it ignores constant columns.
 """
 
 import warnings
@@ -27,48 +27,50 @@ from skvae._model.vae import Unseen
 
 
 class Blocks:
-    """Gives rows of X to models, in their units, as blocks; the costs of a row are known then.
+    """A function that gives blocks of rows of X to models, in their units, and collects costs.
 
-    Threads may ask for blocks at once.
+    Several threads may call it at once.
 
     Parameters
     ----------
     X : ndarray, sparse matrix of shape (n_rows, n_columns)
         Rows as `Schema.read` reads them.
     likelihood : value
-        That of the model.
+        The likelihood of the model.
     units : Units
-        Those of the model.
+        The units of the model.
     seen : dict or None
-        What is known of the rows of `fit`: how many had a value in each column, and the relative
-        difference of values that are one constant. None of a model that was saved before this was
-        kept: then n is 0, and a value beside a constant costs nothing, as it did.
+        Facts about the rows of `fit`: how many had a value in each column, and the relative
+        difference up to which values are one constant. It is None for a model of an older version,
+        which did not save this. Then n is 0, and a value other than a constant costs nothing, as in
+        that version.
     labels : Labels
-        What to call the columns.
+        Names of the columns for messages.
     accept_far : bool
-        Whether infinity and what is too far make a row cost infinity, or are an error.
+        Whether infinite values and values that are too far cost infinity; otherwise they raise an
+        error.
     row_of : ndarray of shape (n_rows,) or None
-        The number of each row for the user, where these are some rows only.
+        The user's number of each row, if X is a part of the user's rows.
     """
 
     def __init__(self, X, likelihood, units, seen, labels, *, accept_far, row_of=None):
         self.X, self.likelihood, self.labels = X, likelihood, labels
         self.accept_far, self.row_of = accept_far, row_of
         n_columns = X.shape[1]
-        self.places = likelihood.columns_of(n_columns)
+        self.column_of = likelihood.columns_of(n_columns)
         self.units = units
         self.is_known = seen is not None
         known = seen or {"n_values": np.zeros(n_columns, np.int64), "resolution": 0.0}
-        # Of a mass beside the constant, or of a category that was not in `fit`.
+        # The cost of a value other than the constant, or of a category that was not in `fit`.
         self.nats = np.log1p(known["n_values"])
         # Rows may have a coarser dtype than those of `fit`.
         self.resolution = max(known["resolution"], arrays.resolution_of(X.dtype))
         self.categorical = np.array(sorted(likelihood.categorical(n_columns)), int)
-        # (rows, columns, values) that differ from a constant, and that are too far.
+        # Tuples (rows, columns, values): of values that differ from a constant, or are too far.
         self.beside, self.far = [], []
 
     def __call__(self, model, rows):
-        """The block of these rows for `model`, its own, which is told what to expect."""
+        """Return the block of these rows for `model`, and prepare the model for it."""
         block, strange = arrays.dense(self.X[rows]), None
         if len(self.categorical) and (block[:, self.categorical] == UNSEEN).any():
             strange = np.zeros(block.shape, bool)
@@ -85,7 +87,7 @@ class Blocks:
         return blocks.to_block(y, n_rows, device)
 
     def _support(self, block, start):
-        """The features of a block, of which infinity and counts that are too far are no part."""
+        """Return the features of a block, without infinity and counts that are too far."""
         if not self.accept_far:
             return self.likelihood.check_support(block, self.labels)
         if block.dtype.kind == "f":
@@ -104,35 +106,35 @@ class Blocks:
             )
 
     def _is_far(self, block):
-        """Whether values of columns that are one feature are beyond reach of the units."""
+        """Whether values are too far, in columns that have one feature and vary."""
         location, unit = (t.numpy() for t in self.units[:2])
-        counts = np.bincount(self.places, minlength=block.shape[1])
+        counts = np.bincount(self.column_of, minlength=block.shape[1])
         feature = np.zeros(block.shape[1], int)
-        feature[self.places] = np.arange(len(self.places))
+        feature[self.column_of] = np.arange(len(self.column_of))
         alone = counts == 1
         alone[self.categorical] = False
         if self.units.constant is not None:
-            alone[self.places[self.units.constant.numpy()]] = False
+            alone[self.column_of[self.units.constant.numpy()]] = False
         with np.errstate(over="ignore", invalid="ignore"):
             distance = np.abs(np.asarray(block, np.float64) - location[feature]) / unit[feature]
         return alone & (distance > FARTHEST)
 
     def _leave_out(self, block, far, values, start):
-        """The block without the values that are too far, which are noted."""
+        """Note the values that are too far, and return the block with NaN in their place."""
         row, column = np.nonzero(far)
         self.far.append((row + start, column, values[row, column].astype(np.float64)))
         return np.where(far, np.nan, block)
 
     def _check_reach(self, y, some, block, start):
-        """The largest distance of rows y from 0, which lose what is too far."""
-        labels = self.labels._replace(places=self.places)
+        """Return the largest distance of rows y from 0; values too far become NaN or an error."""
+        labels = self.labels._replace(indices=self.column_of)
         if not self.accept_far:
             return check_reach(y, some, self.units, labels)
         reach, far = measure_reach(y)
         if far is not None:
             row, feature = np.nonzero(far.numpy())
-            column = self.places[feature]
-            with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
+            column = self.column_of[feature]
+            with np.errstate(over="ignore"):  # a longdouble may become infinity
                 values = block[row, column].astype(np.float64)
             self.far.append((row + start, column, values))
             y[far] = np.nan
@@ -140,31 +142,31 @@ class Blocks:
         return reach
 
     def _note_beside(self, some, start):
-        """Note what differs from the constants of `fit`, by more than rounding."""
-        places = self.units.constant.numpy()
-        constant = self.units.location.numpy()[places]
+        """Note values that differ from the constants of `fit` by more than rounding."""
+        index = self.units.constant.numpy()
+        constant = self.units.location.numpy()[index]
         with np.errstate(over="ignore", invalid="ignore"):
-            own = np.asarray(some[:, places], np.float64)
+            own = np.asarray(some[:, index], np.float64)
             if (own == constant).all():
                 return
-            # By halves, as `describe_columns` does it.
+            # Halves do not overflow; `describe_columns` takes them, too.
             rounding = self.resolution * np.maximum(np.abs(own), np.abs(constant))
             differs = np.abs(own / 2 - constant / 2) > rounding  # not of NaN
         differs |= np.isnan(constant) & ~np.isnan(own)
-        # Once for each column, of however many features.
+        # Note a value once, even if its column has several features.
         row, feature = np.nonzero(differs)
-        cells = np.stack([row, self.places[places[feature]]], axis=1)
+        cells = np.stack([row, self.column_of[index[feature]]], axis=1)
         cells, first = np.unique(cells, axis=0, return_index=True)
         if len(cells):
             self.beside.append((cells[:, 0] + start, cells[:, 1], own[row, feature][first]))
 
     def _unseen(self, strange, n_rows, device):
-        """What the model is told of categories that were not in `fit`."""
+        """Return the rows of each column whose category was not in `fit`, for the model."""
         unseen = []
         for column in np.flatnonzero(strange.any(axis=0)):
             rows = np.zeros(n_rows, bool)
             rows[: len(strange)] = strange[:, column]
-            features = np.flatnonzero(self.places == column)
+            features = np.flatnonzero(self.column_of == column)
             unseen.append(
                 Unseen(
                     to_tensor(features, device),
@@ -175,16 +177,16 @@ class Blocks:
         return unseen
 
     def costs(self):
-        """Rows, columns and nats, of what is unseen whatever z is."""
+        """Return rows, columns and nats of the costs that do not depend on z."""
         beside, far = _joined(self.beside), _joined(self.far)
         rows, columns = (np.concatenate([a, b]) for a, b in zip(beside[:2], far[:2], strict=True))
         nats = np.concatenate([self.nats[beside[1]], np.full(len(far[0]), np.inf)])
         return rows, columns, nats
 
     def warn(self):
-        """Warn of what was met, with columns, numbers of rows and the first of them."""
+        """Warn of unseen values, and name their columns, the number of rows and the first row."""
         rows, columns, values = _joined(self.beside)
-        empty = np.isnan(_constants(self.units, self.places))[columns]
+        empty = np.isnan(_constants(self.units, self.column_of))[columns]
         what = "that differ from the constant of a column in the rows that fit trained on"
         self._warn_beside(what, self.is_known, rows, columns, values, ~empty)
         what = "in columns that had no value in the rows that fit trained on"
@@ -215,7 +217,7 @@ class Blocks:
             )
 
     def _words(self, rows, columns, values, chosen):
-        """Words for each column: its first value that is chosen, and in which rows there are."""
+        """Words for each column: the first chosen value, and the rows that have chosen values."""
         words = []
         for column in np.unique(columns[chosen]):
             own = np.flatnonzero(chosen & (columns == column))
@@ -227,7 +229,7 @@ class Blocks:
 
 
 def _joined(pieces):
-    """Rows, columns and values of all blocks, in the order of the rows."""
+    """Join the rows, columns and values of all blocks, in the order of the rows."""
     if not pieces:
         return np.empty(0, int), np.empty(0, int), np.empty(0)
     rows, columns, values = (np.concatenate(part) for part in zip(*pieces, strict=True))
@@ -235,8 +237,8 @@ def _joined(pieces):
     return rows[order], columns[order], values[order]
 
 
-def _constants(units, places):
-    """The location of each column, by one of its features."""
-    location = np.zeros(places.max() + 1)
-    location[places] = units.location.numpy()
+def _constants(units, column_of):
+    """Return the location of each column, read from one of its features."""
+    location = np.zeros(column_of.max() + 1)
+    location[column_of] = units.location.numpy()
     return location

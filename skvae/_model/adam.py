@@ -1,4 +1,4 @@
-"""Adam for a stack of models: a rate, a decay and a largest norm for each."""
+"""Adam for a stack of models, each with its own rate, weight decay and largest gradient norm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,26 @@ import torch
 
 from skvae._model.member import Progress
 
-# Of Adam's moving means of the gradient and its square, and beside the root of the latter.
+# BETAS are the decay rates of the moving means of the gradient and of its square. EPSILON is added
+# to the root of the latter.
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Adam:
     """Adam for M models, whose parameters become views of a matrix.
 
-    With decoupled weight decay of the parameters that `decays` names, and gradients clipped to a
-    norm, all parameters together.
+    Weight decay is decoupled, and applies to the parameters that `decays` marks. The gradient of
+    all parameters of a model together is clipped to its largest norm.
 
     Kingma & Ba, Adam: a method for stochastic optimization (2014), arXiv:1412.6980,
     algorithm 1; Loshchilov & Hutter, Decoupled weight decay regularization (2017),
-    arXiv:1711.05101, algorithm 2. ``torch.optim.AdamW`` takes the same steps at one rate for
-    all, and its first use imports a compiler for over a second.
+    arXiv:1711.05101, algorithm 2. ``torch.optim.AdamW`` takes the same steps, but has one rate
+    for all models, and its first use imports a compiler for over a second.
 
-    A CPU waits for memory: there, torch's kernel for whole updates passes over a model's row
-    once, where operations on the matrix pass over all rows a dozen times (784-200-200-50: 0.13
-    against 0.66 ms). The kernel has one rate a call, and takes the rows of all models of that
-    rate. An accelerator waits for launches, of which the matrix needs fewest.
+    A CPU waits for memory. There, torch's kernel for whole updates passes over a model's row once,
+    while operations on the matrix pass over all rows a dozen times (784-200-200-50: 0.13 against
+    0.66 ms). One call of the kernel has one rate, so it takes the rows of all models with that
+    rate. An accelerator waits for kernel launches, and operations on the matrix need the fewest.
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class Adam:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Make the parameters views of the matrix, and room for a step."""
+        """Make the parameters views of the matrix, and allocate the gradient of a step."""
         n_models = len(self.weights)
         sizes = [p.numel() // len(p) for p in self.parameters]
         for p, piece in zip(self.parameters, self.weights.split(sizes, 1), strict=True):
             p.data = piece.view(n_models, *p.shape[1:])
         self.gradient = torch.empty_like(self.weights)
         matrices = self.weights, self.mean, self.square
-        # The gradients of one model need no row in common, unless their norm is asked for.
+        # One model's gradients are used one by one, unless their common norm is needed.
         self.alone = n_models == 1 and self.max_norm is None
         if self.alone:
             self.owners = [0] * len(sizes)
@@ -73,7 +74,7 @@ class Adam:
             self.rows = [list(matrix.unbind()) for matrix in matrices]
 
     def keep(self, members: torch.Tensor) -> None:
-        """Go on with these models only."""
+        """Keep only these models."""
         self.weights, self.mean = self.weights[members], self.mean[members]
         self.square = self.square[members]
         if self.decay is not None:
@@ -83,22 +84,23 @@ class Adam:
         self._lay_out()
 
     def progress(self, member: int) -> Progress:
-        """What the steps of a model so far have left."""
+        """Return the state of a model's moving means after its steps so far."""
         mean, square = self.mean[member].clone(), self.square[member].clone()
         return {"n_steps": self.n_steps, "mean": mean, "square": square}
 
     def go_on(self, member: int, progress: Progress) -> None:
-        """Go on from there."""
+        """Continue a model from a state that `progress` returned."""
         self.n_steps = progress["n_steps"]
         self.mean[member].copy_(progress["mean"])
         self.square[member].copy_(progress["square"])
 
     def coefficients(self, rates: Sequence[Sequence[float]]) -> list[tuple[Any, ...]]:
-        """What the next steps at these rates (steps, M) need: the rates (M, 1) and more.
+        """Return the arguments of `step`, besides the gradients, for steps at rates (steps, M).
 
-        By rows, the number of the step, and the places in `rows` that have a rate. Else
-        1 / rate and epsilon (M, 1) with the bias corrections of both moments, so that a step
-        divides the mean by ``sqrt(square) / rate' + epsilon'`` alone.
+        The first argument is the rates (M, 1). If `by_rows`, the others are the number of the step
+        and, for each rate, the indices in `rows` that have it. Otherwise they are 1 / rate' and
+        epsilon' (M, 1), which contain the bias corrections of both moments: a step only divides
+        the mean by ``sqrt(square) / rate' + epsilon'``.
         """
         first = self.n_steps + 1
         self.n_steps += len(rates)
@@ -107,26 +109,26 @@ class Adam:
             numbers = torch.arange(
                 first, self.n_steps + 1, dtype=torch.float32, device=self.weights.device
             )
-            return list(zip(steps, numbers.unbind(), map(self._places, rates), strict=True))
+            return list(zip(steps, numbers.unbind(), map(self._index_by_rate, rates), strict=True))
         rows = []
         for n, row in enumerate(rates, start=first):
             correction = math.sqrt(1 - BETAS[1] ** n)
-            # A rate that has fallen to 0 would be infinite there.
+            # The inverse of a rate that has fallen to 0 would be infinite.
             inverse = [(1 - BETAS[0] ** n) / (max(rate, 1e-30) * correction) for rate in row]
             rows.append([inverse, [EPSILON * correction * i for i in inverse]])
         table = self.weights.new_tensor(rows).unsqueeze(-1).unbind()
         return [(rate, *more.unbind()) for rate, more in zip(steps, table, strict=True)]
 
-    def _places(self, rates: Sequence[float]) -> dict[float, list[int]]:
-        places: dict[float, list[int]] = {}
-        for place, member in enumerate(self.owners):
-            places.setdefault(rates[member], []).append(place)
-        return places
+    def _index_by_rate(self, rates: Sequence[float]) -> dict[float, list[int]]:
+        indices: dict[float, list[int]] = {}
+        for i, member in enumerate(self.owners):
+            indices.setdefault(rates[member], []).append(i)
+        return indices
 
     def step(self, gradients: Sequence[torch.Tensor], rate: torch.Tensor, *more: Any) -> None:
-        """One update."""
+        """Update the parameters once."""
         n_models = len(self.weights)
-        # Contiguous, as the kernel takes for granted: a network of a user's may give views.
+        # The kernel needs contiguous gradients, and a user's network may return views.
         flat = [g.reshape(n_models, -1).contiguous() for g in gradients]
         if self.decay is not None:
             self.weights.addcmul_(self.weights * self.decay, rate, value=-1)
@@ -135,7 +137,8 @@ class Adam:
         gradient = torch.cat(flat, dim=1, out=self.gradient)
         if self.max_norm is not None:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-            # Beside a finite norm an infinite one changes nothing, not even where both are.
+            # A model whose largest norm is inf keeps its gradient. If the gradient's norm is inf,
+            # too, their ratio is NaN and becomes 1.
             gradient.mul_((self.max_norm / (norm + 1e-6)).clamp_(max=1.0).nan_to_num_(nan=1.0))
         if self.by_rows:
             return self._update_rows(gradient.unbind(), *more)
@@ -145,10 +148,10 @@ class Adam:
         self,
         gradients: Sequence[torch.Tensor],
         n_steps: torch.Tensor,
-        places: Mapping[float, Sequence[int]],
+        indices: Mapping[float, Sequence[int]],
     ) -> None:
-        for rate, own in places.items():
-            rows = ([of_all[place] for place in own] for of_all in (gradients, *self.rows))
+        for rate, own in indices.items():
+            rows = ([of_all[i] for i in own] for of_all in (gradients, *self.rows))
             gradient, weights, mean, square = rows
             torch._fused_adamw_(
                 weights,

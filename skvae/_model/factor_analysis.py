@@ -18,26 +18,26 @@ has one column for itself (a Heywood case). Three numbers guard against that.
 - The noise variance is shrunk towards the variance s_d of its column by `pseudo_rows` a,
   v_d = (n_d r_d + a s_d) / (n_d + a), the mode under an inverse gamma prior (Martin & McDonald,
   Bayesian estimation in unrestricted factor analysis: a treatment for Heywood cases, 1975). The
-  column's variance rests on n_d = 2 n / (kurtosis - 1), at most n, rows as good as normal ones: a
-  column with three values other than 0 has about six, however many rows there are.
+  column's variance is known as well as that of n_d = 2 n / (kurtosis - 1) rows, at most n, of a
+  normal column. A column with three values other than 0 has an n_d of about six, for any n.
 - The covariance is inflated by (n + 1) / (n - k - 3), at most 3. A normal distribution with the
   mean and the variance of n rows is too narrow for a new one, by (n + 1) / (n - 3) where one column
   is fitted alone, and k components cost k degrees of freedom more.
-- The number of components k, from 0 (independent columns) on, and a are judged by the
-  log-likelihood of rows left out, in folds. Probabilistic PCA is judged beside them (Tipping &
-  Bishop, Probabilistic principal component analysis, 1999): its noise is the same in all columns,
-  in the units of the table, and so is one number to learn in place of many.
+- The number of components k, from 0 (independent columns) on, and a are chosen by the
+  log-likelihood of rows left out, in folds. Probabilistic PCA is a candidate, too (Tipping &
+  Bishop, Probabilistic principal component analysis, 1999). Its noise is the same in all columns,
+  in the units of the table, so that it learns one number in place of many.
 
-Few rows do not tell which of these is the best: with other rows, another one would have the highest
-log-likelihood. So the rows left out are drawn anew many times (the Bayesian bootstrap, Rubin,
-1981), and the weight of each size is the share of the draws in which it is the best. The
+Few rows do not show which candidate is the best: with other rows, another one would have the
+highest log-likelihood. So the rows left out are drawn anew many times (the Bayesian bootstrap,
+Rubin, 1981), and the weight of each size is the share of the draws in which it is the best. The
 covariances are averaged with these weights, as pseudo-BMA+ averages predictions (Yao, Vehtari,
 Simpson & Gelman, Using stacking to average Bayesian predictive distributions, 2018). The result is
 the factor analysis of the average.
 
-Where values are missing, S is that of the rows as the model completes them: each row has a
-posterior of its own, by the values that it has. An encoder that is linear in the values and in the
-mask comes close to it, by ridge regression.
+With missing values, S is the covariance of the rows as the model completes them, and each row has
+its own posterior, given the values that it has. An encoder that is linear in the values and in the
+mask is fitted to these posteriors by ridge regression.
 """
 
 import functools
@@ -51,29 +51,31 @@ import torch
 from skvae._model.evidence import is_better
 
 N_FOLDS = 5
-LEAST_KEPT = 0.4  # of the weight of all rows, by those that a fold trains on
-PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # to choose from
-N_DRAWS = 400  # of the bootstrap
-N_UNITS = 1000  # rows or groups that are drawn by themselves; of more, some are drawn as one
-COVERED = 0.9  # share of the draws that the sizes to be averaged win together
-N_STEPS, N_LAST_STEPS = 30, 300  # of EM, at most: to compare, and for the result
-# Relative change of all noise variances in a step below which EM ends.
+LEAST_KEPT = 0.4  # share of the weight of all rows that the training rows of a fold need
+PSEUDO_ROWS = 0.0, 0.1, 0.5, 2.0, 8.0  # candidates for a
+N_DRAWS = 400  # draws of the bootstrap
+N_UNITS = 1000  # most rows or groups that are drawn separately; with more, some are drawn as one
+COVERED = 0.9  # share of the draws that the averaged sizes win together
+N_STEPS, N_LAST_STEPS = 30, 300  # most steps of EM: to compare sizes, and for the result
+# EM ends when a step changes all noise variances by less than this share of them.
 CONVERGED = 1e-6
-START = 0.1  # size of the first loadings
-# Multiplications for a choice, and of a step of EM by component where values are missing.
+START = 0.1  # standard deviation of the first loadings
+# Most multiplications of a choice; and, where values are missing, most values times squared
+# components.
 AFFORDED, HOLED = 2**30, 2**25
-# Values of all loadings from which each size has products of its own, without padding.
+# With more loadings than this (columns times components), sizes are fitted one by one, since
+# padding would cost more.
 WIDE = 2**11
-# Ratio of the largest to the least unit of the columns: above it, the noise of PCA is rounding.
+# Largest ratio of two columns' units: above it, the noise of PCA would be lost in rounding.
 FARTHEST_UNITS = 1e6
 # Standard errors by which a size must beat independent columns on the rows left out.
 N_ERRORS = 2.0
 HIGHEST_INFLATION = 3.0
-RIDGE = 1.0  # rows' worth of the encoder of complete rows, where values are missing
+RIDGE = 1.0  # rows that the encoder of complete rows counts for, where values are missing
 
 
 class Size(NamedTuple):
-    """One of the models that rows left out judge."""
+    """A candidate model; rows left out decide between the candidates."""
 
     n_components: int
     pseudo_rows: float = 0.0
@@ -86,21 +88,21 @@ ALONE: Choice = ((Size(0), 1.0),)  # independent columns
 
 
 class Noise(NamedTuple):
-    """What the noise variance may be."""
+    """Constraints on the noise variance."""
 
     floor: torch.Tensor  # (D,) or (1,)
-    kind: str | None  # "per_feature", "shared", or None for the floor
-    units: torch.Tensor | None = None  # of the columns (D,), where the noise of PCA is possible
+    kind: str | None  # "per_feature", "shared", or None: the variance is the floor
+    units: torch.Tensor | None = None  # units of the columns (D,); None: PCA is no candidate
 
 
 class Factors(NamedTuple):
-    """Factor analysis, turned so that the posterior's components are independent."""
+    """Factor analysis, rotated so that the posterior's components are independent."""
 
     mean: torch.Tensor  # mu (D,)
     loading: torch.Tensor  # W (D, L), the strongest component first
     variance: torch.Tensor  # v (D,)
-    # The posterior's mean and log std, linear in [y, mask, 1]: (L, 2D + 1). Without missing values
-    # the mask plays no part.
+    # The posterior's mean and log std are linear in [y, mask, 1]: (L, 2D + 1). Without missing
+    # values the coefficients of the mask are 0.
     encode: torch.Tensor
     log_std: torch.Tensor
 
@@ -112,11 +114,11 @@ def choose(
     weight: torch.Tensor | None = None,
     group: torch.Tensor | None = None,
 ) -> Choice:
-    """The sizes, of at most so many components, under which rows left out are most likely.
+    """Choose the sizes, of at most `n_components`, under which rows left out are most likely.
 
     Rows y (B, D) are float64 on the CPU, NaN where a value is missing. `weight` (B,) is how much
-    each counts; only ratios matter. Rows of one `group` (B,), an integer, are left out together,
-    if that leaves others.
+    each row counts; only ratios matter. Rows of one `group` (B,), an integer, are left out
+    together, if there are other groups.
     """
     y, noise = without_constants(y, noise)
     n_rows = len(y)
@@ -126,7 +128,7 @@ def choose(
     group = rows if group is None else group
     kept = _leave_out(weight, group, n_folds)
     judged = group[(kept == 0).any(0) & (weight > 0)]
-    if len(judged.unique()) < 2:  # one group would say nothing of the error
+    if len(judged.unique()) < 2:  # a standard error needs two groups
         group, kept = rows, _leave_out(weight, rows, n_folds)
     if not len(kept):
         return ALONE
@@ -136,7 +138,7 @@ def choose(
         rows_out.append(out)
         of_sizes.append(torch.stack([-log_likelihood(y[out], *each) for each in found]))
     out, loss = torch.cat(rows_out), torch.cat(of_sizes, dim=1)
-    # A likelihood that is not finite is as bad as any.
+    # A size whose likelihood is not finite is not chosen.
     finite = loss.isfinite().all(1)
     of_rows = weight[out], group[out]
     better = [
@@ -144,13 +146,13 @@ def choose(
         for size, own, good in zip(sizes, loss, finite, strict=True)
         if size == sizes[0] or (good and is_better(loss[0], own, N_ERRORS, *of_rows))
     ]
-    places = [sizes.index(size) for size in better]
-    share = _share_of_draws(loss[places].nan_to_num(nan=torch.inf), *of_rows)
+    indices = [sizes.index(size) for size in better]
+    share = _share_of_draws(loss[indices].nan_to_num(nan=torch.inf), *of_rows)
     return _most_frequent(better, share)
 
 
 def _most_frequent(sizes: Sequence[Size], share: Sequence[float]) -> Choice:
-    """The sizes that together have most of the shares, and what they have of it."""
+    """Return the sizes with the largest shares, `COVERED` together, and their weights."""
     order = np.argsort(share, kind="stable")[::-1]
     n = 1 + int(np.searchsorted(np.cumsum([share[i] for i in order]), COVERED))
     chosen = sorted(order[:n])
@@ -159,9 +161,9 @@ def _most_frequent(sizes: Sequence[Size], share: Sequence[float]) -> Choice:
 
 
 def _leave_out(weight: torch.Tensor, group: torch.Tensor, n_folds: int) -> torch.Tensor:
-    """The weight of each row in training, for each fold that is left out, (F, B).
+    """Return the training weight of each row, for each fold that is left out, (F, B).
 
-    A fold whose rows make up most of the weight is not among them.
+    A fold is skipped if its rows make up most of the weight.
     """
     fold = _fold(group, N_FOLDS)
     folds = torch.arange(min(n_folds, int(fold.max()) + 1), device=weight.device)
@@ -170,7 +172,10 @@ def _leave_out(weight: torch.Tensor, group: torch.Tensor, n_folds: int) -> torch
 
 
 def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[Size], int]:
-    """Sizes to choose from, independent columns first, and folds: fewer where they take long."""
+    """Return the sizes to choose from, independent columns first, and the number of folds.
+
+    There are fewer of both if the choice would take too long.
+    """
     n_rows, n_features = y.shape
     n_varying = int(_varies(y).sum())
     most = min(n_components, n_varying, n_rows - 2)
@@ -185,7 +190,7 @@ def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[
 
     path = _path(most)
     sizes = [Size(k, a) for k in path if k for a in pseudo_rows]
-    if has_holes or cost(N_FOLDS) > AFFORDED:  # fewer of both
+    if has_holes or cost(N_FOLDS) > AFFORDED:  # fewer numbers of components and of pseudo-rows
         path = sorted({0, *(2**i for i in range(most.bit_length())), most})
         few = pseudo_rows[2::2] or pseudo_rows
         sizes = [Size(k, a) for k in path if k for a in few]
@@ -200,16 +205,16 @@ def _affordable(y: torch.Tensor, n_components: int, noise: Noise) -> tuple[list[
 
 
 def _has_pca(noise: Noise) -> bool:
-    """Whether PCA in the units of the table is a model of its own that can be computed."""
+    """Whether PCA in the units of the table is a further candidate, and can be computed."""
     if noise.units is None or not len(noise.units):
         return False
     return bool(noise.units.max() <= FARTHEST_UNITS * noise.units.min())
 
 
 def _share_of_draws(loss: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> list[float]:
-    """In which share of draws of the rows each of the losses (G, B) has the least mean.
+    """Return the share of bootstrap draws in which each of the losses (G, B) has the least mean.
 
-    Groups are drawn as one. Of many, some are taken together.
+    The rows of a group are drawn as one. If there are many groups, some are merged.
     """
     rng = np.random.default_rng(0)
     _, unit = np.unique(group.numpy(), return_inverse=True)
@@ -227,7 +232,7 @@ def _share_of_draws(loss: torch.Tensor, weight: torch.Tensor, group: torch.Tenso
 def analyse(
     y: torch.Tensor, choice: Choice, noise: Noise, weight: torch.Tensor | None = None
 ) -> Factors:
-    """Factor analysis of these sizes of rows y (B, D), as `choose` takes them."""
+    """Fit factor analysis of the chosen sizes to rows y (B, D), which are as for `choose`."""
     varies = _varies(y)
     if varies.any() and not varies.all():
         own, of_own = _part(y, noise, varies)
@@ -254,9 +259,9 @@ Parameters = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def maximise(
     y: torch.Tensor, sizes: Sequence[Size], noise: Noise, weight: torch.Tensor, n_steps: int
 ) -> list[list[Parameters]]:
-    """For each row of `weight` (F, B), the parameters of each size, inflated for new rows.
+    """Fit each size for each row of `weight` (F, B), and inflate the covariances for new rows.
 
-    The weights say how much the rows y (B, D) count; 0 leaves a row out.
+    The weights are how much the rows y (B, D) count; 0 leaves a row out.
     """
     if y.isnan().any():
         found = [
@@ -268,9 +273,9 @@ def maximise(
         of_own = _maximise_complete(y, weight, own, noise, n_steps) if own else [[]] * len(weight)
         pca = [size for size in sizes if size.is_pca]
         of_pca = [_principal(y, each, pca, noise) if pca else [] for each in weight]
-        places = [(own + pca).index(size) for size in sizes]
+        indices = [(own + pca).index(size) for size in sizes]
         both = [a + b for a, b in zip(of_own, of_pca, strict=True)]
-        found = [[each[place] for place in places] for each in both]
+        found = [[each[i] for i in indices] for each in both]
     if noise.kind is None:
         return found
     inflated = []
@@ -284,14 +289,14 @@ def maximise(
 
 
 def _n_rows(weight: torch.Tensor) -> torch.Tensor:
-    """How many rows that count the same say as much, (F,) (Kish, Survey sampling, 1965)."""
+    """Number of rows of equal weight that are worth as much, (F,) (Kish, Survey sampling, 1965)."""
     return weight.sum(-1).square() / weight.square().sum(-1)
 
 
 def log_likelihood(
     y: torch.Tensor, mean: torch.Tensor, loading: torch.Tensor, variance: torch.Tensor
 ) -> torch.Tensor:
-    """log p(y) of rows (B, D) in nats, (B,): of the values that are there."""
+    """log p(y) of the values that rows (B, D) have, in nats, (B,)."""
     there = ~y.isnan()
     y = torch.where(there, y - mean, 0.0)
     n_components = loading.shape[1]
@@ -322,7 +327,10 @@ def _shrink(
     pseudo_rows: torch.Tensor | float,
     noise: Noise,
 ) -> torch.Tensor:
-    """Noise variances (..., D) from residual ones and those of the columns, on so many rows."""
+    """Return noise variances (..., D): `residual` shrunk towards `square`, the columns' variances.
+
+    `residual` counts as `rows` rows, and `square` as `pseudo_rows`.
+    """
     floor, kind, _ = noise
     if kind is None:
         return floor.expand_as(residual)
@@ -332,33 +340,33 @@ def _shrink(
         n_varying = varies.sum(-1, keepdim=True).clamp(min=1)
         variance = (variance * varies).sum(-1, keepdim=True) / n_varying
         variance = variance.expand(*variance.shape[:-1], residual.shape[-1])
-    # A little above: what is learned is the logarithm of the difference.
+    # A little above the floor, since the model learns the logarithm of the difference.
     return torch.maximum(variance, 1.01 * floor)
 
 
 def _good_rows(n_rows: torch.Tensor, square: torch.Tensor, fourth: torch.Tensor) -> torch.Tensor:
-    """How many normal rows say as much of the variance of each column, (..., D)."""
+    """Number of rows of a normal column that determine its variance as well, (..., D)."""
     kurtosis = fourth / square.square().clamp(min=1e-300)
     return n_rows * (2 / (kurtosis - 1).clamp(min=2.0))
 
 
 def _start(n_components: int, n_features: int) -> torch.Tensor:
-    """First loadings (D, k): the first components are the same whatever their number."""
+    """Return the first loadings (D, k); a component starts the same for every k."""
     rng = np.random.default_rng(0)
     return START * torch.from_numpy(rng.standard_normal((n_components, n_features))).T
 
 
 class _Moments(NamedTuple):
-    """What EM asks of complete rows in F folds."""
+    """Moments of complete rows in F folds, as EM needs them."""
 
     mean: torch.Tensor  # (F, D)
     square: torch.Tensor  # the variances (F, 1, D)
-    n_rows: torch.Tensor  # how many normal rows say as much of each variance (F, 1, D)
-    times: Callable[[torch.Tensor], torch.Tensor]  # the covariances times (F, D, K)
+    n_rows: torch.Tensor  # rows that each variance rests on, by `_good_rows` (F, 1, D)
+    times: Callable[[torch.Tensor], torch.Tensor]  # multiplies the covariances by (F, D, K)
 
 
 def _moments(y: torch.Tensor, weight: torch.Tensor) -> _Moments:
-    """Moments of rows y (B, D) that count as `weight` (F, B) says; one fold after the other."""
+    """Compute the moments of rows y (B, D) with weights (F, B), one fold after the other."""
     n_folds, (n_rows, n_features) = len(weight), y.shape
     share = weight / weight.sum(1, keepdim=True)
     mean = share @ y
@@ -376,7 +384,7 @@ def _moments(y: torch.Tensor, weight: torch.Tensor) -> _Moments:
     def times(flat: torch.Tensor) -> torch.Tensor:
         if covariance is not None:
             return covariance @ flat
-        # Fewer rows than columns: the covariance is never made.
+        # With fewer rows than columns the covariance is larger than the rows, so it is not made.
         scores = (y @ flat - mean.unsqueeze(1) @ flat) * share.unsqueeze(2)  # (F, B, K)
         return y.T @ scores - mean.unsqueeze(2) * scores.sum(1, keepdim=True)
 
@@ -386,7 +394,7 @@ def _moments(y: torch.Tensor, weight: torch.Tensor) -> _Moments:
 def _maximise_complete(
     y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise, n_steps: int
 ) -> list[list[Parameters]]:
-    """EM of complete rows y (B, D), for each fold (F, B) and each size."""
+    """Run EM on complete rows y (B, D), for each fold (F, B) and each size."""
     moments = _moments(y, weight)
     if y.shape[1] * max(size.n_components for size in sizes) <= WIDE:
         return _maximise_moments(moments, sizes, noise, n_steps)
@@ -397,7 +405,7 @@ def _maximise_complete(
 def _maximise_moments(
     moments: _Moments, sizes: Sequence[Size], noise: Noise, n_steps: int
 ) -> list[list[Parameters]]:
-    """EM of all folds F and sizes G at once, padded to the most components."""
+    """Run EM for all folds F and sizes G at once, padded to the most components."""
     mean, square, rows, times = moments
     (n_folds, n_features), n_sizes = mean.shape, len(sizes)
     wide = max(size.n_components for size in sizes)
@@ -426,7 +434,7 @@ def _iterate(
     shrink: Callable[[torch.Tensor], torch.Tensor],
     n_steps: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """EM from loadings (F, G, D, k), and the noise variances (F, G, D) that it ends with.
+    """Run EM from loadings (F, G, D, k); return loadings and noise variances (F, G, D).
 
     `times` multiplies (F, D, G k) by covariances, whose diagonals are `square` (F, 1, D).
     """
@@ -439,7 +447,7 @@ def _iterate(
         projection = weighted @ spread  # A', (F, G, D, k)
         product = times(projection.transpose(1, 2).flatten(2))
         cross = product.unflatten(2, (n_sizes, wide)).transpose(1, 2)  # S A'
-        # Where the noise is next to nothing, rounding would make it indefinite.
+        # Without the last term, rounding would make the matrix indefinite where noise is almost 0.
         moment = spread + projection.mT @ cross + 1e-9 * identity
         loading = torch.linalg.solve(moment, cross.mT).mT
         residual = square - (loading * cross).sum(3)
@@ -454,9 +462,9 @@ def _iterate(
 def _principal(
     y: torch.Tensor, weight: torch.Tensor, sizes: Sequence[Size], noise: Noise
 ) -> list[Parameters]:
-    """Probabilistic PCA in the units of the table, of complete rows (B, D) that count (B,)."""
+    """Fit probabilistic PCA in the units of the table to complete rows (B, D), weights (B,)."""
     assert noise.units is not None
-    units = noise.units / noise.units.max()  # whose squares are finite
+    units = noise.units / noise.units.max()  # so that their squares are finite
     share = weight / weight.sum()
     mean = share @ y
     rows = (y - mean) * units * share.sqrt().unsqueeze(1)
@@ -476,7 +484,7 @@ def _principal(
 
 
 def _average(found: Sequence[Parameters], share: Sequence[float], noise: Noise) -> Parameters:
-    """Factor analysis of the mean covariance of models that count for these shares."""
+    """Fit factor analysis to the mean covariance of models, which count as `share` says."""
     if len(found) == 1:
         return found[0]
     shares = found[0][0].new_tensor(share)
@@ -505,7 +513,7 @@ def _average(found: Sequence[Parameters], share: Sequence[float], noise: Noise) 
 def _maximise_holes(
     y: torch.Tensor, weight: torch.Tensor, size: Size, noise: Noise, n_steps: int
 ) -> Parameters:
-    """EM of rows with missing values: one posterior for each row."""
+    """Run EM on rows with missing values, where each row has its own posterior."""
     there = ~y.isnan()
     own = weight.unsqueeze(1) * there
     total = own.sum(0).clamp(min=1e-300)
@@ -524,7 +532,7 @@ def _maximise_holes(
     mask = there.to(y.dtype)
     for _ in range(n_steps):
         z, spread = _posterior(y, mask, mean, loading, variance)
-        # Of [z, 1], so that the mean is one more loading.
+        # These are moments of [z, 1], so that the mean is learned as one more loading.
         one = torch.ones(n, 1, dtype=y.dtype, device=y.device)
         wide = torch.cat([z, one], dim=1)
         moments = wide.unsqueeze(2) * wide.unsqueeze(1)
@@ -551,7 +559,7 @@ def _posterior(
     loading: torch.Tensor,
     variance: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (B, k) and covariance (B, k, k) of z, of rows (B, D) with a mask."""
+    """Mean (B, k) and covariance (B, k, k) of z, given rows (B, D) with a mask."""
     k = loading.shape[1]
     weighted = loading / variance.unsqueeze(1)
     squares = (loading.unsqueeze(2) * weighted.unsqueeze(1)).flatten(1)
@@ -568,9 +576,9 @@ def _encode_holes(
     encode: torch.Tensor,
     log_std: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The linear encoders of complete rows, moved to fit the posteriors of rows with holes.
+    """Fit the linear encoders of complete rows to the posteriors of rows with missing values.
 
-    What the encoder sees of a missing value is 0.
+    The encoder sees a 0 in place of a missing value.
     """
     mask = (~y.isnan()).to(y.dtype)
     y = y.nan_to_num(nan=0.0)
@@ -582,7 +590,7 @@ def _encode_holes(
     first = torch.cat([encode, log_std]).T
     gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=y.dtype, device=y.device)
     moved = first + torch.linalg.solve(gram, inputs.T @ (target - inputs @ first))
-    # From 1 - mask to the mask.
+    # Turn coefficients of 1 - mask into coefficients of the mask.
     n_features = y.shape[1]
     holes = moved[n_features : 2 * n_features]
     moved[-1] += holes.sum(0)
@@ -594,9 +602,9 @@ def _encode_holes(
 
 
 def without_constants(y: torch.Tensor, noise: Noise) -> tuple[torch.Tensor, Noise]:
-    """The columns of rows y (B, D) that vary, if there are any, and their noise.
+    """Return the columns of rows y (B, D) that vary, if there are any, and their noise.
 
-    The model does not count the others, so they must not decide what is best.
+    Constant columns are no part of the model's density, so they must not decide what is best.
     """
     varies = _varies(y)
     return _part(y, noise, varies) if varies.any() else (y, noise)
@@ -611,14 +619,14 @@ def _part(y: torch.Tensor, noise: Noise, varies: torch.Tensor) -> tuple[torch.Te
 def _with_constants(
     factors: Factors, y: torch.Tensor, noise: Noise, varies: torch.Tensor
 ) -> Factors:
-    """Factors of the columns that vary, and those of the others, which say nothing of z."""
+    """Add the constant columns, which do not depend on z, to the factors of those that vary."""
     n_features = len(varies)
     floor = noise.floor.expand(n_features)
     mean = y.nanmean(0).nan_to_num(nan=0.0)
     loading = y.new_zeros(n_features, factors.loading.shape[1])
     variance = (floor if noise.kind is None else 1.01 * floor).clone()
     mean[varies], loading[varies], variance[varies] = factors[:3]
-    # Of y, of the mask, and the bias.
+    # The inputs are y, the mask, and 1 for the bias.
     seen = torch.cat([varies, varies, varies.new_ones(1)])
     encoders = []
     for part in (factors.encode, factors.log_std):
@@ -635,7 +643,7 @@ def _varies(y: torch.Tensor) -> torch.Tensor:
 
 
 def _path(most: int) -> list[int]:
-    """Numbers of components to choose from: each, then in steps of about a third."""
+    """Return the numbers of components to try: each one, then in steps of about a third."""
     path = [0]
     while path[-1] < most:
         path.append(min(most, path[-1] + max(1, path[-1] // 3)))
@@ -643,7 +651,7 @@ def _path(most: int) -> list[int]:
 
 
 def _fold(group: torch.Tensor, n_folds: int) -> torch.Tensor:
-    """The fold of each row (B,): groups are dealt out at random, the same for the same groups."""
+    """Return the fold of each row (B,); groups get folds at random, by a fixed seed."""
     names, place = np.unique(group.numpy(), return_inverse=True)
     order = np.random.default_rng(0).permutation(len(names))
     return torch.from_numpy(order[place] % min(n_folds, len(names)))

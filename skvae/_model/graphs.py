@@ -8,8 +8,8 @@ import torch
 
 from skvae._model.rows import Rows
 
-# Of rows, their places (M, B) and weights (M, B) or None, noise (M, S, B, .) and (M, B, .),
-# beta (M, 1), and the coefficients of Adam.
+# Its arguments are rows, their index (M, B), their weights (M, B) or None, noise (M, S, B, .) of
+# draws and (M, B, .) of rows, beta (M, 1), and the coefficients of Adam.
 Step = Callable[..., None]
 
 
@@ -18,17 +18,17 @@ _capturing = threading.Lock()
 
 
 def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
-    """`step`, which changes these tensors, as CUDA graphs: one launch instead of a hundred.
+    """Record `step`, which changes these tensors, as CUDA graphs: one launch, not a hundred.
 
-    There is one graph for whole batches and one for the rest of an epoch; where rests are of
-    many sizes, the others are launched as they are.
+    There is one graph for whole batches and one for the smaller last batch of an epoch. If last
+    batches have several sizes, only the first size has a graph.
     """
     graphs: dict[Any, tuple[torch.cuda.CUDAGraph, list[torch.Tensor | None]]] = {}
     device = changes[0].device
 
     def record(rows: Rows, inputs: Sequence[torch.Tensor | None]) -> torch.cuda.CUDAGraph:
         before = [tensor.clone() for tensor in changes]
-        # Libraries choose their kernels and their memory outside of a capture.
+        # Libraries must choose their kernels and their memory before the capture.
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -36,16 +36,16 @@ def capture(step: Step, changes: Sequence[torch.Tensor]) -> Step:
                 step(rows, *inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # On a stream of this device, and whatever other threads do meanwhile.
+        # The stream belongs to this device, and other threads may use the device meanwhile.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             step(rows, *inputs)
         for tensor, value in zip(changes, before, strict=True):
             tensor.copy_(value)
         return graph
 
-    def replay(rows: Rows, places: torch.Tensor, *others: torch.Tensor | None) -> None:
-        inputs = places, *others
-        key = rows.data.data_ptr(), places.shape
+    def replay(rows: Rows, index: torch.Tensor, *others: torch.Tensor | None) -> None:
+        inputs = index, *others
+        key = rows.data.data_ptr(), index.shape
         if key not in graphs:
             if len(graphs) == 2:
                 return step(rows, *inputs)

@@ -1,20 +1,20 @@
 """The training loop: stochastic gradient descent on M models at once.
 
-A fit trains a stack of one model, a search the stacks of its candidates and folds: one
-loop, in which every tensor has a leading M, and each member draws its permutations and its
-noise from a generator of its own, as it would alone. Numbers that differ between members
-(beta, learning rate, weight decay, patience) are vectors; what decides a shape (rows, rows
-held out, batch size) is the same for all. Members end on their own, and leave the stack.
+A fit trains a stack of one model, and a search trains stacks of candidates and folds. Both use
+this loop, in which every tensor has a leading M. Each member draws its permutations and its noise
+from its own generator, as it would alone. Numbers that differ between members (beta, learning
+rate, weight decay, patience) are vectors. Numbers that decide a shape (rows, held-out rows, batch
+size) are the same for all. Each member ends by itself and leaves the stack.
 
-Knows tensors and numbers only; the stack comes as an argument. The parameters of a member
-are laid end to end in one row of a matrix, of which each parameter becomes a view, so that a
-step of Adam is a handful of operations whatever the number of layers and members, and a copy
-of the weights is one `clone`.
+The loop knows tensors and numbers only; the stack is an argument. The parameters of a member are
+laid end to end in one row of a matrix, and each parameter becomes a view of it. So a step of Adam
+is a handful of operations for any number of layers and members, and a copy of the weights is one
+`clone`.
 
-An epoch draws its permutation at once and its noise for many steps, and asks the device for
-numbers once, at its end. Then the weights are judged on rows and noise that never change: those
-held out, or else a few of the training rows, which only matter if the loss stops being finite.
-On CUDA the step is captured once, as a graph, and replayed.
+An epoch draws its permutation at once and its noise for many steps, and reads numbers from the
+device once, at its end. Then the weights are judged on rows and noise that never change. These are
+the held-out rows; without any, they are a few of the training rows, which only matter if the loss
+stops being finite. On CUDA the step is captured once, as a graph, and replayed.
 """
 
 import math
@@ -27,56 +27,56 @@ from skvae._model.adam import Adam
 from skvae._model.evidence import excess
 from skvae._model.graphs import Step, capture
 from skvae._model.member import Plan, Progress, Record, Run, Simple
-from skvae._model.noise import draw_about, draw_noise
+from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.objective import Stack as Objective
 from skvae._model.objective import Weights, loss, loss_gradient, row_losses
 from skvae._model.rows import Rows
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
-# Rows that are judged at once, of all members, and their values; and so many times as many on
-# accelerators, where each launch costs.
+# Most rows of all members, and most values, that are judged at once. Accelerators, where each
+# launch costs time, take ON_ACCELERATORS times as many.
 JUDGED_ROWS, JUDGED_VALUES = 2**10, 2**17
 ON_ACCELERATORS = 64
-# Share of the members that may have ended and still go along: on CUDA each change of a stack
-# captures its step anew.
+# Share of the members that may stay in the stack after they have ended: on CUDA each change of a
+# stack captures its step anew.
 IDLE_SHARE = {"cuda": 0.25}
-NOISE_VALUES = 1 << 22  # of a member, drawn at once
-PROBE_ROWS = 64  # training rows that are judged where none are held out
+NOISE_VALUES = 1 << 22  # values of noise that a member draws at once
+PROBE_ROWS = 64  # training rows that are judged if none are held out
 
 
 class Stack(Objective, Protocol):
-    """What this floor asks of M models at once."""
+    """The interface that training needs of M models."""
 
     def parameters(self) -> Iterable[torch.Tensor]:
-        """What is learned, each (M, ...), in the order of the pullback."""
+        """Return the learned tensors, each (M, ...), in the order of the pullback."""
         ...
 
     def decays(self) -> Sequence[bool]:
-        """Whether weight decay applies to each of the parameters."""
+        """Return, for each of the parameters, whether weight decay applies to it."""
         ...
 
     def keep(self, members: torch.Tensor) -> None:
-        """Forget all models but these."""
+        """Keep only these models."""
         ...
 
 
 def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) -> Step:
-    """A training step, which adds the numbers (3, M) of its rows to `seen`."""
+    """Return a function that makes a training step and adds its numbers (3, M) to `seen`."""
 
     def step(
         rows: Rows,
-        places: torch.Tensor,
+        index: torch.Tensor,
         row_weight: torch.Tensor | None,
         eps: torch.Tensor,
-        about: torch.Tensor,
+        row_noise: torch.Tensor,
         beta: torch.Tensor,
         *coefficients: Any,
     ) -> None:
         now = weights._replace(beta=beta)
-        numbers, gradients = loss_gradient(stack, rows.take(places), eps, about, now, row_weight)
+        numbers, gradients = loss_gradient(stack, rows.take(index), eps, row_noise, now, row_weight)
         adam.step(gradients, *coefficients)
-        seen.add_(numbers, alpha=places.shape[1])
+        seen.add_(numbers, alpha=index.shape[1])
 
     if seen.device.type != "cuda":
         return step
@@ -84,7 +84,7 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) ->
 
 
 class Members:
-    """The models of a stack that are still in training, and what belongs to each."""
+    """The models of a stack that are still in training, with their plans, noise and optimiser."""
 
     def __init__(
         self,
@@ -95,26 +95,26 @@ class Members:
     ) -> None:
         self.stack, self.judged = stack, judged
         self.plans, self.generators = list(plans), list(generators)
-        self.wide = max(plan.n_components for plan in plans)  # of the stack, to its end
+        self.wide = max(plan.n_components for plan in plans)  # it stays when members leave
         n_rows, dtype = judged.index.shape[1], judged.data.dtype
         importance = plans[0].n_importance_samples > 1
         n_draws = plans[0].n_importance_samples if importance else N_VALIDATION_DRAWS
         half = draw_noise((-(-n_draws // 2), n_rows), self.wide, 0, plans, generators)
-        # Antithetic: eps and -eps.
+        # The draws are antithetic: eps and -eps.
         self.noise = torch.cat([half, -half], dim=1)[:, :n_draws].to(dtype)
-        self.about = draw_about(n_rows, plans[0].n_noise[1], generators).to(dtype)
+        self.row_noise = draw_row_noise(n_rows, plans[0].n_noise[1], generators).to(dtype)
         self.adam = Adam(
             list(stack.parameters()),
             [plan.weight_decay for plan in plans],
             [plan.max_grad_norm for plan in plans],
             stack.decays(),
         )
-        self.chosen: torch.Tensor | None = None  # of the members at the start; None: all
+        self.chosen: torch.Tensor | None = None  # indices of the members that remain; None: all
         self._prepare()
 
     def _prepare(self) -> None:
         self.seen = self.adam.weights.new_zeros(3, len(self.plans))
-        # None at all, where there are none: a KL divergence near 0 may be rounded to below it.
+        # 0 free bits become -inf, since a KL divergence near 0 may be rounded to below 0.
         free_bits = self.seen.new_tensor([[plan.free_bits or -math.inf] for plan in self.plans])
         self.weights = Weights(
             self.seen.new_tensor([[plan.beta] for plan in self.plans]),
@@ -123,24 +123,24 @@ class Members:
         )
         self.step = make_step(self.stack, self.adam, self.seen, self.weights)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Go on with the members at these places."""
-        chosen = torch.tensor(places, device=self.seen.device)
+    def keep(self, indices: Sequence[int]) -> None:
+        """Keep only the members of these indices."""
+        chosen = torch.tensor(indices, device=self.seen.device)
         self.chosen = chosen if self.chosen is None else self.chosen[chosen]
-        self.plans = [self.plans[place] for place in places]
-        self.generators = [self.generators[place] for place in places]
+        self.plans = [self.plans[i] for i in indices]
+        self.generators = [self.generators[i] for i in indices]
         self.judged = self.judged.of(chosen)
-        self.noise, self.about = self.noise[chosen], self.about[chosen]
+        self.noise, self.row_noise = self.noise[chosen], self.row_noise[chosen]
         self.stack.keep(chosen)
         self.adam.keep(chosen)
         self._prepare()
 
     def progress(self, place: int) -> Progress:
-        """What the steps of the member at this place have left, and those to come will draw."""
+        """Return the state of a member's optimiser and of its generator."""
         return {**self.adam.progress(place), "generator": self.generators[place].get_state()}
 
     def go_on(self, progress: Sequence[Progress]) -> None:
-        """Go on from there, all members."""
+        """Continue all members from states that `progress` returned."""
         for place, own in enumerate(progress):
             self.adam.go_on(place, own)
             if "weights" in own:
@@ -148,9 +148,9 @@ class Members:
             self.generators[place].set_state(own["generator"])
 
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
-        """One pass over all rows; returns its mean numbers, (3, M), as seen on the way."""
-        shares = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
-        self.stack.at(self.seen.new_tensor(shares))
+        """Train for one pass over all rows; return the mean numbers (3, M) of its steps."""
+        progress = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
+        self.stack.begin_epoch(self.seen.new_tensor(progress))
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -161,42 +161,42 @@ class Members:
         return self.seen / n_rows
 
     def _run_part(self, rows: Rows, epoch: int, done: float, share: float) -> None:
-        """One pass over `rows`, in a new order, which are this share of the epoch."""
+        """Train for one pass over `rows`, in a new order; they are this share of the epoch."""
         n_rows, size = rows.index.shape[1], self.plans[0].batch_size
         orders = [torch.randperm(n_rows, generator=g, device=g.device) for g in self.generators]
         order = torch.stack(orders)
-        places = rows.index.gather(1, order).split(size, dim=1)
-        weights: Sequence[torch.Tensor | None] = [None] * len(places)
+        batches = rows.index.gather(1, order).split(size, dim=1)
+        weights: Sequence[torch.Tensor | None] = [None] * len(batches)
         if rows.weight is not None:
             weights = rows.weight.gather(1, order).split(size, dim=1)
         beta = self.seen.new_tensor([[plan.beta_in(epoch)] for plan in self.plans])
-        times = [epoch + done + share * i * size / n_rows for i in range(len(places))]
+        times = [epoch + done + share * i * size / n_rows for i in range(len(batches))]
         rates = [[plan.rate_at(time) for plan in self.plans] for time in times]
-        noise = self._draw([batch.shape[1] for batch in places], rows.data.dtype)
-        steps = zip(places, weights, noise, self.adam.coefficients(rates), strict=True)
-        for batch, weight, (eps, about), coefficients in steps:
-            self.step(rows, batch, weight, eps, about, beta, *coefficients)
+        noise = self._draw([batch.shape[1] for batch in batches], rows.data.dtype)
+        steps = zip(batches, weights, noise, self.adam.coefficients(rates), strict=True)
+        for batch, weight, (eps, row_noise), coefficients in steps:
+            self.step(rows, batch, weight, eps, row_noise, beta, *coefficients)
 
     def _draw(
         self, sizes: Sequence[int], dtype: torch.dtype
     ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Noise of batches of these sizes, that of many steps at once."""
+        """Yield the noise of batches of these sizes, which is drawn for many steps at once."""
         plan, size = self.plans[0], self.plans[0].batch_size
         n_draws, (of_draw, redrawn, of_row) = plan.n_importance_samples, plan.n_noise
-        # 16 stands for any n_components: a member's draws don't depend on the others'.
+        # 16 stands for any n_components, so that a member's draws don't depend on the others.
         n_values = size * (n_draws * (16 + of_draw) + redrawn + of_row)
         n_steps = max(1, NOISE_VALUES // n_values)
         for first in range(0, len(sizes), n_steps):
             n_rows = sum(sizes[first : first + n_steps])
             shape = n_draws, n_rows
             eps = draw_noise(shape, self.wide, of_draw, self.plans, self.generators)
-            about = draw_about(n_rows, redrawn + of_row, self.generators)
+            row_noise = draw_row_noise(n_rows, redrawn + of_row, self.generators)
             yield from zip(
-                eps.to(dtype).split(size, 2), about.to(dtype).split(size, 1), strict=True
+                eps.to(dtype).split(size, 2), row_noise.to(dtype).split(size, 1), strict=True
             )
 
     def judge(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean numbers of the judged rows, and what far rows add, (4, M); their losses (M, B)."""
+        """Return mean numbers of the judged rows and their `excess`, (4, M); and losses (M, B)."""
         times = 1 if self.seen.device.type == "cpu" else ON_ACCELERATORS
         at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
@@ -204,14 +204,16 @@ class Members:
         blocks = zip(
             self.judged.index.split(size, 1),
             self.noise.split(size, 2),
-            self.about.split(size, 1),
+            self.row_noise.split(size, 1),
             strict=True,
         )
         terms = [
-            self.stack.vjp(self.judged.take(places), eps, about, by_draw=self.weights.importance)[0]
-            for places, eps, about in blocks
+            self.stack.vjp(
+                self.judged.take(index), eps, row_noise, by_draw=self.weights.importance
+            )[0]
+            for index, eps, row_noise in blocks
         ]
-        # All together, since not every loss is a mean of the rows'.
+        # The loss needs all rows at once: with free bits it is no mean of the rows' losses.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
         numbers = loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
         losses = row_losses((log_likelihood, kl), self.weights, self.judged.weight)
@@ -237,39 +239,41 @@ def train(
     Parameters
     ----------
     stack : Stack
-        The models, changed in place; those that end leave it.
+        The models, changed in place. A model that ends leaves the stack.
     read : callable
-        Gives the training rows of an epoch, counted from 0, part by part, each with its share of
-        the epoch.
+        ``read(epoch)`` gives the training rows of an epoch, counted from 0, part by part, each with
+        its share of the epoch.
     judged : Rows
         Rows to judge the weights by.
     plans : sequence of Plan
         The numbers of each model; batch size and rows held out are the same for all.
     generators : sequence of torch.Generator
-        Of each model's permutations and noise, on the device of the rows.
+        They draw each model's permutations and noise, on the device of the rows.
     begin_epoch, end_epoch : callables
-        Told of every epoch. `end_epoch` gets the records of the models in training; where
-        it returns True, they stop.
+        Called before and after every epoch. `end_epoch` gets the records of the models in training;
+        if it returns True, they stop.
     become_simple : callable or None, default=None
-        ``become_simple(False)`` makes the models simple ones of the training rows, in place, and
-        ``become_simple(True)`` of all rows. The latter is kept unless the best epoch beats the
-        former on the judged rows by ``plan.n_errors`` standard errors, if the plan has these.
+        ``become_simple(False)`` turns the models, in place, into simple models of the training
+        rows, and ``become_simple(True)`` into simple models of all rows. The latter are kept unless
+        the best epoch beats the former on the judged rows by ``plan.n_errors`` standard errors.
+        Models whose plan has no ``n_errors`` are not compared.
     progress : sequence of Progress, default=()
-        Where earlier runs of the same plans on the same rows had come to: these go on, unless they
-        had ended there. Or only what their steps had left: these runs begin with that.
+        The states of earlier runs of the same plans on the same rows. This run continues them,
+        unless they had ended. A state may hold the optimiser and the generator alone; then a new
+        run begins with these.
     keep_progress : bool, default=False
         Whether the records have the progress after each epoch.
 
     Returns
     -------
     list of Record
-        With ``kept == 0`` where no epoch left finite weights; with ``is_simple``, too, where the
-        best epoch did not beat the simple model by enough.
+        ``kept`` is 0 if no epoch left finite weights. If the best epoch did not beat the simple
+        model by enough, ``kept`` is 0 and ``is_simple`` is True.
 
     Raises
     ------
     KeyboardInterrupt
-        Before the first epoch, of this run, was complete.
+        If it came before the first epoch of this run was complete.
     """
     members = Members(stack, judged, plans, generators)
     rows = enumerate(zip(plans, members.adam.weights, strict=True))
@@ -295,8 +299,8 @@ def train(
             if run.plan.n_errors is not None:
                 run.simple = Simple(rows_of, weights, *of_rows)
         members.adam.weights.copy_(start)
-    held = runs  # in the stack
-    live = [run for run in runs if run.goes_on()]  # in training
+    in_stack = runs
+    live = [run for run in runs if run.goes_on()]
     idle_share = IDLE_SHARE.get(judged.data.device.type, 0.0)
     try:
         while live:
@@ -304,9 +308,9 @@ def train(
             begin_epoch()
             seen = members.run_epoch(read(epoch), epoch)
             judgement, judged_rows = members.judge()
-            # The one place of an epoch that waits for the device.
+            # Only this line of an epoch waits for the device.
             numbers = torch.cat([seen, judgement]).T.tolist()
-            ends = zip(held, numbers, judged_rows, members.adam.weights.clone(), strict=True)
+            ends = zip(in_stack, numbers, judged_rows, members.adam.weights.clone(), strict=True)
             for place, (run, row, rows_of, weights) in enumerate(ends):
                 if run in live:
                     of_steps = members.progress(place) if keep_progress else None
@@ -317,9 +321,9 @@ def train(
                     if record.outcome == "finished":
                         record.outcome = "stopped"
             live = [run for run in live if run.goes_on()]
-            if live and len(live) < (1 - idle_share) * len(held):
-                members.keep([held.index(run) for run in live])
-                held = live
+            if live and len(live) < (1 - idle_share) * len(in_stack):
+                members.keep([in_stack.index(run) for run in live])
+                in_stack = live
         return [run.finish() for run in runs]
     except KeyboardInterrupt:
         if not any(run.last[0] > run.first for run in runs):

@@ -28,22 +28,23 @@ class Plan:
     n_warmup: int  # epochs before beta has its full weight, in each cycle
     patience: int  # epochs
     tol: float  # nats
-    n_cycles: int = 1  # of the warm-up
+    n_cycles: int = 1  # cycles of the warm-up
     n_importance_samples: int = 1
     free_bits: float = 0.0  # nats per component
-    # Standard normals besides those of z: of each draw; of each row, in validation, and beyond.
+    # Standard normals besides those of z: for each draw; for each row, in validation, too; and for
+    # each row in training alone. See `Architecture.n_noise`.
     n_noise: tuple[int, int, int] = (0, 0, 0)
     max_grad_norm: float = math.inf  # nats per row, for a change of all parameters by 1
-    n_held_back: int = 0  # epochs before all that is to be learned is being learned
-    # Standard errors by which the best epoch must beat a simple model on the rows that are judged;
-    # None where it has none to beat.
+    n_held_back: int = 0  # first epochs, in which some parameters are not learned yet
+    # Standard errors by which the best epoch must beat a simple model on the judged rows; None:
+    # there is no comparison.
     n_errors: float | None = None
     constant: float = 0.0  # nats, added to every reconstruction that is reported
-    continues: bool = False  # the first weights are those of an earlier run: they may be best
+    continues: bool = False  # whether training starts from weights of an earlier run
 
     def beta_in(self, epoch: int) -> float:
-        """Weight of the KL divergence in `epoch`, from 0."""
-        # The last cycle is longer, where the epochs can't be shared out equally.
+        """Weight of the KL divergence in `epoch`, counted from 0."""
+        # The last cycle is longer if the epochs can't be divided equally.
         cycle = min(epoch // self._period, self.n_cycles - 1)
         return self.beta * warm_up(epoch - cycle * self._period, self.n_warmup)
 
@@ -52,7 +53,7 @@ class Plan:
         return max(1, self.max_iter // self.n_cycles)
 
     def is_warming(self, epoch: int) -> bool:
-        """Whether beta has yet to rise for the last time in `epoch`, counted from 1."""
+        """Whether `epoch`, counted from 1, comes before the end of beta's last warm-up."""
         last = (self.n_cycles - 1) * self._period
         return self.n_warmup > 0 and epoch <= last + self.n_warmup
 
@@ -66,36 +67,37 @@ class Plan:
         return self.learning_rate * (1 + math.cos(math.pi * epoch / self.max_iter)) / 2
 
 
-# What the training of one model needs, besides its rows and its plan, to go on after an epoch as
-# if it had not stopped there: tensors and numbers by name. Without "n_iter", of its steps alone.
+# The state of the training of one model after an epoch: tensors and numbers by name. Training that
+# continues from it, with the same rows and plan, gives what it would give without a stop. Without
+# the key "n_iter" it is the state of the optimiser and the generator alone.
 Progress = Mapping[str, Any]
 OF_STEPS = ("n_steps", "mean", "square", "generator")
 
 
 @dataclass
 class Record:
-    """What the training of one model did so far."""
+    """The course of the training of one model so far."""
 
     history: dict[str, list[float]] = field(default_factory=dict)  # a number an epoch
-    member: int = field(default=0, compare=False)  # which of the models
+    member: int = field(default=0, compare=False)  # index of the model in the first stack
     n_iter: int = 0  # complete epochs
     # The epoch whose weights were kept, counted from 1; 0: the first weights, or a simple model's.
     kept: int = 0
     is_simple: bool = False
     outcome: str = "finished"  # or "converged", "stopped", "diverged", "interrupted"
     interrupted: bool = False  # whether Ctrl-C came, though it may have come after the last epoch
-    # Parameters, end to end.
+    # The parameters, laid end to end.
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
-    progress: Progress | None = field(default=None, compare=False)  # where it is kept
+    progress: Progress | None = field(default=None, compare=False)  # None: it is not recorded
 
     def add(self, numbers: Sequence[float], plan: Plan) -> None:
-        """Add a complete epoch: its terms, and those of the held-out rows."""
+        """Add the terms of a complete epoch, and those of the held-out rows."""
         epochs = [("", numbers[:3], plan.beta_in(self.n_iter))]
         if plan.n_held_out:
             epochs.append(("validation_", numbers[3:6], plan.beta))
         for prefix, (minimised, reconstruction, kl), beta in epochs:
             if plan.n_importance_samples == 1 and not plan.free_bits:
-                minimised = reconstruction + beta * kl  # to the last digit
+                minimised = reconstruction + beta * kl  # so that it holds to the last digit
             row = {
                 "loss": minimised + plan.constant,
                 "reconstruction": reconstruction + plan.constant,
@@ -109,9 +111,9 @@ class Record:
 
 
 class Best:
-    """The best weights so far, by a loss that is judged after every epoch.
+    """The best weights so far, by the loss of the judged rows after every epoch.
 
-    An epoch after the warm-up beats all of those in it, whose loss had another beta.
+    Any epoch after the warm-up beats all epochs of the warm-up, whose loss had another beta.
     """
 
     def __init__(self, weights: torch.Tensor) -> None:
@@ -125,7 +127,7 @@ class Best:
     def judge(
         self, loss: float, rows: torch.Tensor, epoch: int, weights: torch.Tensor, plan: Plan
     ) -> None:
-        """Copy `weights` if they are the best after `epoch` epochs, by the loss of judged rows."""
+        """Keep a copy of the `weights` after `epoch` epochs if their loss is the best so far."""
         warming = plan.is_warming(epoch)
         if (warming, loss) < self.key:
             self.weights, self.epoch, self.key = weights.clone(), epoch, (warming, loss)
@@ -138,32 +140,33 @@ class Best:
 
 
 class Simple(NamedTuple):
-    """A simple model that the epochs are compared with, by the rows that are held out."""
+    """A simple model that the epochs are compared with on the held-out rows."""
 
-    rows: torch.Tensor  # (B,), their loss under the model of the training rows
-    weights: torch.Tensor  # of the model of all rows, which is kept
+    rows: torch.Tensor  # (B,), the loss of each row under the simple model of the training rows
+    weights: torch.Tensor  # of the simple model of all rows, which is the one to keep
     weight: torch.Tensor | None  # (B,), how much each row counts
     group: torch.Tensor | None  # (B,), its group
 
 
 class Run:
-    """The training of one model: what it did, and the weights to keep."""
+    """The training of one model: its record, and the weights to keep."""
 
     def __init__(self, member: int, plan: Plan, weights: torch.Tensor) -> None:
         self.plan, self.record, self.best = plan, Record(member=member), Best(weights)
-        self.first = 0  # complete epochs of earlier runs, which this one goes on from
-        # Complete epochs, the weights and the progress after them, together, whenever Ctrl-C comes.
+        self.first = 0  # complete epochs of the earlier runs that this run continues
+        # The number of complete epochs, and the weights and the progress after them. They are one
+        # tuple, so that they belong together whenever Ctrl-C comes.
         self.last: tuple[int, torch.Tensor, Progress | None] = (0, self.best.weights, None)
-        # A simple model that is to be beaten.
+        # The simple model that the best epoch must beat.
         self.simple: Simple | None = None
 
     def begin(self, loss: float, rows: torch.Tensor) -> None:
-        """Take the first weights as the best, if they are those of an earlier run."""
+        """Take the first weights as the best so far, if they come from an earlier run."""
         if self.plan.continues and math.isfinite(loss):
             self.best.judge(loss, rows, 0, self.best.weights, self.plan)
 
     def progress(self, weights: torch.Tensor, of_steps: Progress) -> Progress:
-        """All that is to be known to go on from here."""
+        """Return the state that training can continue from."""
         return {
             **of_steps,
             "weights": weights,
@@ -175,12 +178,12 @@ class Run:
         }
 
     def go_on(self, progress: Progress) -> None:
-        """Go on from there."""
+        """Continue from a state that `progress` returned."""
         self.record.n_iter = self.first = n_iter = progress["n_iter"]
         self.record.outcome = progress["outcome"]
         self.record.history = {name: list(own) for name, own in progress["history"].items()}
         vars(self.best).update(progress["best"])
-        # Files of before there were losses of rows go on without a simple model.
+        # Files of earlier versions have no losses of rows. Their runs have no simple model.
         if "rows" in progress["simple"]:
             self.simple = Simple(**progress["simple"])
         self.last = (n_iter, progress["weights"], progress)
@@ -192,7 +195,7 @@ class Run:
         weights: torch.Tensor,
         of_steps: Progress | None,
     ) -> None:
-        """Note the terms of an epoch and of the judged rows, and the weights after it."""
+        """Record the terms of an epoch and of the judged rows, and the weights after it."""
         if not all(map(math.isfinite, numbers)):
             self.record.outcome = "diverged"
             return
@@ -207,17 +210,17 @@ class Run:
         self.record.weights, self.record.progress = weights, progress
 
     def goes_on(self) -> bool:
-        """Whether there is another epoch; if not, lets go of all others' weights."""
+        """Return whether there is another epoch; if not, release the weights of other models."""
         n_iter, weights, progress = self.last
         if self.record.outcome == "finished" and n_iter < self.plan.max_iter:
             return True
-        # A row of a matrix that holds those of the whole stack.
+        # These weights are a row of a matrix with the weights of the whole stack, hence the copy.
         self.record.weights = weights.clone()
         self.last = (n_iter, self.record.weights, progress)
         return False
 
     def interrupt(self) -> None:
-        """End with the last complete epoch, unless it has ended by itself."""
+        """End with the last complete epoch, unless training has ended by itself."""
         record, n_iter = self.record, self.last[0]
         record.interrupted = True
         if record.outcome != "finished" or n_iter == self.plan.max_iter:
@@ -226,7 +229,7 @@ class Run:
         record.history = {name: values[:n_iter] for name, values in record.history.items()}
 
     def finish(self) -> Record:
-        """The record, with the weights that are kept."""
+        """Return the record, with the weights to keep."""
         record = self.record
         record.progress = self.last[2]
         judged = self.plan.n_held_out > 0 or self.simple is not None
@@ -234,14 +237,14 @@ class Run:
             record.kept, record.weights, _ = self.last
         else:
             record.kept, record.weights = self.best.epoch, self.best.weights
-            # Where not even the first epoch left finite weights, nothing stands in for them.
+            # If training diverged in its first epoch, the simple model does not take its place.
             trained = record.outcome != "diverged" or self.best.epoch
             if trained and self.simple is not None and not self._beats(self.simple):
                 record.kept, record.weights, record.is_simple = 0, self.simple.weights, True
         return record
 
     def _beats(self, simple: Simple) -> bool:
-        """Whether the best epoch is better on the held-out rows by more than luck gives."""
+        """Whether the best epoch beats the simple model on the held-out rows by more than luck."""
         if self.best.rows is None or self.plan.n_errors is None:
             return False
         of_rows = simple.weight, simple.group

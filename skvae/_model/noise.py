@@ -1,4 +1,4 @@
-"""The noise of training steps, by generators."""
+"""The noise of training steps, drawn from generators."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ def draw_noise(
     plans: Sequence[Plan],
     generators: Sequence[torch.Generator],
 ) -> torch.Tensor:
-    """Standard normals (M, *shape, wide + n_more): of each member's own components, and more.
+    """Draw standard normals (M, *shape, wide + n_more), for components and `n_more` other uses.
 
-    0 where a member has fewer components than `wide`.
+    Components that a member lacks, up to `wide`, get 0.
     """
     draws = []
     for plan, g in zip(plans, generators, strict=True):
@@ -30,8 +30,10 @@ def draw_noise(
     return torch.stack(draws)
 
 
-def draw_about(n_rows: int, n_noise: int, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Standard normals (M, n_rows, n_noise) of rows."""
+def draw_row_noise(
+    n_rows: int, n_noise: int, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """Draw standard normals (M, n_rows, n_noise) that belong to rows."""
     if n_noise == 0:
         return torch.empty(len(generators), n_rows, 0, device=generators[0].device)
     shape = n_rows, n_noise

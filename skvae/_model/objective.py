@@ -1,4 +1,4 @@
-"""What is maximised, and what is reported: pure functions of a model, rows and noise.
+"""The training loss and the reported numbers: pure functions of a model, rows and noise.
 
 The evidence lower bound of a row, in nats (Kingma & Welling 2013, arXiv:1312.6114, eq. 3),
 
@@ -10,9 +10,9 @@ and three numbers that change the training loss, none of which changes the score
 - beta weighs the KL divergence (Higgins et al., beta-VAE, 2017). It is annealed from 0, once
   (Bowman et al., Generating sentences from a continuous space, 2016, arXiv:1511.06349) or in
   cycles (Fu et al., Cyclical annealing schedule, 2019, arXiv:1903.10145);
-- lambda, the free bits (Kingma et al., Improving variational inference with inverse
-  autoregressive flow, 2016, arXiv:1606.04934, eq. 15), below which the mean KL divergence of a
-  component over a batch costs the same whatever it is;
+- lambda is the free bits (Kingma et al., Improving variational inference with inverse
+  autoregressive flow, 2016, arXiv:1606.04934, eq. 15): if the mean KL divergence of a component
+  over a batch is below lambda, it costs lambda;
 - k importance samples tighten the bound (Burda, Grosse & Salakhutdinov, Importance weighted
   autoencoders, 2016, arXiv:1509.00519, eq. 8).
 
@@ -20,21 +20,20 @@ and three numbers that change the training loss, none of which changes the score
     loss = -E_q[log 1/k sum_i w_i] + max(beta - 1, 0) KL(q(z|x) || p(z)),                k > 1,
            log w = log p(x|z) + min(beta, 1) (log p(z) - log q(z|x)),
 
-averaged over rows. From beta = 1 upwards, minus either loss is a lower bound on log p(x). Below 1
-it is none, and for k > 1 it still has a limit whatever q is, by Hoelder's inequality:
-log E_q[w] <= beta log E_p[p(x|z)^(1/beta)]. A beta above 1 inside of the weights would have none:
+averaged over rows. For beta >= 1, minus either loss is a lower bound on log p(x). For beta < 1 it
+is not. For k > 1 it then still has an upper limit, the same for every q, by Hoelder's inequality:
+log E_q[w] <= beta log E_p[p(x|z)^(1/beta)]. A beta above 1 inside the weights would have no limit:
 E_q[w] = E_p[p(x|z) (p(z) / q(z|x))^(beta - 1)] grows without end as q gets narrower.
 
-Rows that count differently have weights v_b, of mean 1 over all rows of an epoch, and the average
-becomes
+Rows may have weights v_b, of mean 1 over all rows of an epoch. Then the average becomes
 
     loss = 1/B sum_b v_b loss_b,    KL_j = sum_b v_b KL_bj / sum_b v_b,
 
-where loss_b is that of the formulas above for one row; with free bits, the mean divergences of a
-batch that counts V = 1/B sum_b v_b cost V beta sum_j max(lambda, KL_j).
+where loss_b is the loss of one row by the formulas above. With free bits, the mean divergences of a
+batch of mean weight V = 1/B sum_b v_b cost V beta sum_j max(lambda, KL_j).
 
-Letters as in `skvae._model`; a KL term is (M, S, B, J): S is 1 where the divergence is known and
-not estimated draw by draw, J is 1 where it doesn't factorise.
+Letters are those of `skvae._model.vae`. A KL term is (M, S, B, J). S is 1 if the divergence has a
+closed form, and is not estimated from draws. J is 1 if the divergence doesn't factorise.
 """
 
 import math
@@ -49,38 +48,39 @@ Terms = tuple[torch.Tensor, torch.Tensor]
 
 
 class Model(Protocol):
-    """What this floor asks of a model."""
+    """The interface that `elbo` needs of a model."""
 
     def __call__(self, y: torch.Tensor, eps: torch.Tensor, /, *, n_rows: int | None) -> Terms:
-        """Log-likelihood and KL divergence for the first rows of y (B, D) and noise eps (S, B, L).
+        """Log-likelihood and KL divergence for rows of y (B, D) and noise eps (S, B, L).
 
-        Of `n_rows`, or of all.
+        `n_rows` is how many of the first rows need them; None: all.
         """
         ...
 
 
 class Stack(Protocol):
-    """What the loss asks of M models at once.
+    """The interface that the loss needs of M models.
 
-    For rows y (M, B, D), noise eps (M, S, B, L) of draws and `about` (M, B, N) of rows.
+    It takes rows y (M, B, D), noise eps (M, S, B, L) of draws and `row_noise` (M, B, N) of rows.
     """
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+        self, y: torch.Tensor, eps: torch.Tensor, row_noise: torch.Tensor, *, by_draw: bool
     ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
-        """Terms (M, S, B) and (M, S|1, B, L|1), and the pullback of their gradients.
+        """Return terms (M, S, B) and (M, S|1, B, L|1), and the pullback of their gradients.
 
-        `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known.
+        With `by_draw` the KL term is log q(z|x) - log p(z) of each draw, even if the divergence
+        has a closed form.
         """
         ...
 
-    def at(self, shares: torch.Tensor, /) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, progress: torch.Tensor, /) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
         ...
 
 
 class Weights(NamedTuple):
-    """What turns terms into a loss: numbers of each model, (M, 1)."""
+    """Numbers of each model, (M, 1), that turn terms into a loss."""
 
     beta: torch.Tensor
     free_bits: torch.Tensor | None = None  # nats per component; None: 0 for all
@@ -88,7 +88,7 @@ class Weights(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """The mean loss of rows, what it reports, and its gradient by the terms."""
+    """The mean loss of rows, the reported numbers, and the gradient with respect to the terms."""
 
     numbers: torch.Tensor  # (3, M) nats per row: the loss, -E_q[log p(y|z)] and the KL
     g_log_likelihood: torch.Tensor  # (M, S, B)
@@ -96,7 +96,7 @@ class Loss(NamedTuple):
 
 
 def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None) -> Loss:
-    """The training loss of each model of a stack from the terms of some rows.
+    """Compute the training loss of each model of a stack from the terms of some rows.
 
     `row_weight` (M, B) is how much each row counts, of mean 1 over an epoch; None: 1 for each.
     """
@@ -110,7 +110,7 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
         return values * (own if values.ndim == 3 else own.unsqueeze(-1))
 
     reconstruction = weigh(log_likelihood).sum((1, 2)) / -(n_draws * n_rows)
-    share = weights.beta / (kl.shape[1] * n_rows)  # of beta, for each row and draw
+    share = weights.beta / (kl.shape[1] * n_rows)  # the share of beta for each row and draw
     mean_kl = weigh(kl).sum((1, 2)) / (kl.shape[1] * n_rows)  # (M, L|1)
     total_kl = mean_kl.sum(1)
     if weights.importance:
@@ -129,10 +129,10 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
         g_kl = weigh(share[..., None, None].expand_as(kl))
     else:
         free_bits = weights.free_bits
-        if row_weight is not None:  # as much as the batch counts
+        if row_weight is not None:  # times the mean weight of the batch
             free_bits = free_bits * row_weight.mean(1, keepdim=True)
-        held = torch.maximum(mean_kl, free_bits).sum(1)
-        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), held)
+        limited_kl = torch.maximum(mean_kl, free_bits).sum(1)
+        total = torch.addcmul(reconstruction, weights.beta.squeeze(1), limited_kl)
         share = share * (mean_kl > free_bits)
         g_kl = weigh(share[:, None, None].expand_as(kl))
     return Loss(torch.stack([total, reconstruction, total_kl]), g, g_kl)
@@ -141,9 +141,9 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
 def row_losses(
     terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The loss of each row, (M, B), whose mean by `row_weight` is that of `loss`.
+    """Return the loss of each row, (M, B); the mean of these by `row_weight` is the loss of `loss`.
 
-    A component whose mean divergence is below the free bits costs each row as much.
+    If the mean divergence of a component is below the free bits, each row costs the free bits.
     """
     log_likelihood, kl = terms
     if weights.importance:
@@ -164,12 +164,12 @@ def loss_gradient(
     stack: Stack,
     y: torch.Tensor,
     eps: torch.Tensor,
-    about: torch.Tensor,
+    row_noise: torch.Tensor,
     weights: Weights,
     row_weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The numbers of `loss`, (3, M), and each parameter's gradient of the loss."""
-    terms, pull = stack.vjp(y, eps, about, by_draw=weights.importance)
+    """Return the numbers of `loss`, (3, M), and the gradient of the loss for each parameter."""
+    terms, pull = stack.vjp(y, eps, row_noise, by_draw=weights.importance)
     numbers, *gradients = loss(terms, weights, row_weight)
     return numbers, pull(*gradients)
 
@@ -177,12 +177,12 @@ def loss_gradient(
 def elbo(
     model: Model, y: torch.Tensor, eps: torch.Tensor, n_rows: int | None = None
 ) -> torch.Tensor:
-    """ELBO of each row, (B,), nats, float64: mean over the draws eps (S, B|1, L).
+    """ELBO of each row, (B,), in nats, float64: the mean over the draws eps (S, B|1, L).
 
-    `n_rows`: of the first rows only.
+    `n_rows` is how many of the first rows need it; None: all.
     """
     log_likelihood, kl = model(y, eps, n_rows=n_rows)
-    # Sums over draws round alike for a row among as many others.
+    # Padding keeps the number of rows, so that sums over draws always round a row the same.
     n_missing = len(y) - log_likelihood.shape[-1]
     if n_missing:
         log_likelihood = nn.functional.pad(log_likelihood, (0, n_missing))
@@ -192,5 +192,5 @@ def elbo(
 
 
 def warm_up(epoch: int, n_epochs: int) -> float:
-    """Share of beta in `epoch`: rises in equal steps, 1 from epoch `n_epochs` on."""
+    """Share of beta in `epoch`: it rises in equal steps, and is 1 from epoch `n_epochs` on."""
     return min(1.0, (epoch + 1) / (n_epochs + 1))

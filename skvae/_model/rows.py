@@ -7,20 +7,20 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of data, and which of them are whose."""
+    """Rows of data, and the rows of each model among them."""
 
     data: torch.Tensor  # (R, D)
-    index: torch.Tensor  # (M, n), rows of `data`
-    # (M, n), how much each counts: of mean 1 over an epoch, or over what is judged. None: 1.
+    index: torch.Tensor  # (M, n), the rows of each model in `data`
+    # (M, n), how much each row counts, with mean 1 over an epoch or over the judged rows. None: 1.
     weight: torch.Tensor | None = None
-    # (M, n), the number of the group of each row that is judged. None: each row is its own.
+    # (M, n), the number of the group of each judged row. None: each row is its own group.
     group: torch.Tensor | None = None
 
     def of(self, members: torch.Tensor) -> "Rows":
-        """Those of some members."""
+        """Return the rows of some members."""
         own = (None if v is None else v[members] for v in (self.weight, self.group))
         return Rows(self.data, self.index[members], *own)
 
-    def take(self, places: torch.Tensor) -> torch.Tensor:
-        """Rows (M, B, D) at places (M, B) of `data`."""
-        return self.data.index_select(0, places.reshape(-1)).view(*places.shape, -1)
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the rows (M, B, D) of `data` at `index` (M, B)."""
+        return self.data.index_select(0, index.reshape(-1)).view(*index.shape, -1)

@@ -1,4 +1,4 @@
-"""M models as one, with stacked weights, and the weights of one of them."""
+"""Stack the weights of M models into one model, and take the weights of one model out again."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from skvae._model.vae import VAE, State
 def stack_models(
     architectures: Sequence[Architecture], states: Sequence[State], device: torch.device
 ) -> VAE:
-    """M models at once, alike but for `n_components`, on `device`."""
+    """Make one model of M models that differ in `n_components` only, on `device`."""
     wide = max(architectures, key=lambda architecture: architecture.n_components)
     model = empty_model(wide)
     states = [widened(state, model) for state in states]
@@ -25,7 +25,7 @@ def stack_models(
     for name, shape in shapes.items():
         padded = np.zeros((len(states), *shape), states[0][name].dtype)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
-            own = places_of(model, name, architecture, shape, state[name].shape)
+            own = own_index(model, name, architecture, shape, state[name].shape)
             padded[m, ...][own] = state[name]
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         tensor = to_tensor(padded, device)
@@ -38,28 +38,28 @@ def stack_models(
     return model
 
 
-def places_of(
+def own_index(
     model: VAE,
     name: str,
     architecture: Architecture,
     wide: tuple[int, ...],
     narrow: tuple[int, ...],
 ) -> Any:
-    """Index of a model's own values in an array of a stack that has more components."""
+    """Index of a model's own values in an array of a stack with more components."""
     own, all_ = architecture.n_components, model.n_components
     if own == all_:
         return ...
-    places = list(range(own))
+    indices = list(range(own))
     if name.startswith("encoder."):
-        places = model.posterior.places(own, all_)
-    sides = (range(n) if n == of else places for n, of in zip(narrow, wide, strict=True))
+        indices = model.posterior.places(own, all_)
+    sides = (range(n) if n == of else indices for n, of in zip(narrow, wide, strict=True))
     return np.ix_(*sides) if wide else ()
 
 
 def learned_state(
     model: VAE, architecture: Architecture, before: State, weights: torch.Tensor
 ) -> State:
-    """The part of a model's state that training changes.
+    """Return the part of a model's state that training changes.
 
     `weights` are the parameters of one model of the stack `model`, end to end.
     """
@@ -67,7 +67,7 @@ def learned_state(
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape[1:])
         end = start + math.prod(shape)
-        own = places_of(model, name, architecture, shape, before[name].shape)
+        own = own_index(model, name, architecture, shape, before[name].shape)
         state[name] = to_array(weights[start:end].view(shape))[own]
         start = end
     return state

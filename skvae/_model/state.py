@@ -1,4 +1,4 @@
-"""The arrays that a model is made of, and the model that is made of them."""
+"""The state of a model: the arrays that it consists of, their first values, and back to a model."""
 
 import threading
 from collections.abc import Callable
@@ -24,20 +24,20 @@ ACTIVE_VARIANCE = 0.01
 
 
 def empty_model(architecture: Architecture) -> VAE:
-    """A model without values, made without asking any generator for them."""
-    # Not by a `with` of ours, whose end Ctrl-C may prevent: all of torch would stay on "meta".
+    """Make a model without values, which needs no random numbers."""
+    # A `with` block here could be left by Ctrl-C before its end: all of torch would stay on "meta".
     return device_decorator(torch.device("meta"), lambda: VAE(architecture))()
 
 
-# torch's generator is everybody's.
+# All threads share torch's generator.
 _borrowing = threading.Lock()
 
 
 def _new(architecture: Architecture, seed: int) -> VAE:
-    """A model whose foreign modules have their own first values, and ours have none."""
+    """Make a model; modules of users have their own first values, and ours have none yet."""
     if architecture.initialises_all:
         model = empty_model(architecture)
-        # Not by `to_empty`, whose first call imports sympy: half a second and 30 MiB.
+        # The first call of `to_empty` would import sympy: half a second and 30 MiB.
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             for name, tensor in model.state_dict().items()
@@ -55,14 +55,14 @@ def initial_state(
     seed: int,
     take: Callable[[int], Array] = lambda n: np.empty(0),
 ) -> State:
-    """Units and first weights of a model: the same on every device.
+    """Return the units and the first weights of a model, which are the same on every device.
 
-    `take` gives so many rows of the data, in the units of X, to a prior that asks for them.
+    ``take(n)`` gives n rows of the data, in the units of X, for a prior with pseudo-inputs.
     """
     model = _new(architecture, seed)
     g = generator(seed)
     location, scale = model.likelihood.units(columns)
-    # A column without a value is no part of the density, and is given back as missing.
+    # A column without any value is no part of the density, and is returned as missing.
     location = np.where(columns.is_empty, np.nan, location)
     scale = np.where(columns.is_empty, 0.0, scale)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def initial_state(
         spread = _spread_seen(model, columns)
         model.bound.fill_(np.inf if linear else ENCODER_BOUND * max(1.0, spread))
         last = networks.last_layer(model.decoder)
-        if last is not None:  # all rows have one variance at first
+        if last is not None:  # so that all rows have one variance at first
             last.weight[list(model.likelihood.held_back(len(scale)))] = 0.0
         rows = None
         if model.prior.n_pseudo_inputs:
@@ -101,7 +101,7 @@ def initial_state(
 
 
 def _spread_seen(model: VAE, columns: Moments) -> float:
-    """The largest distance of mean and mean + std of a column, as the encoder sees them."""
+    """Largest distance between mean and mean + std of a column, as the encoder sees them."""
     location, scale = to_array(model.location), to_array(model.scale)
     rows = np.stack([columns.mean, columns.mean + columns.std])
     rows = np.divide(rows - location, scale, out=np.zeros_like(rows), where=scale > 0)
@@ -110,7 +110,7 @@ def _spread_seen(model: VAE, columns: Moments) -> float:
 
 
 def cast_state(state: State, dtype: Any) -> State:
-    """The state with weights of this dtype; units stay float64."""
+    """Cast the weights of a state to a dtype; units stay float64."""
     units = ("location", "scale")
     return {
         name: array.astype(dtype, copy=False)
@@ -127,18 +127,21 @@ def from_state(
     *,
     shares: bool = False,
 ) -> VAE:
-    """The model with this state, on `device`; it `shares` the memory of arrays where it can."""
+    """Make the model with this state, on `device`.
+
+    With `shares` its tensors use the memory of the arrays, where torch allows it.
+    """
     model = empty_model(architecture)
     state = widened(state, model)
     make = share_tensor if shares else partial(to_tensor, device=device)
     model.load_state_dict({name: make(array) for name, array in state.items()}, assign=True)
     model.limit = float(state["bound"])
-    model.has_holes = True  # whatever it was trained on
+    model.has_holes = True  # rows may have missing values even if those of `fit` had none
     return model
 
 
 def observation(architecture: Architecture, state: State) -> nn.Module:
-    """What the likelihood of the model with this state has learned, without the model."""
+    """Make the module of the likelihood alone, with its learned values from this state."""
     prefix, module = "observation.", architecture.likelihood.build(architecture.n_features)
     own = {name: array for name, array in state.items() if name.startswith(prefix)}
     own = {name.removeprefix(prefix): array for name, array in own.items()}
@@ -148,33 +151,33 @@ def observation(architecture: Architecture, state: State) -> nn.Module:
 
 
 def widened(state: State, module: nn.Module) -> State:
-    """The state of a module; in files of earlier versions all columns share one noise floor."""
+    """Return the state with one noise floor per column; earlier files have one for all columns."""
     wide = {name: tuple(b.shape) for name, b in module.named_buffers() if name.endswith("floor")}
     return {**state, **{name: np.broadcast_to(state[name], shape) for name, shape in wide.items()}}
 
 
 def n_active(architecture: Architecture, state: State, y: torch.Tensor) -> int:
-    """Number of components whose posterior mean varies over rows y (B, D), on the CPU."""
+    """Count the components whose posterior mean varies over rows y (B, D), on the CPU."""
     means = from_state(architecture, state).encode_mean(y).double()
     return int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 def units_of(state: State) -> Units:
-    """The units of a model's rows."""
+    """Return the units of a model's rows."""
     return Units.of(state["location"], state["scale"])
 
 
 def log_scales(state: State) -> Array:
-    """log p(y_d) - log p(x_d) of each column, in nats: 0 where it doesn't vary or has no units."""
+    """log p(y_d) - log p(x_d) of each column, in nats: 0 if it is constant or has no units."""
     varies = (state["scale"] > 0) & (state["has_units"] > 0)
     return np.log(np.where(varies, state["scale"], 1.0))
 
 
 def log_jacobian(state: State) -> float:
-    """log p(y) - log p(x) in nats, the sum of all columns'."""
+    """log p(y) - log p(x) in nats, the sum over all columns."""
     return float(log_scales(state).sum())
 
 
 def n_weights(state: State) -> int:
-    """Number of values of the model: about its multiplications for a row."""
+    """Number of values of the model, which is about its number of multiplications for a row."""
     return sum(array.size for array in state.values())

@@ -8,15 +8,15 @@ y = (x - location) / scale. The density of x is that of y divided by the scales,
 
     log p(x) = log p(y) - sum_d log scale_d,
 
-over the columns that vary: a constant column (scale 0) is no part of the density. One that had
-no value in `fit` has the location NaN besides, which is what it is given back as.
+over the columns that vary: a constant column (scale 0) is no part of the density. A column that
+had no value in `fit` has the location NaN as well, so that its values are returned as NaN.
 
-Letters: M models, S draws of noise, B rows, D features, L components; tensors are (S, B, .),
-with M in front where models are stacked. A fit trains a stack, of one model or of many: all
-tensors of a stack have a leading M. Models with fewer components than the widest of their
-stack are padded with weights and noise of 0. Then the components that are not theirs stay
-what they are: the encoder says N(0, 1) of them, whose KL divergence is 0, z is 0 there and
-meets decoder weights of 0, and every gradient among them is 0.
+Letters: M models, S draws of noise, B rows, D features, L components. Tensors are (S, B, .), with
+M in front where models are stacked. A fit trains a stack of one or of many models, and all
+tensors of a stack have a leading M. Models with fewer components than the widest of their stack
+are padded with weights and noise of 0. The padded components never change: the encoder gives
+N(0, 1) for them, whose KL divergence is 0; their z is 0 and meets decoder weights of 0; and every
+gradient among them is 0.
 """
 
 import math
@@ -40,36 +40,36 @@ from skvae.posteriors import Diagonal, Normal, unbend
 State = Mapping[str, Array]
 
 
-# The encoder sees no value farther than 20 standard deviations from the location: a pixel
-# that hardly varied in `fit` and stands out by 100 would else drive z, and all other pixels
-# with it, where no row has been. The values of up to 400 rows cannot reach it. A linear
-# model has no bound: it is factor analysis for every row.
+# Inputs of the encoder are cut at 20 standard deviations from the location. Otherwise a pixel that
+# hardly varied in `fit`, and is now off by 100, would move z, and with it all other pixels, to
+# where no row has been. The values of up to 400 rows cannot be that far. A linear model has no
+# bound, since it is factor analysis for every row.
 ENCODER_BOUND = 20.0
 
 
 class Terms(NamedTuple):
-    """What every bound is made of, in nats."""
+    """The terms of every bound, in nats."""
 
     log_likelihood: torch.Tensor  # log p(y|z) of each draw, (S, B)
-    # KL(q(z|x) || p(z)) of each component, (1, B, L); of all where it is no sum over them,
-    # (1, B, 1); its estimate log q(z|x) - log p(z) by each draw, (S, B, 1).
+    # KL(q(z|x) || p(z)) of each component, (1, B, L); or of all components, if it is no sum over
+    # them, (1, B, 1); or its estimate log q(z|x) - log p(z) from each draw, (S, B, 1).
     kl: torch.Tensor
 
 
 class Unseen(NamedTuple):
     """Rows of a block whose category in one column `fit` has not seen."""
 
-    features: torch.Tensor  # of the column
-    rows: torch.Tensor  # (B,), whether it is so there
-    nats: float  # that it costs at least
+    features: torch.Tensor  # indices of the features of the column
+    rows: torch.Tensor  # (B,), the mask of these rows
+    nats: float  # the least cost
 
 
-# Gradients of the log-likelihoods and the KL terms -> of the parameters.
+# From gradients of the log-likelihoods and the KL terms to gradients of the parameters.
 Pullback = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
 
 
 class _Draw(nn.Module):
-    """Draws from a posterior, as a module whose values can be replaced."""
+    """A module that draws from a posterior, so that `functional_call` can replace its values."""
 
     def __init__(self, posterior: Any, flow: nn.Module) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Draw(nn.Module):
 
 
 class _Encoded(NamedTuple):
-    """The posteriors of pseudo-inputs: `skvae.priors.Encoded`."""
+    """The posteriors of pseudo-inputs, as `skvae.priors.Encoded` describes them."""
 
     posterior: Any
     flow: nn.Module
@@ -92,7 +92,7 @@ class _Encoded(NamedTuple):
         return self.posterior.log_density(self.flow, self.q, z)
 
     def rsample(self, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Draws (B, L) from those of these indices (B,), by standard normal noise (B, L)."""
+        """Draws (B, L) from the posteriors at `index` (B,), by standard normal noise (B, L)."""
         own = Normal(*(None if values is None else values[index] for values in self.q))  # type: ignore[arg-type]
         return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
 
@@ -111,7 +111,7 @@ class VAE(nn.Module):
     scale: torch.Tensor
     varies: torch.Tensor
     has_units: torch.Tensor  # 1 for densities, 0 for probabilities
-    typical: torch.Tensor  # what stands in for a missing value: the mean
+    typical: torch.Tensor  # the mean, which replaces a missing value
     bound: torch.Tensor
 
     def __init__(self, architecture: Architecture) -> None:
@@ -126,7 +126,7 @@ class VAE(nn.Module):
                 f"prior={self.prior!r} needs a posterior whose density is known everywhere: "
                 f'"diagonal" or "full". Got posterior={self.posterior!r}.'
             )
-        # What is known of the rows: whether values may be missing, and whether the encoder's
+        # What is known of the next rows: whether values may be missing, and whether the encoder's
         # bound may be reached.
         self.has_holes, self.is_far = self.missing, True
         self.unseen: Sequence[Unseen] = ()
@@ -140,30 +140,31 @@ class VAE(nn.Module):
         self.decoder = self.network.decoder(
             n_components, self.likelihood.n_outputs(n_features), sizes[::-1], activation
         )
-        # What the parts learn or keep besides the networks.
+        # Modules of the values that the parts learn or keep besides the networks.
         self.observation = self.likelihood.build(n_features)
         self.mixture = self.prior.build(n_features, n_components)
         self.flow = self.posterior.build(n_components)
-        # Of the widest layer: the largest side of any weights.
+        # Width of the widest layer: the largest side of any weights.
         self.width = max(max(weights.shape, default=1) for weights in self.parameters())
-        # Standard normals of a row that is drawn anew.
+        # Number of standard normals that draw a row anew.
         self.n_redrawn = self.likelihood.n_redrawn(n_features)
-        # The divergence from the prior is known for the standard normal one alone.
+        # The divergence has a closed form for the standard normal prior only.
         self.has_kl = architecture.has_kl
         self.register_buffer("varies", torch.empty(n_features))
         self.register_buffer("has_units", torch.empty(n_features))
         self.register_buffer("typical", torch.empty(n_features))
         self.register_buffer("bound", torch.empty(()))
-        # The value of `bound`, which a device need not be asked for: (M, 1, 1) where they differ.
+        # The value of `bound`, kept here to save a read from the device. It is a tensor (M, 1, 1)
+        # if the models of a stack differ.
         self.limit: float | torch.Tensor = math.inf
-        self.eval()  # a foreign module's own dropout would make results a matter of chance
+        self.eval()  # otherwise the dropout of a user's module would make results random
         self.low_precision = False  # whether a stack's networks multiply in bfloat16
-        self.float()  # whatever torch's default dtype is; units alone are float64
+        self.float()  # independent of torch's default dtype; only the units are float64
         self.register_buffer("location", torch.empty(n_features, dtype=torch.float64))
         self.register_buffer("scale", torch.empty(n_features, dtype=torch.float64))
 
     def __copy__(self) -> "VAE":
-        # As torch does it, without its checks for what pickles of older versions lack.
+        # As in torch, without its checks for attributes that pickles of older versions lack.
         new = object.__new__(type(self))
         vars(new).update(vars(self))
         return new
@@ -190,11 +191,11 @@ class VAE(nn.Module):
         by_draw: bool = False,
         n_rows: int | None = None,
     ) -> Terms:
-        """All terms of the bound for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
+        """Compute the bound's terms for rows y (B, D) and noise eps (S, B, L) or (S, 1, L).
 
-        `by_draw`: log q(z|x) - log p(z) of each draw even where the divergence is known, so
-        that the terms are those of log weights. `n_rows`: the first rows are those that matter, and
-        the others make a block of them. Where that rounds alike, they have no terms.
+        With `by_draw` the KL term is log q(z|x) - log p(z) of each draw, even if the divergence has
+        a closed form, so that the terms give log weights. With `n_rows` only the first rows matter,
+        and the others fill a block. They get no terms if the first rows round the same without.
         """
         y, weight, more = self._complete(y)
         q = self._encode(y, weight)
@@ -204,7 +205,7 @@ class VAE(nn.Module):
         known = self.has_kl and not by_draw
         log_likelihood, kl = [], []
         for some in eps.split(size):
-            if known:  # the density of a draw, which nobody asks for, would cost a tenth
+            if known:  # the density of the draws is not needed, and would cost a tenth of the time
                 z = self.posterior.rsample(q, some)[:, :n_rows]
             else:
                 z, log_q = (v[:, :n_rows] for v in self.posterior.draw(self.flow, q, some))
@@ -219,9 +220,9 @@ class VAE(nn.Module):
         return Terms(torch.cat(log_likelihood), torch.cat(kl))
 
     def _cut(self, n_block: int, n_rows: int | None, n_draws: int) -> tuple[int, int]:
-        """How many rows of a block have terms, and how many draws are taken at once.
+        """Return how many rows of a block get terms, and how many draws are taken at once.
 
-        Products round a row alike among any multiple of 32.
+        Products round a row the same for every number of rows that is a multiple of 32.
         """
         cuts = self.posterior.factorises and n_draws % 32 == 0
         if cuts and n_rows is not None and n_rows < n_block:
@@ -231,21 +232,23 @@ class VAE(nn.Module):
         return n_block, draws_at_once(n_block, self.width)
 
     def expect(self, reach: float, unseen: Sequence[Unseen] = ()) -> None:
-        """Set what is known of the rows that come next, at most `reach` from 0.
+        """Set what is known of the next rows: their values are at most `reach` from 0.
 
-        NaN: some values are missing. Those of `unseen` categories are, too, to the encoder.
+        A `reach` of NaN says that some values are missing. `unseen` are categories that `fit` has
+        not seen, which the encoder takes as missing.
         """
         self.has_holes, self.unseen = math.isnan(reach), unseen
         as_they_are = type(self.likelihood).seen is Likelihood.seen
-        # A foreign encoder may write into what it is given: that stays a copy.
+        # A user's encoder may write into its input, so it gets the copy that clamping makes.
         own = not self.network.is_foreign
         self.is_far = not (own and as_they_are and reach <= self.limit)
 
     def _complete(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | float]:
-        """Rows without missing values, the weight of each value, and what to add to log p.
+        """Return rows without missing values, the weight of each value, and a term for log p.
 
-        With scale s, log p(x) = log p(y) - sum_d log s_d over the values that are there; the sum
-        over all is taken elsewhere, so that what is missing is to be added.
+        With scale s, log p(x) = log p(y) - sum_d log s_d, summed over the values that are there.
+        Another function subtracts the sum over all columns, so the term adds the sum over the
+        missing values.
         """
         weight = self.varies.unsqueeze(-2)
         if not self.has_holes:
@@ -255,10 +258,10 @@ class VAE(nn.Module):
         return y, weight * there, (self.log_scale.unsqueeze(-2) * ~there).sum(-1)
 
     def _charge(self, raw: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """What categories that `fit` has not seen cost by each draw, in nats, (S, B).
+        """Yield the cost of categories that `fit` has not seen, in nats for each draw, (S, B).
 
-        With the first feature of their column. As much as the category costs that is the least
-        probable of those seen, given z, and not less than `Unseen.nats`.
+        Each cost follows the first feature of its column. It is the cost of the category that is
+        least probable, given z, among the categories of `fit`, and at least `Unseen.nats`.
         """
         if not self.unseen:
             return
@@ -271,12 +274,12 @@ class VAE(nn.Module):
 
     @property
     def log_scale(self) -> torch.Tensor:
-        """log p(y_d) - log p(x_d) of each column in nats, (D,): 0 where it doesn't vary."""
+        """log p(y_d) - log p(x_d) of each column in nats, (D,); 0 if it is constant or unitless."""
         varies = (self.scale > 0) & (self.has_units > 0)
         return torch.where(varies, self.scale, 1.0).log().to(self.varies.dtype)
 
     def see(self, y: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of rows y (B, D) or (M, B, D)."""
+        """Return the encoder's inputs for rows y (B, D) or (M, B, D)."""
         y, weight, _ = self._complete(y)
         return self._see(y, weight)
 
@@ -296,12 +299,12 @@ class VAE(nn.Module):
         return self.posterior.parameters(self.encoder(self.see(y)))
 
     def _see_pseudo_inputs(self) -> torch.Tensor:
-        # These are what an encoder sees, whatever of, and nothing is missing.
+        # Pseudo-inputs are inputs of the encoder already, and none of their values is missing.
         seen = self._bounded(self.mixture.pseudo_inputs)
         return torch.cat([seen, torch.ones_like(seen)], dim=-1) if self.missing else seen
 
     def _encoded(self) -> list["_Encoded"]:
-        """The posteriors of the pseudo-inputs, for a prior that has some; of others, none."""
+        """Return the posteriors of the pseudo-inputs in a list, which is empty without any."""
         if not self.prior.n_pseudo_inputs:
             return []
         q = self.posterior.parameters(self.encoder(self._see_pseudo_inputs()))
@@ -335,14 +338,14 @@ class VAE(nn.Module):
         return self.prior.rsample(self.mixture, eps, *self._encoded())
 
     def raw(self, z: torch.Tensor) -> torch.Tensor:
-        """What the decoder gives, (..., P), for latent rows (..., L)."""
+        """Decoder outputs, (..., P), for latent rows (..., L)."""
         return self.decoder(z.reshape(-1, z.shape[-1])).view(*z.shape[:-1], -1)
 
     def log_prob(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """log p(y_d|z) per feature in nats, (S, B, D); 0 in the columns that don't vary.
 
-        `log_scale` where a value is missing: log p(x_d|z) is then 0. What a category costs that
-        `fit` has not seen is in the first feature of its column.
+        It is `log_scale` where a value is missing, so that log p(x_d|z) is 0. The cost of a
+        category that `fit` has not seen is subtracted in the first feature of its column.
         """
         y, weight, _ = self._complete(y)
         raw = self.raw(z)
@@ -363,14 +366,14 @@ class VAE(nn.Module):
     # --- M models at once ---
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor, about: torch.Tensor, *, by_draw: bool
+        self, y: torch.Tensor, eps: torch.Tensor, row_noise: torch.Tensor, *, by_draw: bool
     ) -> tuple[Terms, Pullback]:
-        """`forward` of each model of a stack, and the pullback of its terms' gradients.
+        """Compute `forward` of each model of a stack, and the pullback of its terms' gradients.
 
-        From rows y (M, B, D) and noise eps (M, S, B, L) to terms with a leading M; from their
-        gradients to those of all parameters, as autograd has them. Columns of eps beyond L
-        drop units of the decoder. `about` (M, B, N) is noise of the rows: for those that are
-        drawn anew, and then, in training, for units of the encoder to drop.
+        Rows y (M, B, D) and noise eps (M, S, B, L) give terms with a leading M. The pullback turns
+        gradients of the terms into gradients of all parameters, as autograd would. Columns of eps
+        beyond L drop units of the decoder. The first columns of `row_noise` (M, B, N) draw rows
+        anew, if the likelihood does so; in training, the others drop units of the encoder.
         """
         n_models, n_draws, n_rows, n_noise = eps.shape
         drop_encoder = drop_decoder = None
@@ -378,17 +381,17 @@ class VAE(nn.Module):
             drop_decoder = eps[..., self.n_components :].flatten(1, 2)
             eps = eps[..., : self.n_components]
         y, weight, more = self._complete(y)
-        if about.shape[-1]:
+        if row_noise.shape[-1]:
             if self.n_redrawn:
-                drawn = self.likelihood.redraw(y, about[..., : self.n_redrawn])
+                drawn = self.likelihood.redraw(y, row_noise[..., : self.n_redrawn])
                 y = torch.where(weight > 0, drawn, y) if self.has_holes else drawn
-            if about.shape[-1] > self.n_redrawn:
-                drop_encoder = about[..., self.n_redrawn :]
+            if row_noise.shape[-1] > self.n_redrawn:
+                drop_encoder = row_noise[..., self.n_redrawn :]
         n_pseudo, seen = self.prior.n_pseudo_inputs, self._see(y, weight)
         if n_pseudo:
             pseudo_inputs = self.mixture.pseudo_inputs
             seen = torch.cat([seen, self._see_pseudo_inputs()], dim=1)
-            if drop_encoder is not None:  # all units of these are there
+            if drop_encoder is not None:  # pseudo-inputs drop no units
                 drop_encoder = nn.functional.pad(drop_encoder, (0, 0, 0, n_pseudo), value=math.inf)
         raw, pull_encoder = self._network_vjp(
             self.encoder, seen, drop_encoder, to_input=n_pseudo > 0
@@ -421,14 +424,14 @@ class VAE(nn.Module):
     def _latent_vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int, *, by_draw: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """z, the KL terms, and the pullback to raw and what prior and posterior learn.
+        """Return z, the KL terms, and the pullback to `raw`, the prior and the posterior.
 
-        The raw outputs of pseudo-inputs stand behind those of the rows.
+        `raw` has the outputs of the rows first, and then the outputs of the pseudo-inputs.
         """
         if self.posterior.has_vjp and self.prior.is_standard:
             z, kl, pull = self.posterior.vjp(raw, eps, by_draw=by_draw)
             return z, kl, lambda g_z, g_kl: (pull(g_z, g_kl), [], [])
-        # Written out in float64, which not every device has.
+        # The written-out gradient needs float64, which not every device has.
         written = self.posterior.has_vjp and self.prior.has_vjp(self.posterior)
         if written and raw.device.type != "mps":
             return self._mixture_vjp(raw, eps, n_rows)
@@ -436,7 +439,7 @@ class VAE(nn.Module):
         names = [name for name, _ in draw.named_parameters()]
         kept = [name for name, _ in draw.named_buffers()]
         flow, buffers = autograd.values(draw)
-        # Pseudo-inputs are learned by way of the encoder.
+        # The gradient of pseudo-inputs comes through the encoder.
         mixture = [] if self.prior.n_pseudo_inputs else list(self.mixture.parameters())
         known = self.has_kl and not by_draw
 
@@ -472,8 +475,8 @@ class VAE(nn.Module):
     def _mixture_vjp(
         self, raw: torch.Tensor, eps: torch.Tensor, n_rows: int
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """`_latent_vjp` of a prior that is a mixture of normals of independent components."""
-        # log q(z|x) - log N(z; 0, I), of which the latter makes room for log p(z).
+        """`_latent_vjp` for a prior that is a mixture of normals with independent components."""
+        # This is log q(z|x) - log N(z; 0, I). Below, log p(z) takes the place of the second term.
         z, from_standard, pull_own = self.posterior.vjp(raw[:, :n_rows], eps, by_draw=True)
         q, pull_pseudo = Diagonal().parameters_vjp(raw[:, n_rows:])
         log_p, pull_prior = self.prior.vjp(self.mixture, z.flatten(1, 2), q)
@@ -498,7 +501,7 @@ class VAE(nn.Module):
         *,
         to_input: bool,
     ) -> tuple[torch.Tensor, networks.Pullback]:
-        """The network's vjp, its products in bfloat16 if so asked; all else is as it was."""
+        """Compute the network's vjp; with `low_precision`, its products are in bfloat16."""
         if not self.low_precision:
             return networks.vjp(module, x, noise, to_input=to_input)
         products = torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
@@ -517,8 +520,8 @@ class VAE(nn.Module):
         """Whether weight decay applies to each parameter of a stack, in their order.
 
         It applies to the matrices and kernels of the three networks: encoder, decoder, and what
-        moves a posterior's draws. It does not apply to biases, nor to what prior and likelihood
-        learn, whose 0 is no simpler value than any other.
+        moves a posterior's draws. It does not apply to biases, nor to the parameters of prior and
+        likelihood, for which 0 is no simpler value than any other.
         """
         networks = ("encoder.", "decoder.", "flow.")
         return [
@@ -526,30 +529,30 @@ class VAE(nn.Module):
             for name, parameter in self.named_parameters()
         ]
 
-    def at(self, shares: torch.Tensor) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
-        self.likelihood.at(self.observation, shares)
+    def begin_epoch(self, progress: torch.Tensor) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
+        self.likelihood.begin_epoch(self.observation, progress)
 
     @property
     def contains_factors(self) -> bool:
-        """Whether factor analysis is one of the models that this can become."""
+        """Whether this model can become factor analysis."""
         both = networks.is_linear(self.encoder) and networks.is_linear(self.decoder)
         normal = self.posterior.has_kl and self.prior.can_be_standard
         return both and normal and self.likelihood.can_begin
 
     @property
     def factor_noise(self) -> list[factor_analysis.Noise]:
-        """The noise of factor analysis that each model of a stack can become."""
+        """The noise of the factor analysis that each model of a stack can become."""
         kind = self.likelihood.noise_kind
         floors = self.observation.floor.cpu().double()
         if kind != "per_feature":
             return [factor_analysis.Noise(floor, kind) for floor in floors]
-        # Each column has a scale of its own, so that PCA in the table's units is another model.
+        # Each column has its own scale, so that PCA in the table's units is a further model.
         units = torch.where(self.scale > 0, self.scale, 1.0).cpu().double()
         return [factor_analysis.Noise(f, kind, u) for f, u in zip(floors, units, strict=True)]
 
     def become_factors(self, found: Sequence[factor_analysis.Factors]) -> None:
-        """Become factor analysis: one for each model of a stack."""
+        """Turn each model of a stack into its factor analysis in `found`."""
         (n_models, n_features), wide = self.location.shape, self.n_components
         n_raw = self.posterior.n_outputs(wide)
         new = partial(torch.zeros, dtype=self.varies.dtype, device="cpu")
@@ -562,11 +565,12 @@ class VAE(nn.Module):
             n = factors.loading.shape[1]
             decode[m, :n_features, :n], variance[m] = factors.loading, factors.variance
             of_decoder[m, :n_features] = factors.mean
-            # The posterior's own scale is bent; what is linear in the mask is taken before that.
+            # The posterior bends its log std. The constant is unbent to make up for it, and the
+            # coefficients of the mask stay as they are.
             bent = factors.log_std.clone()
             bent[:, -1] = unbend(factors.log_std[:, -1])
             for first, linear in ((0, factors.encode), (wide, bent)):
-                # Without a mask the last column is all that is left of it.
+                # A model without a mask as input takes y's columns and the bias only.
                 encode[m, first : first + n] = linear[:, :n_seen]
                 of_encoder[m, first : first + n] = linear[:, -1]
         networks.become_linear(self.encoder, encode, of_encoder)
@@ -575,7 +579,7 @@ class VAE(nn.Module):
         self.prior.become_standard(self.mixture)
 
     def keep(self, members: torch.Tensor) -> None:
-        """Keep these models of a stack."""
+        """Keep only these models of a stack."""
         for module in self.modules():
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data[members]

@@ -1,12 +1,12 @@
-"""Likelihoods p(x|z): what the decoder's outputs say of a row.
+"""Likelihoods p(x|z): the distribution of a row, given by the decoder's outputs.
 
 A likelihood is a value with pure functions of tensors. x is in the model's own units
 (`skvae._data.units`), `raw` are the decoder's outputs, and `log_prob` gives log-densities per
-feature in nats with every constant kept; the model sums them over the features and adds the
+feature in nats, including all constants. The model sums them over the features and adds the
 log-Jacobian of its units.
 
-`vjp` is the derivative of the log-density written out, for M models at once as in
-`skvae.networks`; likelihoods without one have it by autograd.
+`vjp` is the derivative of the log-density, written out for M models at once as in
+`skvae.networks`. Likelihoods that do not write it out get it from autograd.
 """
 
 from skvae.likelihoods._base import Likelihood

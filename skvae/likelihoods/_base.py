@@ -1,8 +1,8 @@
-"""What likelihoods have in common, and what a new one has to say.
+"""The base class of all likelihoods, and of a user's own.
 
-A likelihood turns the columns of X, which are numbers, into the features of the model: one for
-each column, or more, as for categories. All but `check_support`, `give_back` and what speaks of
-columns knows features only.
+A likelihood turns the columns of X, which are numbers, into the features of the model: one feature
+for each column, or several, as for categories. `check_support`, `give_back` and the methods under
+"columns and features" see columns; all other methods see features only.
 """
 
 from abc import ABC, abstractmethod
@@ -18,31 +18,32 @@ from skvae._backend.tensors import Array
 from skvae._data.statistics import Moments
 from skvae._data.words import UNNAMED, Labels
 
-TOLERANCE = 1e-6  # of values at the edge of what is possible
+TOLERANCE = 1e-6  # largest distance from the support that counts as rounding
 
-# Gradient of log p(x|z) of each row (M, n) -> of the decoder's outputs (M, n, P), and of what
-# is learned besides them.
+# From the gradient of log p(x|z) of each row (M, n) to the gradients of the decoder's outputs
+# (M, n, P) and of the other learned parameters.
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 class Likelihood(ABC):
-    """What a likelihood of your own inherits from: p(x|z) of a row, by the decoder's outputs.
+    """The base class of a likelihood of your own: p(x|z) of a row, given the decoder's outputs.
 
-    A likelihood is a value, such as a frozen dataclass, with pure functions of tensors. It has to
-    say `log_prob`, `mean` and `sample`; the rest has defaults. What is learned besides the decoder,
-    such as a noise variance, or kept of the data, is in the module that `build` makes and
-    `initialise` fills. Derivatives come by autograd, of several models at once, so functions work
-    elementwise, or over the last dimension.
+    A likelihood is a value, such as a frozen dataclass, with pure functions of tensors. It must
+    define `log_prob`, `mean` and `sample`; all other methods have defaults. `build` makes a module
+    for values that are learned besides the decoder, such as a noise variance, or kept of the data,
+    and `initialise` fills it. Autograd computes derivatives of several models at once, so the
+    functions must work elementwise, or over the last dimension.
 
     Attributes
     ----------
     is_mass : bool
-        Of the class: whether the numbers are probabilities and no densities. These have no units.
+        A class attribute: whether the numbers are probabilities, which have no units, instead of
+        densities.
 
     Examples
     --------
-    Waiting times, exponential with a mean in units of that of their column. The decoder may give
-    any number, so its logarithm is bounded:
+    Waiting times are exponential, with a mean in units of their column's mean. The decoder may give
+    any number, so the logarithm of the mean is bounded:
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -75,86 +76,86 @@ class Likelihood(ABC):
     # A name for links that survives when files move.
     __module__ = "skvae.likelihoods"
 
-    # Whether the numbers are probabilities and no densities: these have no units.
+    # Whether the numbers are probabilities, which have no units, instead of densities.
     is_mass: ClassVar[bool] = False
-    # Standard normals that a row takes to be drawn anew in each epoch, for each feature.
+    # Standard normals per feature that draw a row anew in each epoch; 0: rows are not redrawn.
     n_noise: ClassVar[int] = 0
-    # Whether `initialise` sets every value of the module, which may then be made without values.
+    # Whether `initialise` sets every value of the module, so that it can be made without values.
     initialises_all: ClassVar[bool] = False
-    # Whether the noise can begin at given variances, by `begin`, as that of factor analysis.
+    # Whether `begin` can set the noise variances, such as those of factor analysis.
     can_begin: ClassVar[bool] = False
-    # Share of the epochs before all that is to be learned is being learned.
+    # Share of the epochs, the first ones, in which some parameters are not learned yet.
     share_held_back: float = 0.0
 
     # --- columns and features ---
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """The features of columns X, where all values can be; by default X as it is.
+        """Return the features of columns X, if all values are possible; by default X as it is.
 
         Parameters
         ----------
         X : ndarray of shape (n_rows, n_columns)
-            Numbers; NaN where a value is missing, which is no reason to raise.
-        labels : value, default=Labels(names=None, places=None)
+            Numbers; NaN where a value is missing, which must not raise an error.
+        labels : value, default=Labels(names=None, indices=None)
             Names for messages: ``labels.of(i)`` is "column 3 ('age')" or the like.
 
         Returns
         -------
         X : ndarray of shape (n_rows, n_features)
-            The same values, or those that they were meant to be.
+            The features. Values that rounding moved may be corrected.
 
         Raises
         ------
         ValueError
-            If there is a value that cannot be, which the message should name.
+            If there is an impossible value, which the message should name.
         """
         return X
 
     def give_back(self, X: Array, *, drawn: bool) -> Array:
-        """The columns of features X; `drawn` ones may be rounded to what can be."""
+        """Return the columns of features X; `drawn` ones may be rounded to possible values."""
         return self.check_support(X) if drawn else X
 
     def columns_of(self, n_columns: int) -> Array:
-        """The column of each feature."""
+        """Return the index of each feature's column."""
         return np.arange(n_columns)
 
     def categorical(self, n_columns: int) -> Mapping[int, Any]:
-        """The columns whose values are categories, each with what it is modelled by."""
+        """Return the columns whose values are categories, each with its likelihood."""
         return {}
 
     def with_categories(self, n_categories: Mapping[int, int]) -> Any:
-        """The same for columns of so many categories."""
+        """Return the same likelihood, for columns with these numbers of categories."""
         return self
 
     # --- features ---
 
     def has_units(self, n_features: int) -> Array:
-        """Whether each feature has a density, which has units, and no probability."""
+        """Return, for each feature, whether it has a density, which has units."""
         return np.full(n_features, not self.is_mass)
 
     def n_redrawn(self, n_features: int) -> int:
-        """Standard normals that a row takes to be drawn anew."""
+        """Number of standard normals that draw a row anew."""
         return self.n_noise * n_features
 
     def redraw(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Rows x (..., D) drawn anew by standard normal noise (..., n_redrawn)."""
+        """Draw rows x (..., D) anew by standard normal noise (..., n_redrawn)."""
         raise NotImplementedError
 
     def held_back(self, n_features: int) -> Sequence[int]:
-        """Decoder outputs that are to be 0 for all rows at first."""
+        """Return the indices of decoder outputs that start as 0 for all rows."""
         return range(n_features, self.n_outputs(n_features)) if self.share_held_back else ()
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units; by default the data's own.
+        """Return location and scale of the model's units; by default the units of the data.
 
         The model's x is (X - location) / scale. Its density is given back in the units of X.
 
         Parameters
         ----------
         columns : value
-            What is known of the columns of X: ``columns.mean`` and ``columns.std``, arrays of shape
+            Facts about the columns of X: ``columns.mean`` and ``columns.std``, arrays of shape
             (n_features,) in float64, and ``columns.has_holes``, whether values are missing. A
-            constant column has a std of 0, and its constant as the mean.
+            constant column has a std of 0, and its mean is the constant.
 
         Returns
         -------
@@ -182,7 +183,7 @@ class Likelihood(ABC):
         return n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is learned or kept besides the decoder; by default of nothing.
+        """Make the module of values learned or kept besides the decoder; by default an empty one.
 
         Parameters
         ----------
@@ -192,64 +193,64 @@ class Likelihood(ABC):
         Returns
         -------
         module : torch.nn.Module
-            Its parameters are learned, its buffers kept. Those that `initialise` fills may be
-            empty. Where several models are trained at once, each tensor has one more dimension in
-            front: where rows are to follow, take ``module.own.unsqueeze(-2)``.
+            Its parameters are learned, its buffers kept. Tensors that `initialise` fills may be
+            made by ``torch.empty``. If several models are trained at once, each tensor has one more
+            dimension in front. To broadcast over rows, use ``module.own.unsqueeze(-2)``.
         """
         return nn.Module()
 
     def initialise(  # noqa: B027, it may do nothing
         self, module: Any, columns: Moments, scale: Array
     ) -> None:
-        """Fill the module with where its values start; by default nothing.
+        """Fill the module with its first values; by default it does nothing.
 
         Parameters
         ----------
         module : torch.nn.Module
-            What `build` made.
+            The module that `build` made.
         columns : value
-            What is known of the columns of X, in units of X, as in `units`.
+            Facts about the columns of X, in units of X, as in `units`.
         scale : ndarray of shape (n_features,)
-            What `units` gave as the scale.
+            The scale that `units` returned.
         """
 
     @property
     def noise_kind(self) -> str | None:
-        """Of a noise variance that is learned: "per_feature" or "shared"; None where it is not."""
+        """The kind of a learned noise variance, "per_feature" or "shared"; None: not learned."""
         return None
 
     def begin(self, module: Any, variance: torch.Tensor) -> None:
-        """Give each column a noise variance (M, D), on the CPU, where the noise `can_begin`."""
+        """Set the noise variance of each column, (M, D), on the CPU, if the noise `can_begin`."""
         raise NotImplementedError
 
     def variance(self, module: Any) -> torch.Tensor | None:
-        """Noise variance in the model's units, (1,) or (D,); None where it is not one number."""
+        """Noise variance in the model's units, (1,) or (D,); None if it is no fixed number."""
         return None
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:  # noqa: B027, it may do nothing
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:  # noqa: B027
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of rows; by default the rows.
+        """Return the encoder's inputs for rows; by default the rows.
 
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned or kept besides the decoder.
+            The values that are learned or kept besides the decoder.
         x : tensor of shape (..., n_rows, n_features)
             Rows in the model's units.
 
         Returns
         -------
         seen : tensor of shape (..., n_rows, n_features)
-            Numbers of about mean 0 and variance 1 are best.
+            A mean of about 0 and a variance of about 1 are best.
         """
         return x
 
     def log_levels(self, module: Any, raw: torch.Tensor, n_features: int) -> torch.Tensor:
-        """log p of the category that each feature stands for, (..., D); 0 where it is none.
+        """log p of the category that each feature stands for, (..., D); 0 for other features.
 
-        The score asks it what a category that `fit` has not seen is to cost.
+        The score uses it for the cost of a category that `fit` has not seen.
         """
         return raw.new_zeros(*raw.shape[:-1], n_features)
 
@@ -260,27 +261,27 @@ class Likelihood(ABC):
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned or kept besides the decoder.
+            The values that are learned or kept besides the decoder.
         raw : tensor of shape (..., n_rows, n_outputs)
-            The decoder's outputs, any numbers: early in training, large ones. What precedes the
-            rows are draws or models.
+            The decoder's outputs, which may be any numbers, and large early in training. Dimensions
+            before the rows are draws or models.
         x : tensor of shape (..., n_rows, n_features)
-            Rows in the model's units. The mean of its column stands where a value is missing.
+            Rows in the model's units. Missing values are replaced by the mean of their column.
 
         Returns
         -------
         log_prob : tensor of shape (..., n_rows, n_features)
-            Of a density, that of x in the model's units.
+            A log-density is that of x in the model's units.
         """
 
     @abstractmethod
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        """E[x|z].
+        """Return E[x|z].
 
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned or kept besides the decoder.
+            The values that are learned or kept besides the decoder.
         raw : tensor of shape (..., n_rows, n_outputs)
             The decoder's outputs.
 
@@ -292,16 +293,16 @@ class Likelihood(ABC):
 
     @abstractmethod
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw x by a generator, and by nothing else that is random.
+        """Draw x; the generator must be the only source of randomness.
 
         Parameters
         ----------
         module : torch.nn.Module
-            What is learned or kept besides the decoder.
+            The values that are learned or kept besides the decoder.
         raw : tensor of shape (..., n_rows, n_outputs)
             The decoder's outputs.
         generator : torch.Generator
-            Perhaps on another device than `raw`: draw on ``generator.device``.
+            It may be on another device than `raw`: draw on ``generator.device``.
 
         Returns
         -------
@@ -312,13 +313,13 @@ class Likelihood(ABC):
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with a `weight` (M, 1|n, D); also without M."""
+        """Sum `log_prob` (M, n, D) over features with a `weight` (M, 1|n, D); M may be absent."""
         return (self.log_prob(module, raw, x) * weight).sum(-1)
 
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models."""
+        """Return `total` of M models, and its pullback."""
         parameters, buffers = autograd.values(module)
 
         def of_one(
@@ -331,7 +332,7 @@ class Likelihood(ABC):
             *kept, x, weight = constants
             if autograd.is_nested(module):
                 return list(autograd.each(of_one, raw, x, weight, learned, kept))
-            return of_one(raw, x, weight, learned, kept)  # all models at once
+            return of_one(raw, x, weight, learned, kept)  # this takes all models at once
 
         (result,), backward = autograd.vjp(total, [*parameters, raw], [*buffers, x, weight])
 
@@ -343,5 +344,5 @@ class Likelihood(ABC):
 
 
 def draw_uniform(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Uniform numbers in [0, 1)."""
+    """Draw uniform numbers in [0, 1)."""
     return torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)

@@ -1,11 +1,11 @@
 """Likelihoods of categories: one of a few values, without order.
 
-A column of K categories is K features, of which one is 1 and the others are 0; the decoder gives
-the log-odds of each, up to what they have in common,
+A column of K categories becomes K features, of which one is 1 and the others are 0. The decoder
+gives a number a_k for each. For each column, the log-probability is
 
-    log p(x|z) = sum_k x_k (a_k - log sum_j exp a_j)
+    log p(x|z) = sum_k x_k (a_k - log sum_j exp a_j),
 
-for each column: the categorical distribution, minus its cross-entropy.
+which is that of a categorical distribution, and minus its cross-entropy.
 """
 
 import functools
@@ -22,7 +22,7 @@ from skvae._data.statistics import Moments
 from skvae._data.words import UNNAMED, Labels
 from skvae.likelihoods._base import Likelihood, Pullback, draw_uniform
 
-LEAST_SHARE = 1e-3  # of a category, to start from
+LEAST_SHARE = 1e-3  # least share of a category at the start
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Categorical(Likelihood):
     Parameters
     ----------
     handle_unknown : {"warn", "error"}, default="warn"
-        What becomes of a category that `fit` has not seen. "warn" warns once for a table, and folds
-        with rare categories can be scored: the encoder takes it as missing, and the score is that
-        of a category which is as rare as any of those seen, or rarer: log(n + 1) nats below 0 at
-        least, with n the training rows that have a value in the column. "error" is a ValueError.
+        How to handle a category that `fit` has not seen. "warn" warns once for a table, so that
+        folds with rare categories can be scored. The encoder takes the category as missing. Its
+        score is that of the rarest category of `fit`, or lower: at least log(n + 1) nats below 0,
+        with n the training rows that have a value in the column. "error" raises a ValueError.
 
     n_categories : tuple of int, default=()
-        Number of categories of each column. `fit` finds them: leave it.
+        Number of categories of each column. `fit` sets it: leave it at the default.
 
     Raises
     ------
@@ -65,7 +65,7 @@ class Categorical(Likelihood):
     initialises_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no way to handle a category."""
+        """Raise an error if `handle_unknown` is not valid."""
         if self.handle_unknown not in ("warn", "error"):
             raise ValueError(
                 "The handle_unknown of a Categorical must be 'warn' or 'error'. Got "
@@ -73,14 +73,14 @@ class Categorical(Likelihood):
             )
 
     def __repr__(self) -> str:
-        """Without what `fit` finds."""
+        """Return the representation, without the numbers that `fit` sets."""
         named = "" if self.handle_unknown == "warn" else f"handle_unknown={self.handle_unknown!r}"
         return f"Categorical({named})"
 
     # --- columns and features ---
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """Zeros and ones of columns of codes: NaN where the code is."""
+        """Turn columns of codes into zeros and ones; a NaN code gives NaN features."""
         own = np.concatenate([np.arange(n) for n in self.n_categories])
         hot = (np.repeat(X, self.n_categories, axis=1) == own).astype(np.float64)
         missing = np.isnan(X)
@@ -89,7 +89,7 @@ class Categorical(Likelihood):
         return hot
 
     def give_back(self, X: Array, *, drawn: bool) -> Array:
-        """The code of the largest feature of each column; NaN where the features are."""
+        """Return the code of the largest feature of each column; NaN if the features are NaN."""
         pieces = np.split(X, np.cumsum(self.n_categories)[:-1], axis=1)
         codes = np.stack([piece.argmax(axis=1) for piece in pieces], axis=1).astype(np.float64)
         missing = np.stack([np.isnan(piece[:, 0]) for piece in pieces], axis=1)
@@ -97,29 +97,29 @@ class Categorical(Likelihood):
         return codes
 
     def columns_of(self, n_columns: int) -> Array:
-        """The column of each feature."""
+        """Return the index of each feature's column."""
         return np.repeat(np.arange(n_columns), self.n_categories)
 
     def categorical(self, n_columns: int) -> Mapping[int, Any]:
-        """All columns."""
+        """Return all columns, each with this likelihood."""
         return dict.fromkeys(range(n_columns), self)
 
     def with_categories(self, n_categories: Mapping[int, int]) -> Any:
-        """The same for columns of so many categories."""
+        """Return the same likelihood, for columns with these numbers of categories."""
         return replace(self, n_categories=tuple(n_categories[i] for i in sorted(n_categories)))
 
     # --- features ---
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,): the data's own.
+        """Return location and scale of the model's units, each (D,), which keep the data as it is.
 
-        A category that never came varies, too: it might.
+        A category without any row counts as varying, too, since later rows may have it.
         """
         varies = np.repeat([n > 1 for n in self.n_categories], self.n_categories)
         return np.where(varies, 0.0, 1.0), varies.astype(np.float64)
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is kept besides the decoder: log-odds to start from."""
+        """Make the module of the log-odds that the decoder's outputs are added to."""
         module: Any = nn.Module()
         module.register_buffer("log_odds", torch.empty(n_features))
         return module
@@ -133,8 +133,8 @@ class Categorical(Likelihood):
         log_odds = module.log_odds.unsqueeze(-2) + raw
         groups, back = _groups(self.n_categories, raw.device)
         shares = [
-            log_odds.index_select(-1, places).unflatten(-1, (-1, size)).log_softmax(-1).flatten(-2)
-            for size, places in groups
+            log_odds.index_select(-1, index).unflatten(-1, (-1, size)).log_softmax(-1).flatten(-2)
+            for size, index in groups
         ]
         return torch.cat(shares, -1).index_select(-1, back)
 
@@ -143,17 +143,17 @@ class Categorical(Likelihood):
         return self._log_shares(module, raw)
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """log p(x_d|z) per feature in nats, (..., D): 0 for those that are 0."""
+        """log p(x_d|z) per feature in nats, (..., D): 0 for features that are 0."""
         return x * self._log_shares(module, raw)
 
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models."""
+        """Return `total` of M models, and its pullback."""
         log_shares = self._log_shares(module, raw)
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            # One feature of each column is 1, or else its weight is 0.
+            # The formula holds since one feature of each column is 1, or the column's weight is 0.
             return (x - log_shares.exp()) * weight * g.unsqueeze(-1), []
 
         return (x * log_shares * weight).sum(-1), pull
@@ -163,7 +163,7 @@ class Categorical(Likelihood):
         return self._log_shares(module, raw).exp()
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D), zeros and ones."""
+        """Draw x, (..., D), zeros and ones."""
         log_shares = self._log_shares(module, raw)
         uniform = draw_uniform(log_shares.shape, log_shares.dtype, generator)
         # The largest of log p_k + g_k has the probabilities p, if the g_k are Gumbel noise.
@@ -177,13 +177,14 @@ class Categorical(Likelihood):
 def _groups(
     n_categories: tuple[int, ...], device: torch.device
 ) -> tuple[list[tuple[int, torch.Tensor]], torch.Tensor]:
-    """The features of all columns of one number of categories, for each such number.
+    """Group the features of columns with equal numbers of categories.
 
-    And, for each feature, where it is when these are laid end to end.
+    Returns pairs of this number and the indices of the features, and for each feature its index
+    after the groups are laid end to end.
     """
     of_feature = np.repeat(n_categories, n_categories)
     order = np.argsort(of_feature, kind="stable")
-    with torch.inference_mode(False):  # others may want gradients
+    with torch.inference_mode(False):  # the cached tensors may be used where gradients are needed
         groups = [
             (int(size), torch.tensor(order[of_feature[order] == size], device=device))
             for size in np.unique(n_categories)

@@ -1,4 +1,4 @@
-"""Which likelihood is whose: the parts of `Columns` placed in a table, and what "auto" chooses."""
+"""Assign likelihoods to the columns of a table: the parts of `Columns`, or the choice of "auto"."""
 
 import warnings
 
@@ -13,28 +13,28 @@ from skvae.likelihoods._named import LIKELIHOODS
 from skvae.likelihoods._reals import Gaussian
 from skvae.likelihoods._unit_interval import Bernoulli
 
-# Different values below which a column of whole numbers may be something else.
+# A column of whole numbers with fewer different values than this may hold categories or counts.
 FEW_VALUES = 20
 
 
 def is_read(likelihood):
-    """Whether a likelihood reads a table, whose columns may be no numbers."""
+    """Whether a likelihood reads tables, whose columns may hold other values than numbers."""
     if isinstance(likelihood, str):
         likelihood = LIKELIHOODS.get(likelihood, likelihood)
     return likelihood == "auto" or isinstance(likelihood, Columns | Categorical)
 
 
 def has_categories(X):
-    """Whether X is a table with a column that is no number."""
+    """Whether X is a table with a column that is not numeric."""
     X = containers.to_validate(X)
     return containers.is_table(X) and "O" in {containers.kind(X, i) for i in range(X.shape[1])}
 
 
 def place(likelihood, X):
-    """The likelihood of the columns of X by their positions; and as a user would write it.
+    """Return the likelihood with columns of X by position, and the same as a user would write it.
 
-    Raises a ValueError where columns are in no part or in two, or are none of X, and a TypeError
-    where a likelihood is no value.
+    Raises a ValueError if a column is in no part, in two parts or not in X, and a TypeError if a
+    likelihood is no value.
     """
     try:
         likelihood = LIKELIHOODS.get(likelihood, likelihood)
@@ -75,7 +75,7 @@ def place(likelihood, X):
 
 
 def _positions(columns, X):
-    """Positions of columns that are given as a `ColumnTransformer` takes them."""
+    """Return the positions of columns, which are given in any way of a `ColumnTransformer`."""
     if callable(columns):
         columns = columns(X)
     if isinstance(columns, slice) and not isinstance(columns.start or columns.stop, str):
@@ -89,15 +89,15 @@ def _positions(columns, X):
 
 
 def _choose(X):
-    """Likelihoods by the kinds of the columns of X."""
+    """Choose likelihoods by the kinds of the columns of X."""
     if hasattr(X, "columns") or str(X.dtype) in containers.LOOSE:
         kinds = [containers.kind(X, i) for i in range(X.shape[1])]
-    else:  # as containers.kind says of one dtype
+    else:  # all columns have one dtype
         kinds = [containers.kind(X, 0)] * X.shape[1]
     names = containers.names(X)
     known = {"f": Gaussian(), "b": Bernoulli(), "O": Categorical()}
     few = []
-    if not hasattr(X, "toarray"):  # whose columns are long to read, and many
+    if not hasattr(X, "toarray"):  # sparse columns are many, and slow to read
         whole = [i for i, kind in enumerate(kinds) if kind == "i"]
         few = [i for i in whole if 0 < _n_values(X, i) < FEW_VALUES]
     if few:
@@ -121,7 +121,7 @@ def _choose(X):
 
 
 def _n_values(X, i):
-    """Different values of a column, or enough of them."""
+    """Count the different values of a column, up to FEW_VALUES."""
     found = set()
     for value in containers.items(X, i):
         if len(found) == FEW_VALUES:

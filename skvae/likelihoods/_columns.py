@@ -4,8 +4,8 @@ Given z, columns are independent, so that
 
     log p(x|z) = sum over the parts of log p(their columns|z),
 
-with a density for real values and a probability for categories and counts: the score is in nats,
-of a mixed density.
+with a density for real values and a probability for categories and counts. The score is the
+logarithm of this mixed density, in nats.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +29,9 @@ class Columns(Likelihood):
     Parameters
     ----------
     parts : list of (likelihood, columns)
-        Likelihoods, by value or by name, and the columns that they are of, as those of a
-        `ColumnTransformer`: names, positions, slices, boolean masks, or a callable such as
-        `make_column_selector` that is given X. Each column belongs to one part.
+        Likelihoods, by value or by name, and their columns, given as for a `ColumnTransformer`:
+        names, positions, slices, boolean masks, or a callable such as `make_column_selector` that
+        takes X. Each column belongs to one part.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class Columns(Likelihood):
     parts: Sequence[tuple[Any, Any]]
 
     def __post_init__(self) -> None:
-        """Refuse what are no parts."""
+        """Raise an error if `parts` is not valid."""
         pairs = isinstance(self.parts, list | tuple) and len(self.parts) > 0
         if not pairs or not all(isinstance(p, list | tuple) and len(p) == 2 for p in self.parts):
             raise ValueError(
@@ -59,12 +59,12 @@ class Columns(Likelihood):
                     "Each part of Columns must begin with a value of skvae.likelihoods other than "
                     f"Columns, or its name. Got {likelihood!r} instead."
                 )
-        # A list may change, and arrays have no one answer to whether they are equal.
+        # Tuples replace lists, which may change, and arrays, whose comparison gives an array.
         parts = tuple((likelihood, _frozen(columns)) for likelihood, columns in self.parts)
         object.__setattr__(self, "parts", parts)
 
     def __repr__(self) -> str:
-        """As it is made."""
+        """Return the call that makes it."""
         parts = [
             (likelihood, list(columns) if isinstance(columns, tuple) else columns)
             for likelihood, columns in self.parts
@@ -72,10 +72,10 @@ class Columns(Likelihood):
         return f"Columns({parts!r})"
 
     def __hash__(self) -> int:
-        """Of the likelihoods alone: not all that says which columns has one."""
+        """Return a hash of the likelihoods alone: some ways to give columns have no hash."""
         return hash(tuple(likelihood for likelihood, _ in self.parts))
 
-    # What follows is of parts whose columns are positions: `skvae.likelihoods._choice.place`.
+    # All methods below need columns given as positions: see `skvae.likelihoods._choice.place`.
 
     @property
     def initialises_all(self) -> bool:  # type: ignore[override]
@@ -84,13 +84,13 @@ class Columns(Likelihood):
 
     @property
     def share_held_back(self) -> float:  # type: ignore[override]
-        """Share of the epochs before all that is to be learned is being learned."""
+        """Share of the epochs, the first ones, in which some parameters are not learned yet."""
         return max(part.share_held_back for part, _ in self.parts)
 
     # --- columns and features ---
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """The features of columns X, or a ValueError naming a value that cannot be."""
+        """Return the features of columns X; a ValueError names a value that is impossible."""
         blocks = []
         for part, columns in self.parts:
             own = np.array(columns)
@@ -98,19 +98,19 @@ class Columns(Likelihood):
         return np.concatenate(blocks, axis=1)
 
     def give_back(self, X: Array, *, drawn: bool) -> Array:
-        """The columns of features X; `drawn` ones may be rounded to what can be."""
+        """Return the columns of features X; `drawn` ones may be rounded to possible values."""
         result = np.empty((len(X), sum(len(columns) for _, columns in self.parts)))
         for (part, columns), piece in zip(self.parts, self._split(X), strict=True):
             result[:, list(columns)] = part.give_back(piece, drawn=drawn)
         return result
 
     def columns_of(self, n_columns: int) -> Array:
-        """The column of each feature."""
+        """Return the index of each feature's column."""
         own = [np.array(columns)[part.columns_of(len(columns))] for part, columns in self.parts]
         return np.concatenate(own)
 
     def categorical(self, n_columns: int) -> Mapping[int, Any]:
-        """The columns whose values are categories, each with what it is modelled by."""
+        """Return the columns whose values are categories, each with its likelihood."""
         return {
             columns[i]: likelihood
             for part, columns in self.parts
@@ -118,7 +118,7 @@ class Columns(Likelihood):
         }
 
     def with_categories(self, n_categories: Mapping[int, int]) -> Any:
-        """The same for columns of so many categories."""
+        """Return the same likelihood, for columns with these numbers of categories."""
         parts = []
         for part, columns in self.parts:
             own = {i: n_categories[c] for i, c in enumerate(columns) if c in n_categories}
@@ -132,13 +132,13 @@ class Columns(Likelihood):
         return [len(part.columns_of(len(columns))) for part, columns in self.parts]
 
     def _split(self, features: Any) -> Any:
-        """Features (..., D) of each part."""
+        """Split features (..., D) into those of each part."""
         if isinstance(features, torch.Tensor):
             return features.split(self._n_features, -1)
         return np.split(features, np.cumsum(self._n_features)[:-1], axis=-1)
 
     def _each(self, module: Any, raw: torch.Tensor) -> Iterator[tuple[Any, Any, torch.Tensor]]:
-        """Each part, its module and its decoder outputs."""
+        """Iterate over the parts, with their modules and their decoder outputs."""
         parts = [part for part, _ in self.parts]
         sizes = [p.n_outputs(n) for p, n in zip(parts, self._n_features, strict=True)]
         return zip(parts, module, raw.split(sizes, -1), strict=True)
@@ -147,15 +147,15 @@ class Columns(Likelihood):
         return zip((part for part, _ in self.parts), self._n_features, strict=True)
 
     def has_units(self, n_features: int) -> Array:
-        """Whether each feature has a density, which has units, and no probability."""
+        """Return, for each feature, whether it has a density, which has units."""
         return np.concatenate([part.has_units(n) for part, n in self._sized()])
 
     def n_redrawn(self, n_features: int) -> int:
-        """Standard normals that a row takes to be drawn anew."""
+        """Number of standard normals that draw a row anew."""
         return sum(part.n_redrawn(n) for part, n in self._sized())
 
     def redraw(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Rows x (..., D) drawn anew by standard normal noise."""
+        """Draw rows x (..., D) anew by standard normal noise."""
         pieces = []
         needs = [part.n_redrawn(n) for part, n in self._sized()]
         for (part, _), own, noise in zip(
@@ -165,7 +165,7 @@ class Columns(Likelihood):
         return torch.cat(pieces, -1)
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,)."""
+        """Return location and scale of the model's units, each (D,)."""
         pairs = zip(self.parts, self._split(columns.mean), self._split(columns.std), strict=True)
         units = [part.units(Moments(mean, std)) for (part, _), mean, std in pairs]
         location, scale = map(np.concatenate, zip(*units, strict=True))
@@ -176,7 +176,7 @@ class Columns(Likelihood):
         return sum(part.n_outputs(n) for part, n in self._sized())
 
     def held_back(self, n_features: int) -> Sequence[int]:
-        """Decoder outputs that are to be 0 for all rows at first."""
+        """Return the indices of decoder outputs that start as 0 for all rows."""
         held, start = [], 0
         for part, n in self._sized():
             held += [start + i for i in part.held_back(n)]
@@ -184,7 +184,7 @@ class Columns(Likelihood):
         return held
 
     def build(self, n_features: int) -> Any:
-        """Make the modules of what the parts learn besides the decoder."""
+        """Make the modules of the parts."""
         return nn.ModuleList(part.build(n) for part, n in self._sized())
 
     def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
@@ -198,18 +198,18 @@ class Columns(Likelihood):
             of_part = Moments(mean, std, n_values=n_values, n_various=n_various)
             part.initialise(own, of_part, unit)
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:
-        """Be told, before an epoch, of the share (M,) of all epochs that is behind each model."""
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:
+        """Called before each epoch with the fraction of the epochs that is done, (M,)."""
         for (part, _), own in zip(self.parts, module, strict=True):
-            part.at(own, shares)
+            part.begin_epoch(own, progress)
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of rows x."""
+        """Return the encoder's inputs for rows x."""
         pieces = zip(self.parts, module, self._split(x), strict=True)
         return torch.cat([part.seen(own, piece) for (part, _), own, piece in pieces], -1)
 
     def log_levels(self, module: Any, raw: torch.Tensor, n_features: int) -> torch.Tensor:
-        """log p of the category that each feature stands for, (..., D); 0 where it is none."""
+        """log p of the category that each feature stands for, (..., D); 0 for other features."""
         pieces = zip(self._each(module, raw), self._n_features, strict=True)
         return torch.cat([part.log_levels(own, out, n) for (part, own, out), n in pieces], -1)
 
@@ -221,14 +221,14 @@ class Columns(Likelihood):
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with a `weight` (M, 1|n, D); also without M."""
+        """Sum `log_prob` (M, n, D) over features with a `weight` (M, 1|n, D); M may be absent."""
         pieces = zip(self._each(module, raw), self._split(x), self._split(weight), strict=True)
         return sum(part.total(own, out, piece, w) for (part, own, out), piece, w in pieces)
 
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models."""
+        """Return `total` of M models, and its pullback."""
         pieces = zip(self._each(module, raw), self._split(x), self._split(weight), strict=True)
         results = [part.vjp(own, out, piece, w) for (part, own, out), piece, w in pieces]
 
@@ -244,13 +244,13 @@ class Columns(Likelihood):
         return torch.cat([part.mean(own, out) for part, own, out in self._each(module, raw)], -1)
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         draws = [part.sample(own, out, generator) for part, own, out in self._each(module, raw)]
         return torch.cat(draws, -1)
 
 
 def _frozen(columns: Any) -> Any:
-    """Columns that are listed, as a tuple; what else says which, as it is."""
+    """Turn a list or array of columns into a tuple; leave a name, a slice or a callable."""
     if isinstance(columns, str | slice) or not hasattr(columns, "__len__"):
         return columns
     return tuple(columns.tolist() if hasattr(columns, "tolist") else columns)

@@ -7,14 +7,14 @@ With the mean m, the dispersion r of a column and G the gamma function,
                                             + r_d log(r_d / (r_d + m_d))
                                             + x_d log(m_d / (r_d + m_d))),
 
-of variance m + m**2 / r: a Poisson distribution whose rate varies by a gamma distribution. With
-the probability w of a zero of another origin, which the decoder gives, too,
+where the latter has the variance m + m**2 / r: it is a Poisson distribution whose rate has a gamma
+distribution. The decoder may also give the probability w of a zero of another origin,
 
     ZeroInflated:       p(x_d|z) = w_d [x_d = 0] + (1 - w_d) p'(x_d|z)
 
 (Lambert, Zero-inflated Poisson regression, 1992). Counts have no units: the encoder sees
-log(1 + x). Sums of logarithms as long as the counts are high would lose the digits of their
-difference in float32, so they are taken in float64 wherever a device has it.
+log(1 + x). For high counts these logarithms are large, and their difference would lose its digits
+in float32, so they are computed in float64 if the device has it.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from skvae._data.units import FARTHEST
 from skvae._data.words import UNNAMED, Labels, cell
 from skvae.likelihoods._base import TOLERANCE, Likelihood, Pullback, draw_uniform
 
-LOG_RATE_BOUND = 20.0  # of the distance from a column's mean: a factor of 5e8
-LEAST_MEAN = 1e-3  # of a column, to start from
-LEAST_SPREAD = 1e-4  # of logarithms that the encoder sees: float32 has 7 digits
-LOG_DISPERSION_BOUND = 15.0  # beyond 3e6, it is a Poisson distribution
-FIRST_DISPERSIONS = 0.1, 1e5
-FIRST_ZEROS = 1e-9, 0.1  # share of the zeros of another origin at first
+LOG_RATE_BOUND = 20.0  # largest log factor between a mean and its column's: a factor of 5e8
+LEAST_MEAN = 1e-3  # least mean of a column at the start
+LEAST_SPREAD = 1e-4  # least spread of the logarithms, since float32 has 7 digits
+LOG_DISPERSION_BOUND = 15.0  # a dispersion above 3e6 gives a Poisson distribution
+FIRST_DISPERSIONS = 0.1, 1e5  # least and largest dispersion at the start
+FIRST_ZEROS = 1e-9, 0.1  # least and largest share of zeros of another origin at the start
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -44,20 +44,21 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Counts(Likelihood):
-    """Whole numbers whose mean the decoder gives as a factor of each column's.
+    """Whole numbers. The decoder gives their mean as a factor of the column's mean.
 
-    The encoder sees log(1 + x), and the decoder gives the logarithm of the factor, both in about
-    the standard deviation of log(1 + x): std / (1 + mean) by the slope at the mean, or 1 where
-    tails make it more. Counts of a million that vary by a thousandth so train as any column does.
+    The encoder sees log(1 + x), and the decoder gives the logarithm of the factor. The unit of both
+    is about the standard deviation of log(1 + x), which is std / (1 + mean) by the slope at the
+    mean, and at most 1, since long tails make this too large. So counts of a million that vary by a
+    thousandth train like any column.
     """
 
     is_mass: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """X with what rounding moved put back, or a ValueError naming the value that is no count.
+        """Return X, rounded to counts; a ValueError names a value that is no count.
 
-        X itself where nothing moved.
+        X is returned itself if all of its values are counts.
         """
         whole = np.round(X)
         if X.min() >= 0 and X.max() <= FARTHEST and (whole == X).all():
@@ -72,10 +73,10 @@ class _Counts(Likelihood):
         return whole + 0.0  # no minus zero
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is kept besides the decoder: where to start from."""
+        """Make the module of the columns' moments, which are kept besides the decoder."""
         module: Any = nn.Module()
         module.register_buffer("log_mean", torch.empty(n_features))
-        module.register_buffer("centre", torch.empty(n_features))  # of what the encoder sees
+        module.register_buffer("centre", torch.empty(n_features))  # of the encoder's inputs
         module.register_buffer("spread", torch.empty(n_features))
         return module
 
@@ -83,14 +84,14 @@ class _Counts(Likelihood):
         """Start from the mean of each column."""
         mean = np.maximum(columns.mean, LEAST_MEAN)
         module.log_mean.copy_(to_tensor(np.log(mean), "cpu"))
-        # A constant column is 0 in the model's units, and seen as that.
+        # A constant column is 0 in the model's units, and the encoder sees 0.
         centre = np.where(columns.std > 0, np.log1p(mean), 0.0)
         module.centre.copy_(to_tensor(centre, "cpu"))
         spread = np.clip(columns.std / (1 + mean), LEAST_SPREAD, 1.0)
         module.spread.copy_(to_tensor(spread, "cpu"))
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:
-        """What the encoder sees of x, (..., D): logarithms, standardised."""
+        """Return the encoder's inputs for x, (..., D): logarithms, standardised."""
         return (torch.log1p(x) - module.centre.unsqueeze(-2)) / module.spread.unsqueeze(-2)
 
     def _bend(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
@@ -112,7 +113,7 @@ def _draw_poisson(rate: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Poisson(_Counts):
-    """Counts of events that don't know of each other: as much variance as mean.
+    """Counts of independent events, whose variance equals their mean.
 
     A value that is no whole number, by more than rounding, negative or above 1e10 is a ValueError
     that names it. The score is a log-probability.
@@ -135,7 +136,7 @@ class Poisson(_Counts):
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models."""
+        """Return `total` of M models, and its pullback."""
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             slope = (1 - self._bend(module, raw).square()) * module.spread.unsqueeze(-2)
@@ -145,7 +146,7 @@ class Poisson(_Counts):
         return self.total(module, raw, x, weight), pull
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         return _draw_poisson(self.mean(module, raw), generator)
 
 
@@ -168,7 +169,7 @@ class NegativeBinomial(_Counts):
     __module__ = "skvae.likelihoods"
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is learned besides the decoder: the dispersion."""
+        """Make the module of the dispersion, which is learned besides the decoder."""
         module = super().build(n_features)
         module.raw_dispersion = nn.Parameter(torch.empty(n_features))
         return module
@@ -194,21 +195,21 @@ class NegativeBinomial(_Counts):
         return (ways + r * (log_r - both) + x * (log_rate - both)).to(raw.dtype)
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         mean = self.mean(module, raw)
         r = self._log_dispersion(module).exp().expand_as(mean).to(generator.device)
-        gamma = torch._standard_gamma(r.contiguous(), generator=generator) / r  # of mean 1
+        gamma = torch._standard_gamma(r.contiguous(), generator=generator) / r  # its mean is 1
         return _draw_poisson(mean * gamma.to(mean), generator)
 
 
 @dataclass(frozen=True)
 class ZeroInflated(_Counts):
-    """Counts with more zeros than their distribution has: some are of another origin.
+    """Counts with extra zeros: some zeros have another origin than the counts.
 
     Parameters
     ----------
     likelihood : Poisson or NegativeBinomial, default=Poisson()
-        What the other counts are.
+        The distribution of the other counts.
 
     Raises
     ------
@@ -228,7 +229,7 @@ class ZeroInflated(_Counts):
     likelihood: Poisson | NegativeBinomial = Poisson()
 
     def __post_init__(self) -> None:
-        """Refuse what are no counts."""
+        """Raise an error if `likelihood` is not one of counts."""
         if not isinstance(self.likelihood, Poisson | NegativeBinomial):
             raise ValueError(
                 "The likelihood of a ZeroInflated must be a Poisson() or a NegativeBinomial(). "
@@ -236,32 +237,32 @@ class ZeroInflated(_Counts):
             )
 
     def n_outputs(self, n_features: int) -> int:
-        """Number of raw decoder outputs: of the counts, and log-odds of other zeros."""
+        """Number of raw decoder outputs: those of the counts, and log-odds of the other zeros."""
         return 2 * n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what the counts learn, and of where the zeros start from."""
+        """Make the module of the counts, with the first log-odds of the other zeros."""
         module = self.likelihood.build(n_features)
         module.register_buffer("zero_log_odds", torch.empty(n_features))
         return module
 
     def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
-        """Start from the mean of each column, some of whose zeros are of another origin.
+        """Start from the mean of each column, with some zeros of another origin.
 
-        A share w of them alone makes a variance of w / (1 - w) times the squared mean: they begin
-        with at most half of what the column's would allow.
+        A share w of such zeros alone gives a variance of w / (1 - w) times the squared mean. The
+        first share is half of the share that would give the column's variance, within FIRST_ZEROS.
         """
         square = (columns.std / np.maximum(columns.mean, LEAST_MEAN)) ** 2
         share = np.clip(0.5 * square / (1 + square), *FIRST_ZEROS)
         module.zero_log_odds.copy_(to_tensor(np.log(share / (1 - share)), "cpu"))
         mean = columns.mean / (1 - share)
-        # What the zeros add to the variance is not the counts'.
+        # The zeros add to the variance, so their part is subtracted for the counts.
         variance = columns.std**2 / (1 - share) - share * mean**2
         std = np.sqrt(np.maximum(variance, 0.0))
         self.likelihood.initialise(module, Moments(mean, std), scale)
 
     def _parts(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs of the counts, and log-odds of other zeros."""
+        """Return the outputs of the counts, and the log-odds of the other zeros."""
         raw, zero = raw.chunk(2, dim=-1)
         return raw, zero + module.zero_log_odds.unsqueeze(-2)
 
@@ -277,7 +278,7 @@ class ZeroInflated(_Counts):
         return torch.sigmoid(-zero) * self.likelihood.mean(module, raw)
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         raw, zero = self._parts(module, raw)
         counted = self.likelihood.sample(module, raw, generator)
         uniform = draw_uniform(zero.shape, zero.dtype, generator).to(zero.device)

@@ -2,8 +2,9 @@
 
     DiscretizedLogistic:   p(x_d = k|z) = s((k + 1/2 - m_d) / c_d) - s((k - 1/2 - m_d) / c_d),
 
-with s the logistic function, m the mean and c the scale, where the lowest and highest level have
-all that is beyond them (Salimans et al., PixelCNN++, 2017, arXiv:1701.05517, section 2.1).
+with s the logistic function, m the mean and c the scale. The lowest and the highest level also get
+the probability of all values beyond them (Salimans et al., PixelCNN++, 2017, arXiv:1701.05517,
+section 2.1).
 """
 
 import math
@@ -21,7 +22,7 @@ from skvae._data.statistics import Moments
 from skvae._data.words import UNNAMED, Labels, cell
 from skvae.likelihoods._base import TOLERANCE, Likelihood, draw_uniform
 
-LOG_SCALE_BOUND = 10.0  # of a discretized logistic
+LOG_SCALE_BOUND = 10.0  # bound on the logarithm of the scale
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DiscretizedLogistic(Likelihood):
     Raises
     ------
     ValueError
-        If `levels` is no such number.
+        If `levels` is no integer of at least 2.
 
     References
     ----------
@@ -59,7 +60,7 @@ class DiscretizedLogistic(Likelihood):
     initialises_all: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of levels."""
+        """Raise an error if `levels` is not valid."""
         levels = self.levels
         if not isinstance(levels, Integral) or isinstance(levels, bool) or levels < 2:
             raise ValueError(
@@ -68,9 +69,9 @@ class DiscretizedLogistic(Likelihood):
             )
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """X with what rounding moved put back, or a ValueError naming the value that is no level.
+        """Return X, rounded to levels; a ValueError names a value that is no level.
 
-        X itself where nothing moved.
+        X is returned itself if all of its values are levels.
         """
         whole = np.round(X)
         if X.min() >= 0 and X.max() <= self.levels - 1 and (whole == X).all():
@@ -86,7 +87,7 @@ class DiscretizedLogistic(Likelihood):
         return whole + 0.0  # no minus zero
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,): levels are in [-1, 1]."""
+        """Return location and scale of the model's units, each (D,): levels are in [-1, 1]."""
         half, varies = (self.levels - 1) / 2, columns.std > 0
         return np.where(varies, half, columns.mean), np.where(varies, half, 0.0)
 
@@ -95,7 +96,7 @@ class DiscretizedLogistic(Likelihood):
         return 2 * n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is kept besides the decoder: where to start from."""
+        """Make the module of the first means and scales, which are kept besides the decoder."""
         module: Any = nn.Module()
         module.register_buffer("mean", torch.empty(n_features))
         module.register_buffer("log_scale", torch.empty(n_features))
@@ -105,14 +106,14 @@ class DiscretizedLogistic(Likelihood):
         """Start from the mean and the standard deviation of each column."""
         half = (self.levels - 1) / 2
         module.mean.copy_(to_tensor(columns.mean / half - 1, "cpu"))
-        # That of a logistic distribution is pi / sqrt(3) times its scale.
+        # The std of a logistic distribution is pi / sqrt(3) times its scale.
         std = np.maximum(columns.std / half, 2 / half)
         module.log_scale.copy_(to_tensor(np.log(std * math.sqrt(3) / math.pi), "cpu"))
 
     def _mean_scale(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, log_scale = raw.chunk(2, dim=-1)
         log_scale = module.log_scale.unsqueeze(-2) + log_scale
-        # The least scale is a tenth of a level: a step to the next would not be seen.
+        # The least scale is a tenth of a level: smaller scales would make no difference.
         least = math.log(0.2 / (self.levels - 1))
         bend = torch.tanh(log_scale / LOG_SCALE_BOUND) * LOG_SCALE_BOUND
         return module.mean.unsqueeze(-2) + mean, torch.clamp(bend, min=least).exp()
@@ -120,7 +121,7 @@ class DiscretizedLogistic(Likelihood):
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
         mean, scale = self._mean_scale(module, raw)
-        half = 1 / (self.levels - 1)  # of a level
+        half = 1 / (self.levels - 1)  # half a level
         high, low = (x + half - mean) / scale, (x - half - mean) / scale
         # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a))
         below = torch.where(x > 1 - half, 0.0, F.logsigmoid(high))
@@ -130,7 +131,7 @@ class DiscretizedLogistic(Likelihood):
         return below + above + torch.where(edge, 0.0, between)
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        """E[x|z], (..., D): the sum over levels of the probability to reach them."""
+        """E[x|z], (..., D): a sum over levels of the probability to reach each level."""
         mean, scale = self._mean_scale(module, raw)
         width = 2 / (self.levels - 1)
         total = torch.full_like(mean, -1.0)
@@ -140,7 +141,7 @@ class DiscretizedLogistic(Likelihood):
         return total
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D), levels."""
+        """Draw x, (..., D), levels."""
         mean, scale = self._mean_scale(module, raw)
         uniform = draw_uniform(mean.shape, mean.dtype, generator).to(mean.device)
         drawn = mean + scale * torch.logit(uniform, eps=1e-7)

@@ -9,12 +9,12 @@ With the mean m, the variance v of the observation noise, and e = (x_d - m_d) / 
 
 The variance is learned (Rybkin, Daniilidis & Levine, Simple and effective VAE training with
 calibrated decoders, 2021, arXiv:2006.13202) unless it is given. It never falls below
-(0.01)**2 of the column's own variance, v = floor + exp(raw): a density has no upper bound,
-and without the floor one nearly constant column decides the score of the whole table. Where more
-than half of the rows have one value, only the n others say something of the variance, and the
-floor is (2 / (n + 1))**2 of it. With 0.01, a model of 300 columns, non-zero in 0.3 % of the rows,
-was up to 1e11 nats a row worse on new rows than independent columns; it is 125 to 163 better now
-(3 seeds).
+(0.01)**2 of the column's own variance, v = floor + exp(raw). A density has no upper bound, so
+without the floor one nearly constant column would decide the score of the whole table. If more
+than half of the rows have one value, only the n others carry information on the variance, and the
+floor is (2 / (n + 1))**2 of it. With 0.01 for all, a model of 300 columns, non-zero in 0.3 % of the
+rows, was up to 1e11 nats a row worse on new rows than independent columns; with the present floor
+it is 125 to 163 nats a row better (3 seeds).
 """
 
 import math
@@ -34,19 +34,19 @@ from skvae.likelihoods._base import Likelihood, Pullback, draw_uniform
 
 aten = torch.ops.aten
 
-NOISE_FLOOR = 0.01  # of a column's standard deviation
-RESOLUTION = 1e-4  # of the root mean square scale: the least shared noise float32 resolves
-# Learned noise starts at this share of the variance. From 1, two moons and the Swiss roll
-# stayed collapsed, as the latent variables explain nothing at first; from 0.03, small tables
+NOISE_FLOOR = 0.01  # least standard deviation of the noise, as a share of the column's
+RESOLUTION = 1e-4  # least shared noise that float32 resolves, as a share of the common scale
+# Learned noise starts at this share of the variance. With 1, two moons and the Swiss roll stayed
+# collapsed, since the latent variables explain nothing at first. With 0.03, small tables
 # overfitted.
 INITIAL_VARIANCE = 0.3
 # The logarithm of a row's own variance stays within this distance of its column's.
 DEVIATION_BOUND = 5.0
-# Share of the epochs in which "per_sample" noise is still that of the columns. A variance of a
-# row's own excuses what the mean has not learned yet, which then stays unlearned: a ring and
-# the S curve collapsed.
+# Share of the epochs, the first ones, in which "per_sample" noise only depends on the column. If a
+# row had its own variance from the start, a large variance would explain what the mean has not
+# learned yet, and the mean would never learn it: a ring and the S curve collapsed.
 MEAN_FIRST = 0.3
-# Of learned degrees of freedom; the logarithm of what is above the least is at most the bound.
+# Least learned degrees of freedom; and the largest logarithm of what they may be above that.
 LEAST_DF, DF_BOUND = 2.1, 8.0
 
 
@@ -64,7 +64,7 @@ class _RealValues(Likelihood):
         return MEAN_FIRST if self.noise == "per_sample" else 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what is no noise."""
+        """Raise an error if `noise` is not valid."""
         kinds = ("per_sample", "per_feature", "shared")
         if isinstance(self.noise, Real) and not isinstance(self.noise, bool):
             known = 0 < float(self.noise) < math.inf
@@ -77,10 +77,10 @@ class _RealValues(Likelihood):
             )
 
     def units(self, columns: Moments) -> tuple[Array, Array]:
-        """Location and scale of the model's units, each (D,).
+        """Return location and scale of the model's units, each (D,).
 
-        Each column has its own scale where the noise follows the column's; one noise for
-        all columns needs one scale for all.
+        Each column has its own scale if each column has its own noise. One noise for all columns
+        needs one scale for all.
         """
         mean, std = columns.mean, columns.std
         if self.noise in ("per_feature", "per_sample") or not std.any():
@@ -94,7 +94,7 @@ class _RealValues(Likelihood):
         return 2 * n_features if self.noise == "per_sample" else n_features
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is learned besides the decoder: the noise variance."""
+        """Make the module of the noise variance, which is learned besides the decoder."""
         module: Any = nn.Module()
         own = self.noise in ("per_feature", "per_sample")
         module.register_buffer("floor", torch.empty(n_features if own else 1))
@@ -106,25 +106,25 @@ class _RealValues(Likelihood):
             module.register_buffer("released", torch.ones(1))
         return module
 
-    def at(self, module: Any, shares: torch.Tensor) -> None:
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:
         """Hold back the rows' own variances in the first epochs."""
         if self.noise == "per_sample":
-            module.released.copy_((shares >= MEAN_FIRST).unsqueeze(-1))
+            module.released.copy_((progress >= MEAN_FIRST).unsqueeze(-1))
 
     @property
     def noise_kind(self) -> str | None:
-        """Of a noise variance that is learned: "per_feature" or "shared"; None where it is not."""
+        """The kind of a learned noise variance, "per_feature" or "shared"; None: not learned."""
         noise = self.noise
         return noise.replace("per_sample", "per_feature") if isinstance(noise, str) else None
 
     def begin(self, module: Any, variance: torch.Tensor) -> None:
-        """Give each column a noise variance (M, D), on the CPU, as far as it is learned."""
+        """Set the noise variance of each column, (M, D), on the CPU, if it is learned."""
         if isinstance(self.noise, str):
             learned = (variance - module.floor.cpu()).log()  # not every device has float64
             module.raw_variance.copy_(learned[..., : module.raw_variance.shape[-1]])
 
     def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
-        """Start from a good part of the data's variance; a given noise changes its units."""
+        """Start from INITIAL_VARIANCE; a given noise is converted to the model's units."""
         floor = NOISE_FLOOR
         std, scale = columns.std[columns.std > 0], scale[scale > 0]
         if len(std) == 0:
@@ -148,7 +148,7 @@ class _RealValues(Likelihood):
             nn.init.ones_(module.released)
 
     def variance(self, module: Any) -> torch.Tensor | None:
-        """Noise variance in the model's units, (1,) or (D,); None where it is per sample."""
+        """Noise variance in the model's units, (1,) or (D,); None if it is per sample."""
         if self.noise == "per_sample":
             return None
         if isinstance(self.noise, str):
@@ -156,7 +156,7 @@ class _RealValues(Likelihood):
         return module.floor
 
     def _own(self, module: Any, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What of the variance is learned, where rows have their own, and tanh of the deviation."""
+        """Return the learned part of the rows' own variances, and the tanh of the deviations."""
         bend = tanh(deviation / DEVIATION_BOUND)
         log_own = torch.add(module.raw_variance.unsqueeze(-2), bend, alpha=DEVIATION_BOUND)
         return log_own.exp(), bend
@@ -164,9 +164,9 @@ class _RealValues(Likelihood):
     def _mean_variance(self, module: Any, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         variance = self.variance(module)
         if variance is not None:
-            return raw, variance.unsqueeze(-2)  # from rows to (..., rows, D)
+            return raw, variance.unsqueeze(-2)  # to broadcast over (..., rows, D)
         mean, deviation = raw.chunk(2, dim=-1)
-        # The same value, and a gradient where it is released.
+        # The value stays the same, but only a released deviation has a gradient.
         deviation = deviation.detach().lerp(deviation, module.released.unsqueeze(-2))
         return mean, module.floor.unsqueeze(-2) + self._own(module, deviation)[0]
 
@@ -177,23 +177,24 @@ class _RealValues(Likelihood):
     def _draw_noise(
         self, module: Any, shape: torch.Size, dtype: torch.dtype, generator: torch.Generator
     ) -> torch.Tensor:
-        """Noise of mean 0 and variance 1."""
+        """Draw noise of mean 0 and variance 1."""
         raise NotImplementedError
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         mean, variance = self._mean_variance(module, raw)
         noise = self._draw_noise(module, mean.shape, mean.dtype, generator)
         return mean + variance.sqrt() * noise.to(mean.device)
 
 
 def _floor_of_few(columns: Moments) -> Array:
-    """The least noise variance of columns of which most rows have one value, (D,).
+    """Return the least noise variance of columns in which most rows have one value, (D,).
 
-    In units of the column's variance: (2 / (n + 1))**2, at most 1, where n rows have another value,
-    on which all rests that is known of the variance. 0 where they are half of the rows or more.
+    In units of the column's variance it is (2 / (n + 1))**2, at most 1, if n rows have another
+    value: only these carry information on the variance. It is 0 if they are half of the rows or
+    more.
     """
-    # Moments that somebody else made may know neither number.
+    # Moments that a user made may lack both numbers.
     n, n_values = getattr(columns, "n_various", None), getattr(columns, "n_values", None)
     if n is None or n_values is None:
         return np.zeros(len(columns.std))
@@ -257,9 +258,10 @@ class Gaussian(_RealValues):
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models.
+        """Return `total` of M models, and its pullback.
 
-        The value alone also without a leading M, and for S draws: (S, n, D) and (1|n, D).
+        The value, without the pullback, may also have no leading M, and S draws: (S, n, D) and
+        (1|n, D).
         """
         variance = self.variance(module)
         if variance is None:
@@ -294,7 +296,7 @@ class Gaussian(_RealValues):
     def total(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        """`log_prob` (M, n, D) summed with a `weight` (M, 1|n, D); also without M."""
+        """Sum `log_prob` (M, n, D) over features with a `weight` (M, 1|n, D); M may be absent."""
         return self.vjp(module, raw, x, weight)[0]
 
     def _draw_noise(
@@ -305,7 +307,7 @@ class Gaussian(_RealValues):
 
 @dataclass(frozen=True)
 class Laplace(_RealValues):
-    """Real values with Laplace noise: the median of a column counts, not its outliers.
+    """Real values with Laplace noise: the median of a column matters, not its outliers.
 
     Parameters
     ----------
@@ -345,15 +347,15 @@ class Laplace(_RealValues):
 
 @dataclass(frozen=True)
 class StudentT(_RealValues):
-    """Real values with noise of Student's t distribution: rows far from all others are expected.
+    """Real values with noise of Student's t distribution, which expects rows far from all others.
 
     Parameters
     ----------
     noise : {"per_sample", "per_feature", "shared"} or float, default="per_sample"
         Variance of the observation noise, as in `Gaussian`.
     df : float or None, default=None
-        Degrees of freedom, above 2, so that the noise has a variance. None: learned for each
-        column.
+        Degrees of freedom, above 2, so that the noise has a variance. With None they are learned
+        for each column.
 
     Raises
     ------
@@ -374,7 +376,7 @@ class StudentT(_RealValues):
     df: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no noise and no degrees of freedom."""
+        """Raise an error if `noise` or `df` is not valid."""
         super().__post_init__()
         df = self.df
         if df is None:
@@ -385,23 +387,23 @@ class StudentT(_RealValues):
             )
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is learned besides the decoder."""
+        """Make the module of the noise variance and, if they are learned, of degrees of freedom."""
         module = super().build(n_features)
         if self.df is None:
             module.raw_df = nn.Parameter(torch.empty(n_features))
         return module
 
     def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
-        """Start from a good part of the data's variance and 10 degrees of freedom."""
+        """Start from INITIAL_VARIANCE and 10 degrees of freedom."""
         super().initialise(module, columns, scale)
         if self.df is None:
             nn.init.constant_(module.raw_df, math.log(10 - LEAST_DF))
 
     def _df(self, module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Degrees of freedom, and what they are above 2: of a df near 2, float32 has lost that."""
+        """Return df and df - 2; float32 would lose digits if the latter were computed from df."""
         if self.df is not None:
             return like.new_tensor(float(self.df)), like.new_tensor(float(self.df) - 2)
-        # Beyond a few hundred it is a normal distribution.
+        # The bound is no loss: with more than a few hundred, the distribution is almost normal.
         raw = DF_BOUND * torch.tanh(module.raw_df / DF_BOUND)
         above_least = raw.exp().unsqueeze(-2)
         return LEAST_DF + above_least, (LEAST_DF - 2) + above_least
@@ -410,7 +412,7 @@ class StudentT(_RealValues):
         """log p(x_d|z) per feature in nats, (..., D)."""
         mean, variance = self._mean_variance(module, raw)
         df, above = self._df(module, mean)
-        square = above * variance  # df times that of the scale
+        square = above * variance  # df times the squared scale
         constant = _log_gamma_step(df / 2) - 0.5 * math.log(math.pi)
         far = torch.log1p((x - mean).square() / square)
         return constant - 0.5 * square.log() - 0.5 * (df + 1) * far
@@ -431,8 +433,9 @@ class StudentT(_RealValues):
 def _log_gamma_step(a: torch.Tensor) -> torch.Tensor:
     """log Gamma(a + 1/2) - log Gamma(a), (...).
 
-    Of two logarithms, each about a log a, float32 would lose all digits for a large a. So by
-    the series for 16 + a, and 16 factors Gamma(a + 1) = a Gamma(a) back from there.
+    Each logarithm is about a log a, so for a large a their difference would lose all digits in
+    float32. So it is computed by the series for a + 16, and by 16 steps Gamma(a + 1) = a Gamma(a)
+    back to a.
     """
     steps = torch.arange(16, dtype=a.dtype, device=a.device)
     back = torch.log1p(0.5 / (a.unsqueeze(-1) + steps)).sum(-1)

@@ -21,18 +21,18 @@ from skvae._data.statistics import Moments
 from skvae._data.words import UNNAMED, Labels, cell
 from skvae.likelihoods._base import TOLERANCE, Likelihood, Pullback, draw_uniform
 
-LOG_ODDS_BOUND = 1000.0  # of a continuous Bernoulli: a density of at most 1000
+LOG_ODDS_BOUND = 1000.0  # limits the density of a continuous Bernoulli to 1000
 
 
 class _UnitInterval(Likelihood):
-    """Numbers in [0, 1], whose log-odds the decoder gives besides those of each column."""
+    """Numbers in [0, 1]; the decoder's outputs are added to the log-odds of each column."""
 
     initialises_all: ClassVar[bool] = True
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """X clipped to [0, 1], or a ValueError naming the value that is outside.
+        """Return X clipped to [0, 1]; a ValueError names a value that is farther outside.
 
-        X itself where nothing is outside.
+        X is returned itself if all of its values are inside.
         """
         if X.min() >= 0 and X.max() <= 1:
             return X
@@ -46,7 +46,7 @@ class _UnitInterval(Likelihood):
         return np.clip(X, 0, 1)
 
     def build(self, n_features: int) -> Any:
-        """Make the module of what is kept besides the decoder: log-odds to start from."""
+        """Make the module of the first log-odds, which are kept besides the decoder."""
         module: Any = nn.Module()
         module.register_buffer("log_odds", torch.empty(n_features))
         return module
@@ -64,10 +64,10 @@ class _UnitInterval(Likelihood):
 class Bernoulli(_UnitInterval):
     """Yes/no values: numbers in [0, 1], summed binary cross-entropy.
 
-    A value that is outside [0, 1] by at most 1e-6 is taken as 0 or 1; further outside, a
-    ValueError names it. For zeros and ones the score is a log-probability. On grey values
-    between them the same formula is a cross-entropy and no density: it doesn't integrate to
-    1, and its scores compare only with those of other models under the same formula.
+    A value that is outside [0, 1] by at most 1e-6 is taken as 0 or 1. A ValueError names a value
+    that is farther outside. For zeros and ones the score is a log-probability. For grey values
+    between them the same formula is a cross-entropy and no density: it doesn't integrate to 1, so
+    compare its scores only with scores of other models by the same formula.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ class Bernoulli(_UnitInterval):
     is_mass: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse what is no truth value."""
+        """Raise an error if `resample` is not valid."""
         if not isinstance(self.resample, bool | np.bool_):
             raise ValueError(
                 f"The resample of a Bernoulli must be True or False. Got {self.resample!r}."
@@ -99,13 +99,13 @@ class Bernoulli(_UnitInterval):
 
     @property
     def n_noise(self) -> int:  # type: ignore[override]
-        """Standard normals that a feature takes to be drawn anew."""
+        """Number of standard normals that draw a feature anew."""
         return int(self.resample)
 
     def redraw(self, x: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        """Zeros and ones with probabilities x, (..., D), by standard normal noise."""
+        """Draw zeros and ones with probabilities x, (..., D), by standard normal noise."""
         drawn = torch.special.ndtr(eps) < x
-        return (drawn | (x == 1)).to(x.dtype)  # ndtr of the farthest noise rounds to 1
+        return (drawn | (x == 1)).to(x.dtype)  # ndtr of large noise rounds to 1
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """log p(x_d|z) per feature in nats, (..., D)."""
@@ -115,7 +115,7 @@ class Bernoulli(_UnitInterval):
     def vjp(
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
-        """`total` and its pullback, of M models."""
+        """Return `total` of M models, and its pullback."""
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
             g_raw = x - self.mean(module, raw)
@@ -128,14 +128,14 @@ class Bernoulli(_UnitInterval):
         return torch.sigmoid(self._log_odds(module, raw))
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D), zeros and ones."""
+        """Draw x, (..., D), zeros and ones."""
         mean = self.mean(module, raw)
         uniform = draw_uniform(mean.shape, mean.dtype, generator)
         return (uniform.to(mean.device) < mean).to(mean.dtype)
 
 
 def _mean_between(log_odds: torch.Tensor) -> torch.Tensor:
-    """Mean of a continuous Bernoulli: 1 / (1 - exp(-l)) - 1 / l, by its series near 0."""
+    """Mean of a continuous Bernoulli, 1 / (1 - exp(-l)) - 1 / l; a series is used near l = 0."""
     near = log_odds.abs() < 0.1
     far = torch.where(near, 1.0, log_odds)
     series = 0.5 + log_odds / 12 - log_odds**3 / 720
@@ -144,10 +144,10 @@ def _mean_between(log_odds: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ContinuousBernoulli(_UnitInterval):
-    """Numbers in [0, 1] with a density: what grey values need instead of `Bernoulli`.
+    """Numbers in [0, 1] with a density, for grey values in place of `Bernoulli`.
 
-    A value that is outside [0, 1] by at most 1e-6 is taken as 0 or 1; further outside, a
-    ValueError names it.
+    A value that is outside [0, 1] by at most 1e-6 is taken as 0 or 1. A ValueError names a value
+    that is farther outside.
 
     References
     ----------
@@ -168,14 +168,14 @@ class ContinuousBernoulli(_UnitInterval):
         """Start from the mean of each column."""
         mean = to_tensor(columns.mean, "cpu").clamp(0.002, 0.998)
         low, high = torch.full_like(mean, -LOG_ODDS_BOUND), torch.full_like(mean, LOG_ODDS_BOUND)
-        for _ in range(60):  # the mean rises with the log-odds: bisection
+        for _ in range(60):  # bisection, since the mean rises with the log-odds
             middle = (low + high) / 2
             above = _mean_between(middle) > mean
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         module.log_odds.copy_(low)
 
     def _log_odds(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
-        # A density has no upper bound: a column of zeros would drive this one's to infinity.
+        # Without a bound, a column of zeros would drive the density to infinity.
         return LOG_ODDS_BOUND * torch.tanh(super()._log_odds(module, raw) / LOG_ODDS_BOUND)
 
     def log_prob(self, module: Any, raw: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ class ContinuousBernoulli(_UnitInterval):
         half = 0.5 * log_odds.abs()
         near = half < 0.1
         far = torch.where(near, 1.0, half)
-        # log(sinh(u) / u), by its series near 0.
+        # This is log(sinh(u) / u); a series is used near 0.
         exact = far + torch.log(-torch.expm1(-2 * far) / (2 * far))
         series = half.square() / 6 - half.square().square() / 180
         return (x - 0.5) * log_odds - torch.where(near, series, exact)
@@ -194,12 +194,12 @@ class ContinuousBernoulli(_UnitInterval):
         return _mean_between(self._log_odds(module, raw))
 
     def sample(self, module: Any, raw: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draws of x, (..., D)."""
+        """Draw x, (..., D)."""
         log_odds = self._log_odds(module, raw)
         uniform = draw_uniform(log_odds.shape, log_odds.dtype, generator).to(log_odds.device)
         near = log_odds.abs() < 1e-4
         size = torch.where(near, 1.0, log_odds.abs())
-        # The inverse of the distribution function, that of -|l| turned around where l > 0.
+        # The inverse distribution function of -|l| is reflected if l > 0.
         low = -torch.log1p(uniform * torch.expm1(-size)) / size
         drawn = torch.where(log_odds > 0, 1 - low, low)
         return torch.where(near, uniform, drawn).clamp(0, 1)
