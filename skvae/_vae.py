@@ -790,9 +790,12 @@ class VAETransformer(
         check_is_fitted(self)
         fitted = self._fitted_model
         # Callbacks set the attributes of an epoch, and users may set others.
-        if fitted is None or fitted.state is not self.state_:
-            fitted = self._join()
-        return fitted.on(self.device)
+        known = fitted is not None and fitted.state is self.state_
+        if not (known and fitted.schema.has_names_of(self)):
+            self._fitted_model = fitted = self._join()
+        elif fitted.device != self.device:
+            self._fitted_model = fitted = fitted.on(self.device)
+        return fitted
 
     def _describe_architecture(self, likelihood, n_features, missing):
         """What the model is made of."""
@@ -825,7 +828,7 @@ class VAETransformer(
                 f"free_bits={self.free_bits} needs n_importance_samples=1, since the bound of "
                 f"several draws has no KL divergence of its own. Got {self.n_importance_samples}."
             )
-        if not (architecture.posterior.factorises and architecture.prior.is_standard):
+        if not (architecture.posterior.factorises and architecture.has_kl):
             raise ValueError(
                 f"free_bits={self.free_bits} needs a KL divergence that is a sum over the "
                 "components: posterior='diagonal' and prior='standard_normal'. Got "
@@ -874,7 +877,7 @@ class VAETransformer(
     def __setstate__(self, state: dict[str, Any]) -> None:
         names = [*self._get_param_names(), *FITTED]
         super().__setstate__(files.unseal(state, names))
-        if self.__sklearn_is_fitted__():
+        if "state_" in vars(self):
             self._fitted_model = self._join()
 
     def __copy__(self) -> Self:
@@ -1001,7 +1004,7 @@ class VAETransformer(
                 f"X has {latent.shape[1]} columns, but inverse_transform of this VAETransformer "
                 f"expects its n_components={n_components}: rows as transform returns them."
             )
-        decoded = np.empty((len(latent), self.n_features_in_), fitted.dtype_out)
+        decoded = np.empty((len(latent), fitted.schema.n_columns), fitted.dtype_out)
 
         def decode(model, rows):
             z = latent[rows]
@@ -1018,7 +1021,7 @@ class VAETransformer(
             return [fitted.restore(model, model.decode_mean(z))]
 
         fitted.map_rows(decode, decoded)
-        return self._contain(decoded, X.index if hasattr(X, "iloc") else None)
+        return self._contain(fitted, decoded, X.index if hasattr(X, "iloc") else None)
 
     def sample(
         self, n_samples: int = 1, random_state: RandomState = None, *, mean: bool = False
@@ -1043,7 +1046,7 @@ class VAETransformer(
         fitted = self._fitted
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-        drawn = np.empty((n_samples, self.n_features_in_), fitted.dtype_out)
+        drawn = np.empty((n_samples, fitted.schema.n_columns), fitted.dtype_out)
 
         def draw(model, rows):
             # Generators of the block's own, whichever thread draws it and however many blocks
@@ -1058,7 +1061,7 @@ class VAETransformer(
             return [fitted.restore(model, model.decode_sample(z, noise), drawn=True)]
 
         fitted.map_rows(draw, drawn, whole_blocks=True)
-        return self._contain(drawn)
+        return self._contain(fitted, drawn)
 
     def score_samples(self, X: Rows) -> np.ndarray:
         """Evidence lower bound of each row: at most its log-density, in nats.
@@ -1142,10 +1145,10 @@ class VAETransformer(
         """
         return self._fitted.to_module()
 
-    def _contain(self, X, index=None):
+    def _contain(self, fitted, X, index=None):
         """Rows of numbers in the values of `fit`, in its container or that of `set_output`."""
         container = _get_output_config("transform", self)["dense"]
-        return self._fitted.schema.write(X, index, None if container == "default" else container)
+        return fitted.schema.write(X, index, None if container == "default" else container)
 
     # --- what comes out -------------------------------------------------------------------
 

@@ -606,13 +606,13 @@ def mutual_information(
     rng, total = np.random.default_rng(seed), 0.0
     size = max(1, (1 << 20) // (n_rows * fitted.n_components))
     with devices.computing(torch.device("cpu"), one_thread=False):
-        all_rows = posterior.parameters(torch.from_numpy(raw))
+        all_rows, flow = posterior.parameters(torch.from_numpy(raw)), fitted.to_module().flow
         for _ in range(n_samples):
             eps = torch.from_numpy(rng.standard_normal((n_rows, fitted.n_components), raw.dtype))
             for start in range(0, n_rows, size):
                 own = posterior.parameters(torch.from_numpy(raw[start : start + size]))
-                z, log_q = posterior.draw(None, own, eps[None, start : start + size])
-                among = posterior.log_density(None, all_rows, z[0]).double()
+                z, log_q = posterior.draw(flow, own, eps[None, start : start + size])
+                among = posterior.log_density(flow, all_rows, z[0]).double()
                 log_mean = torch.logsumexp(among, -1) - math.log(n_rows)
                 total += float((log_q[0].double() - log_mean).sum())
     return total / (n_rows * n_samples)

@@ -41,6 +41,7 @@ from skvae._backend import ops
 from skvae._backend.autograd import each, values
 from skvae._backend.autograd import vjp as autograd_vjp
 from skvae._backend.ops import tanh
+from skvae._backend.part import Part
 
 __all__ = ["MLP", "Conv", "Network"]
 
@@ -192,7 +193,7 @@ class HiddenLayers(nn.Module):
         return h if self.linear is None else h + ops.linear(x, self.linear)
 
 
-class Network(ABC):
+class Network(Part, ABC):
     """The base class of a network of your own: encoder and decoder, as torch modules.
 
     A network is a value, such as a frozen dataclass. It must define `encoder` and `decoder`; all
@@ -242,8 +243,7 @@ class Network(ABC):
     (200, 2)
     """
 
-    initialises_all: ClassVar[bool] = False
-    is_foreign: ClassVar[bool] = True
+    not_inherited = (*Part.not_inherited, "is_linear", "can_be_padded")
 
     @abstractmethod
     def encoder(
@@ -291,18 +291,14 @@ class Network(ABC):
             Its parameters are learned, its buffers kept.
         """
 
-    def initialise(  # noqa: B027, modules may keep their first values
-        self, module: nn.Module, generator: torch.Generator
-    ) -> None:
+    def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Draw the first weights of `module`, on the CPU; by default they stay unchanged."""
 
     def n_noise(self, hidden_layer_sizes: Sequence[int]) -> int:
         """Number of standard normals per row that drop units, in encoder and decoder alike."""
         return 0
 
-    def check_rows(  # noqa: B027, all may be accepted
-        self, n_features: int, n_columns: int
-    ) -> None:
+    def check_rows(self, n_features: int, n_columns: int) -> None:
         """Raise a ValueError if the network cannot read rows of so many features and columns."""
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:

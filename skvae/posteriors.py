@@ -25,6 +25,7 @@ from torch import nn
 
 from skvae._backend import normal, ops
 from skvae._backend.normal import LOG_2PI
+from skvae._backend.part import Part
 from skvae._backend.quadrature import score_noise
 from skvae._backend.tensors import to_tensor
 
@@ -79,7 +80,7 @@ def unbend(log_std: torch.Tensor) -> torch.Tensor:
     return LOG_STD_BOUND * torch.atanh((log_std / LOG_STD_BOUND).clamp(-0.999, 0.999))
 
 
-class Posterior(ABC):
+class Posterior(Part, ABC):
     """The base class of a posterior of your own: q(z|x), given the encoder's outputs for a row.
 
     A posterior is a value, such as a frozen dataclass, with pure functions of tensors. It must
@@ -132,11 +133,14 @@ class Posterior(ABC):
     (200, 2)
     """
 
+    not_inherited = (
+        *Part.not_inherited,
+        *("has_kl", "factorises", "has_density", "has_vjp", "mean"),
+    )
     has_kl: ClassVar[bool] = False
     factorises: ClassVar[bool] = False
     has_density: ClassVar[bool] = False
     has_vjp: ClassVar[bool] = False  # whether the gradient is written out
-    initialises_all: ClassVar[bool] = False
 
     @abstractmethod
     def n_outputs(self, n_components: int) -> int:
@@ -213,9 +217,7 @@ class Posterior(ABC):
         """Make the module of values learned besides the encoder; by default an empty one."""
         return nn.Module()
 
-    def initialise(  # noqa: B027, it may do nothing
-        self, module: nn.Module, generator: torch.Generator
-    ) -> None:
+    def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Fill the module with its first values; by default they stay unchanged."""
 
     def mean(self, module: Any, raw: torch.Tensor) -> torch.Tensor:
@@ -223,8 +225,8 @@ class Posterior(ABC):
         return self.mean_std(module, self.parameters(raw))[0]
 
     def rsample(self, q: "Normal", eps: torch.Tensor) -> torch.Tensor:
-        """Draws of z, (S, B, L), without density, if the divergence has a closed form."""
-        return self.draw(None, q, eps)[0]
+        """Draws of z, (S, B, L), without their density, where the gradient is written out."""
+        raise NotImplementedError
 
     def kl(self, q: "Normal") -> torch.Tensor:
         """KL(q || N(0, I)) in nats, (..., B, L), or (..., B, 1) if it is no sum over components."""
@@ -264,6 +266,7 @@ class Diagonal(Posterior):
     has_density: ClassVar[bool] = True
     has_vjp: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
@@ -387,6 +390,7 @@ class Full(Posterior):
     has_density: ClassVar[bool] = True
     has_vjp: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def n_outputs(self, n_components: int) -> int:
         """Number of raw encoder outputs."""
@@ -518,6 +522,8 @@ class Flow(Posterior):
     n_transforms: int = 2
     hidden_layer_sizes: tuple[int, ...] = (64,)
     n_context: int = 16
+
+    is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise an error if a parameter is not valid."""

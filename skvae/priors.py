@@ -27,6 +27,7 @@ from torch import nn
 
 from skvae._backend import normal
 from skvae._backend.normal import LOG_2PI
+from skvae._backend.part import Part
 
 __all__ = ["Mixture", "Prior", "StandardNormal", "Vamp"]
 
@@ -54,7 +55,7 @@ class Encoded(Protocol):
         ...
 
 
-class Prior(ABC):
+class Prior(Part, ABC):
     """The base class of a prior of your own: p(z), a density of latent rows.
 
     A prior is a value, such as a frozen dataclass, with pure functions of tensors. It must define
@@ -100,7 +101,7 @@ class Prior(ABC):
     (3, 4)
     """
 
-    initialises_all: ClassVar[bool] = False
+    not_inherited = (*Part.not_inherited, "is_standard", "can_be_standard", "has_vjp")
     is_standard: ClassVar[bool] = False  # whether it is N(0, I)
     can_be_standard: ClassVar[bool] = False  # whether `become_standard` makes it N(0, I)
     n_pseudo_inputs: int = 0
@@ -126,7 +127,7 @@ class Prior(ABC):
         """
         return nn.Module()
 
-    def initialise(  # noqa: B027, it may do nothing
+    def initialise(
         self, module: Any, rows: torch.Tensor | None, generator: torch.Generator
     ) -> None:
         """Fill the module with its first values; by default they stay unchanged.
@@ -201,6 +202,7 @@ class StandardNormal(Prior):
     """
 
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
     is_standard: ClassVar[bool] = True
     can_be_standard: ClassVar[bool] = True
 
@@ -247,6 +249,7 @@ class Mixture(Prior):
     n: int = 10
 
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
     can_be_standard: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -349,6 +352,7 @@ class Vamp(Prior):
     n: int = 100
 
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise an error if `n` is not valid."""

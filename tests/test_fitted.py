@@ -127,3 +127,41 @@ def test_a_fitted_model_says_what_it_is_of(X):
     assert fitted.schema.n_columns == 4
     assert fitted.likelihood == vae.likelihood_
     assert fitted.architecture.hidden_layer_sizes == (8,)
+
+
+def test_the_bound_of_the_encoder_and_arrays_in_another_order_are_read_at_each_call(X, quick):
+    vae = quick(device="cpu").fit(X)
+    far = X + 1e3
+    vae.transform(far)
+    vae.state_["bound"][...] = 1e6
+    np.testing.assert_array_equal(vae.transform(far), copy.deepcopy(vae).transform(far))
+    name = next(name for name, array in vae.state_.items() if array.ndim == 2)
+    vae.state_[name] = np.asfortranarray(vae.state_[name])
+    vae.transform(X)
+    vae.state_[name][...] *= 2
+    np.testing.assert_array_equal(vae.transform(X), copy.deepcopy(vae).transform(X))
+
+
+class Told(VAETransformer):
+    def fit(self, X, y=None):
+        self.mode_ = True
+        return super().fit(X)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = getattr(self, "state_", None) is None or self.mode_
+        return tags
+
+
+def test_a_subclass_may_ask_its_own_attributes(X):
+    vae = Told(2, hidden_layer_sizes=(4,), max_iter=2, random_state=0).fit(X)
+    assert vae.transform(X).shape == (60, 2)
+    assert pickle.loads(pickle.dumps(vae)).transform(X).shape == (60, 2)
+
+
+def test_names_that_are_taken_away_are_not_asked_for(X, quick):
+    pandas = pytest.importorskip("pandas")
+    vae = quick().fit(pandas.DataFrame(X, columns=list("abcd")))
+    expected = vae.transform(pandas.DataFrame(X, columns=list("abcd")))
+    del vae.feature_names_in_
+    np.testing.assert_array_equal(vae.transform(X), expected)

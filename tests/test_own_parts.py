@@ -10,10 +10,11 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from skvae import VAEGridSearchCV, VAEImputer, VAETransformer, metrics
-from skvae.likelihoods import Likelihood
-from skvae.networks import Network
-from skvae.posteriors import Normal, Posterior
-from skvae.priors import Prior
+from skvae._model.stacking import stack_models
+from skvae.likelihoods import Gaussian, Likelihood
+from skvae.networks import MLP, Network
+from skvae.posteriors import Diagonal, Normal, Posterior
+from skvae.priors import Mixture, Prior, StandardNormal, Vamp
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 4, "random_state": 0, "device": "cpu"}
 
@@ -104,6 +105,95 @@ class Nested(Likelihood):
         return raw + self.std(module, raw) * noise.to(raw.device)
 
 
+@dataclass(frozen=True)
+class Scaled(Posterior):
+    """Standard deviations times learned numbers, with a density and a divergence."""
+
+    has_kl = True
+    has_density = True
+
+    def n_outputs(self, n_components):
+        return 2 * n_components
+
+    def build(self, n_components):
+        module = nn.Module()
+        module.log_scale = nn.Parameter(torch.zeros(n_components))
+        return module
+
+    def parameters(self, raw):
+        mean, log_std = raw.chunk(2, dim=-1)
+        return Normal(mean, 5 * torch.tanh(log_std / 5))
+
+    def mean_std(self, module, q):
+        return q.mean, (q.log_std + module.log_scale).exp()
+
+    def draw(self, module, q, eps):
+        log_std = q.log_std + module.log_scale
+        log_q = -(log_std + 0.5 * (eps.square() + np.log(2 * np.pi))).sum(-1)
+        return q.mean + log_std.exp() * eps, log_q
+
+    def log_density(self, module, q, z):
+        std = (q.log_std + module.log_scale).exp()
+        normal = torch.distributions.Normal(q.mean, std, validate_args=False)
+        return normal.log_prob(z.unsqueeze(-2)).sum(-1)
+
+    def kl(self, q):
+        return 0.5 * (q.mean.square() + (2 * q.log_std).exp() - 1) - q.log_std
+
+
+@dataclass(frozen=True)
+class Learned(Scaled):
+    has_kl = False  # its formula would lack what is learned
+
+
+@dataclass(frozen=True)
+class Tempered(Prior):
+    """A normal whose variance is a number that is kept: a buffer, and nothing learned."""
+
+    def build(self, n_features, n_components):
+        module = nn.Module()
+        module.register_buffer("std", torch.full((n_components,), 2.0))
+        return module
+
+    def log_prob(self, module, z):
+        normal = torch.distributions.Normal(0.0, module.std, validate_args=False)
+        return normal.log_prob(z).sum(-1)
+
+    def rsample(self, module, eps):
+        return module.std * eps
+
+
+@dataclass(frozen=True)
+class Weighted(Prior):
+    """A `Vamp` whose pseudo-inputs have learned weights."""
+
+    n: int = 3
+
+    @property
+    def n_pseudo_inputs(self):
+        return self.n
+
+    def n_noise(self, n_components):
+        return n_components + 1
+
+    def build(self, n_features, n_components):
+        module = nn.Module()
+        module.log_weight = nn.Parameter(torch.zeros(self.n))
+        module.pseudo_inputs = nn.Parameter(torch.zeros(self.n, n_features))
+        return module
+
+    def initialise(self, module, rows, generator):
+        module.pseudo_inputs.copy_(rows)
+
+    def log_prob(self, module, z, encoded):
+        return (encoded.log_density(z) + module.log_weight.log_softmax(-1)).logsumexp(-1)
+
+    def rsample(self, module, eps, encoded):
+        edges = module.log_weight.softmax(-1).cumsum(-1)[:-1]
+        index = torch.searchsorted(edges, torch.special.ndtr(eps[..., -1]).contiguous())
+        return encoded.rsample(index, eps[..., :-1])
+
+
 PARTS = [
     {"prior": Laplace()},
     {"prior": Shifted()},
@@ -112,6 +202,11 @@ PARTS = [
     {"likelihood": Nested()},
     {"prior": Shifted(), "posterior": Logistic(), "network": Dense(), "likelihood": Nested()},
     {"prior": Laplace(), "posterior": "full"},
+    {"posterior": Learned()},
+    {"posterior": Learned(), "prior": Vamp(2)},
+    {"prior": Tempered()},
+    {"prior": Weighted()},
+    {"prior": Weighted(), "posterior": Learned()},
 ]
 every_part = pytest.mark.parametrize("parts", PARTS, ids=str)
 
@@ -171,3 +266,158 @@ def test_what_inherits_from_nothing_is_refused(kind):
 
     with pytest.raises(ValueError, match=f"The '{kind}' parameter of VAETransformer must be"):
         VAETransformer(2, **{kind: Thing()}).fit(table())
+
+
+# --- gradients ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"posterior": Learned(), "prior": Vamp(3)},
+        {"posterior": Learned(), "prior": Mixture(2)},
+        {"posterior": Learned(), "prior": Weighted()},
+        {"prior": Shifted()},
+        {"prior": Tempered()},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_gradients_are_those_of_the_terms(parts, n_models):
+    vae = VAETransformer(2, **parts, **SMALL, precision="float64").fit(table())
+    rng = np.random.default_rng(0)
+    y = torch.tensor(rng.normal(size=(n_models, 5, 4)))
+    eps = torch.tensor(rng.normal(size=(n_models, 2, 5, 2)))
+    states = [
+        {k: v + 0.1 * m * (k.split(".")[0] in ("mixture", "flow")) for k, v in vae.state_.items()}
+        for m in range(n_models)
+    ]
+
+    def terms_of(states):
+        stack = stack_models([vae._fitted.architecture] * n_models, states, torch.device("cpu"))
+        with torch.inference_mode():
+            return stack, *stack.vjp(y, eps, y[..., :0], by_draw=True)
+
+    stack, terms, pull = terms_of(states)
+    with torch.inference_mode():
+        flat = torch.cat([g.flatten(1) for g in pull(*map(torch.ones_like, terms))], dim=1)
+    ways = {name: rng.normal(size=p.shape[1:]) for name, p in stack.named_parameters()}
+    way = torch.tensor(np.concatenate([v.ravel() for v in ways.values()]))
+
+    def total(step):
+        moved = [s | {k: s[k] + step * way for k, way in ways.items()} for s in states]
+        return [sum(map(torch.sum, each)) for each in zip(*terms_of(moved)[1], strict=True)]
+
+    there, back = total(1e-5), total(-1e-5)
+    for m in range(n_models):
+        slope = float(there[m] - back[m]) / 2e-5
+        assert float(flat[m] @ way) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+# --- parts that inherit from skvae's ------------------------------------------------------
+
+
+def wide(z):
+    return -0.5 * ((z / 3).square() + np.log(2 * np.pi * 9)).sum(-1)
+
+
+@dataclass(frozen=True)
+class WideStandard(StandardNormal):
+    def log_prob(self, module, z):
+        return wide(z)
+
+    def rsample(self, module, eps):
+        return 3 * eps
+
+
+@dataclass(frozen=True)
+class Wide(Prior):
+    def log_prob(self, module, z):
+        return wide(z)
+
+    def rsample(self, module, eps):
+        return 3 * eps
+
+
+@dataclass(frozen=True)
+class LogisticDiagonal(Diagonal):
+    mean_std, draw = Logistic.mean_std, Logistic.draw
+
+
+@dataclass(frozen=True)
+class LogisticPlain(Posterior):
+    n_outputs, parameters = Diagonal.n_outputs, Diagonal.parameters
+    mean_std, draw = Logistic.mean_std, Logistic.draw
+
+
+@dataclass(frozen=True)
+class Doubled(Gaussian):
+    def log_prob(self, module, raw, x):
+        return 2 * super().log_prob(module, raw, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inherits", "plain"),
+    [("prior", WideStandard(), Wide()), ("posterior", LogisticDiagonal(), LogisticPlain())],
+)
+def test_a_subclass_is_what_it_says_and_not_its_parent(kind, inherits, plain):
+    X = table()
+    of_own, of_plain = (
+        VAETransformer(2, **{kind: part}, **SMALL, precision="float64").fit(X)
+        for part in (inherits, plain)
+    )
+    np.testing.assert_allclose(of_own.score_samples(X), of_plain.score_samples(X), rtol=1e-10)
+
+
+def test_a_subclass_of_a_likelihood_is_trained_and_scored_by_its_own_density():
+    X = table()
+    vae = VAETransformer(2, likelihood=Doubled("per_feature"), **SMALL).fit(X)
+    loss = vae.history_["negative_elbo"][0]
+    plain = VAETransformer(2, likelihood=Gaussian("per_feature"), **SMALL).fit(X)
+    assert abs(loss - plain.history_["negative_elbo"][0]) > 1
+
+
+class Gain(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        self.register_buffer("gain", torch.full((1,), 2.0))
+        self.register_buffer("n_calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.n_calls.add_(1.0)
+        return self.gain * self.module(x)
+
+
+@dataclass(frozen=True)
+class Gained(MLP):
+    def encoder(self, *sizes):
+        return Gain(super().encoder(*sizes))
+
+
+def test_a_subclass_of_a_network_keeps_the_values_that_its_modules_are_made_with():
+    vae = VAETransformer(2, network=Gained(), **SMALL).fit(table())
+    assert vae.state_["encoder.gain"] == 2
+
+
+def test_a_module_that_writes_into_itself_changes_no_estimator():
+    X = table()
+    vae = VAETransformer(2, network=Gained(), **SMALL).fit(X)
+    before = vae.state_["encoder.n_calls"].copy()
+    np.testing.assert_array_equal(vae.transform(X), vae.transform(X))
+    assert vae.state_["encoder.n_calls"] == before
+
+
+def test_a_part_without_a_hash_is_refused_in_words():
+    @dataclass
+    class Mutable(Prior):
+        n: int = 1
+
+        def log_prob(self, module, z):
+            return z.sum(-1)
+
+        def rsample(self, module, eps):
+            return eps
+
+    with pytest.raises(TypeError, match="A prior has to be a value, which has a hash"):
+        VAETransformer(2, prior=Mutable(), **SMALL).fit(table())

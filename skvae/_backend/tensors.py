@@ -18,9 +18,12 @@ def to_tensor(array: Array, device: torch.device | str) -> torch.Tensor:
 
 def share_tensor(array: Array) -> torch.Tensor:
     """Return a CPU tensor that shares the memory of `array` if torch allows it, else a copy."""
-    if array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative:
-        return torch.from_numpy(array)
-    return to_tensor(array, "cpu")
+    return torch.from_numpy(array) if can_share(array) else to_tensor(array, "cpu")
+
+
+def can_share(array: Array) -> bool:
+    """Whether torch takes the memory of `array`."""
+    return array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative
 
 
 def to_array(tensor: torch.Tensor) -> Array:

@@ -15,6 +15,9 @@ from sklearn.utils.validation import validate_data
 from skvae._data import arrays, codes, containers, words
 from skvae._data.description import warn_of_long_numbers
 
+# Attributes that no validation needs: arrays of the model, and what is joined of them.
+LARGE = ("state_", "history_", "_progress", "_fitted_model")
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -29,9 +32,10 @@ class Schema:
     @classmethod
     def of(cls, estimator, categories, output):
         """Return the schema of a fitted estimator."""
-        known = {*estimator._get_param_names(), "n_features_in_", "feature_names_in_"}
         reader = object.__new__(type(estimator))
-        vars(reader).update({name: v for name, v in vars(estimator).items() if name in known})
+        # A subclass may have attributes of its own, which scikit-learn's validation may ask for.
+        kept = {name: v for name, v in vars(estimator).items() if name not in LARGE}
+        vars(reader).update(kept)
         return cls(reader, categories, output)
 
     @classmethod
@@ -68,6 +72,12 @@ class Schema:
             "_categories": self.categories,
             "_output": self.output,
         }
+
+    def has_names_of(self, estimator):
+        """Whether the columns are those that an estimator names."""
+        names = "n_features_in_", "feature_names_in_"
+        pairs = [(getattr(self.reader, n, None), getattr(estimator, n, None)) for n in names]
+        return all(own is other for own, other in pairs)
 
     @property
     def n_columns(self):

@@ -5,6 +5,7 @@ of the columns. The estimator, its metrics, the imputer and the displays all use
 """
 
 import copy
+import operator
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn import get_config
 from sklearn.utils import check_random_state
 
 from skvae._backend import blocks, devices, quadrature
-from skvae._backend.tensors import to_array, to_tensor
+from skvae._backend.tensors import can_share, to_array, to_tensor
 from skvae._data import arrays, containers
 from skvae._data.units import restore
 from skvae._inference.unseen import Blocks
@@ -140,7 +141,7 @@ class FittedModel:
             "to rows without any: its encoder takes each for the mean of its column. Latent "
             "features, scores and imputations of these rows are poor. Fit on rows of which some "
             "have missing values, or use VAEImputer, which hides values while it trains.",
-            stacklevel=5,
+            stacklevel=4,
         )
 
     def blocks(self, data, *, accept_far=False, row_of=None):
@@ -172,12 +173,16 @@ class FittedModel:
         is no user's module, which could change them.
         """
         kept, arrays_now = self._kept, list(self.state.values())
-        if kept is not None and all(map(_is, kept[0], arrays_now)):
-            return kept[1]
-        shares = device.type == "cpu" and not self.architecture.network.is_foreign
+        is_kept = kept is not None and len(kept[0]) == len(arrays_now)
+        if is_kept and all(map(operator.is_, kept[0], arrays_now)):
+            model = copy.copy(kept[1])
+            model.limit = float(self.state["bound"])  # a number, which is not shared
+            return model
+        shares = device.type == "cpu" and not self.architecture.is_foreign
         with devices.computing(device, one_thread=True):
             model = from_state(self.architecture, self.state, device, shares=shares)
-        if shares:
+        # A copy of an array that may be written to would not change with it.
+        if shares and not any(a.flags.writeable and not can_share(a) for a in arrays_now):
             self._kept = arrays_now, model
         return model
 
@@ -200,7 +205,7 @@ class FittedModel:
         n_products = n_draws * (n_weights(self.state) + 16 * self.schema.n_columns)
         n_rows = blocks.block_rows(n_products, model.width)
         parts = self.architecture
-        rounds_alike = parts.posterior.factorises and not parts.network.is_foreign
+        rounds_alike = parts.posterior.factorises and not parts.is_foreign
         if rounds_alike and not whole_blocks:
             n_rows = min(n_rows, blocks.round_up(len(outputs[0])))
         n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
@@ -234,7 +239,3 @@ class FittedModel:
             return function(model, rows, noise)
 
         self.map_rows(call, *outputs, n_draws=n_draws, whole_blocks=True)
-
-
-def _is(left, right):
-    return left is right

@@ -20,7 +20,14 @@ NAMED: dict[str, Mapping[str, Any]] = {
 
 def part_of(kind: str, value: Any) -> Any:
     """Return the part that `value` is, or that it names; `kind` is a key of `NAMED`."""
-    return NAMED[kind].get(value, value)
+    try:
+        return NAMED[kind].get(value, value)
+    except TypeError as error:
+        raise TypeError(
+            f"A {kind} has to be a value, which has a hash. Got {value!r} ({error}): make its "
+            "class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
+            "strings and tuples."
+        ) from None
 
 
 def name_of(kind: str, part: Any) -> Any:
@@ -61,8 +68,16 @@ class Architecture:
     @property
     def initialises_all(self) -> bool:
         """Whether all parts set every value of their modules, so these can be built empty."""
-        parts = self.likelihood, self.network, self.prior, self.posterior
-        return all(part.initialises_all for part in parts)
+        return all(part.initialises_all for part in self._parts)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a part is a user's, whose functions and modules may do anything."""
+        return any(part.is_foreign for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.likelihood, self.network, self.prior, self.posterior
 
     @property
     def has_kl(self) -> bool:

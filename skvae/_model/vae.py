@@ -68,18 +68,6 @@ class Unseen(NamedTuple):
 Pullback = Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
 
 
-class _Draw(nn.Module):
-    """A module that draws from a posterior, so that `functional_call` can replace its values."""
-
-    def __init__(self, posterior: Any, flow: nn.Module) -> None:
-        super().__init__()
-        self.posterior, self.flow = posterior, flow
-
-    def forward(self, raw: torch.Tensor, eps: torch.Tensor) -> Any:
-        """z and log q(z|x) of draws, from raw encoder outputs (B, P) and noise (S, B, L)."""
-        return self.posterior.draw(self.flow, self.posterior.parameters(raw), eps)
-
-
 class _Encoded(NamedTuple):
     """The posteriors of pseudo-inputs, as `skvae.priors.Encoded` describes them."""
 
@@ -95,6 +83,32 @@ class _Encoded(NamedTuple):
         """Draws (B, L) from the posteriors at `index` (B,), by standard normal noise (B, L)."""
         own = Normal(*(None if values is None else values[index] for values in self.q))  # type: ignore[arg-type]
         return self.posterior.draw(self.flow, own, eps.unsqueeze(0))[0].squeeze(0)
+
+
+class _Latent(nn.Module):
+    """Draws from a posterior and their KL terms, as a module whose values can be replaced."""
+
+    def __init__(self, posterior: Any, flow: nn.Module, prior: Any, mixture: nn.Module) -> None:
+        super().__init__()
+        self.mixture, self.flow = mixture, flow
+        self.posterior, self.prior = posterior, prior
+
+    def forward(
+        self, raw: torch.Tensor, pseudo: torch.Tensor, eps: torch.Tensor, known: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return z (S, B, L) and the KL terms, from encoder outputs (B, P) and noise (S, B, L).
+
+        `pseudo` are the encoder's outputs for the pseudo-inputs. `known`: the divergence has a
+        formula.
+        """
+        q = self.posterior.parameters(raw)
+        z, log_q = self.posterior.draw(self.flow, q, eps)
+        if known:
+            return z, self.posterior.kl(q).unsqueeze(0)
+        encoded = []
+        if self.prior.n_pseudo_inputs:
+            encoded = [_Encoded(self.posterior, self.flow, self.posterior.parameters(pseudo))]
+        return z, (log_q - self.prior.log_prob(self.mixture, z, *encoded)).unsqueeze(-1)
 
 
 class VAE(nn.Module):
@@ -205,11 +219,13 @@ class VAE(nn.Module):
         known = self.has_kl and not by_draw
         log_likelihood, kl = [], []
         for some in eps.split(size):
-            if known:  # the density of the draws is not needed, and would cost a tenth of the time
+            if known and self.posterior.has_vjp:
+                # The density of the draws is not needed, and would cost a tenth of the time.
                 z = self.posterior.rsample(q, some)[:, :n_rows]
             else:
                 z, log_q = (v[:, :n_rows] for v in self.posterior.draw(self.flow, q, some))
-                kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
+                if not known:
+                    kl.append((log_q - self.log_prior(z)).unsqueeze(-1))
             raw = self.raw(z)
             total = self.likelihood.total(self.observation, raw, y, weight) + more
             for _, nats in self._charge(raw):
@@ -416,7 +432,13 @@ class VAE(nn.Module):
             if n_pseudo:
                 assert g_seen is not None
                 inside = pseudo_inputs.abs() < self.limit
-                mixture = [g_seen[:, n_rows:, : inside.shape[-1]] * inside]
+                g_pseudo = g_seen[:, n_rows:, : inside.shape[-1]] * inside
+                names = [name for name, _ in self.mixture.named_parameters()]
+                if not mixture:  # no other way than through the encoder
+                    mixture = [g_pseudo] * len(names)
+                elif "pseudo_inputs" in names:
+                    own = names.index("pseudo_inputs")
+                    mixture[own] = mixture[own] + g_pseudo
             return [*encoder, *decoder, *observation, *mixture, *flow]
 
         return Terms(log_likelihood, kl), pull
@@ -435,40 +457,28 @@ class VAE(nn.Module):
         written = self.posterior.has_vjp and self.prior.has_vjp(self.posterior)
         if written and raw.device.type != "mps":
             return self._mixture_vjp(raw, eps, n_rows)
-        draw = _Draw(self.posterior, self.flow)
-        names = [name for name, _ in draw.named_parameters()]
-        kept = [name for name, _ in draw.named_buffers()]
-        flow, buffers = autograd.values(draw)
-        # The gradient of pseudo-inputs comes through the encoder.
-        mixture = [] if self.prior.n_pseudo_inputs else list(self.mixture.parameters())
+        module = _Latent(self.posterior, self.flow, self.prior, self.mixture)
+        names = [name for name, _ in module.named_parameters()]
+        kept = [name for name, _ in module.named_buffers()]
+        parameters, buffers = autograd.values(module)
         known = self.has_kl and not by_draw
 
         def of_one(
-            raw: torch.Tensor, eps: torch.Tensor, mixture: Any, flow: Any, buffers: Any
+            raw: torch.Tensor, eps: torch.Tensor, learned: Any, buffers: Any
         ) -> tuple[torch.Tensor, torch.Tensor]:
-            own, pseudo = raw[:n_rows], raw[n_rows:]
-            state = dict(zip([*names, *kept], [*flow, *buffers], strict=True))
-            z, log_q = torch.func.functional_call(draw, state, (own, eps))
-            if known:
-                return z, self.posterior.kl(self.posterior.parameters(own)).unsqueeze(0)
-            encoded = []
-            if self.prior.n_pseudo_inputs:
-                q = self.posterior.parameters(pseudo)
-                encoded = [_Encoded(self.posterior, self.flow, q)]
-            module = autograd.holder(self.mixture, mixture) if mixture else self.mixture
-            log_p = self.prior.log_prob(module, z, *encoded)
-            return z, (log_q - log_p).unsqueeze(-1)
+            state = dict(zip([*names, *kept], [*learned, *buffers], strict=True))
+            inputs = raw[:n_rows], raw[n_rows:], eps, known
+            return torch.func.functional_call(module, state, inputs)
 
         def latent(inputs: Any, constants: Any) -> Any:
-            raw, learned, eps, buffers = inputs[0], inputs[1:], constants[0], constants[1:]
-            groups = learned[: len(mixture)], learned[len(mixture) :], buffers
-            return autograd.each(of_one, raw, eps, *groups)
+            return autograd.each(of_one, inputs[0], constants[0], inputs[1:], constants[1:])
 
-        (z, kl), backward = autograd.vjp(latent, [raw, *mixture, *flow], [eps, *buffers])
+        (z, kl), backward = autograd.vjp(latent, [raw, *parameters], [eps, *buffers])
+        n_of_prior = len(list(self.mixture.parameters()))
 
         def pull_all(g_z: torch.Tensor, g_kl: torch.Tensor) -> Any:
             g_raw, *others = backward([g_z, g_kl])
-            return g_raw, others[: len(mixture)], others[len(mixture) :]
+            return g_raw, others[:n_of_prior], others[n_of_prior:]
 
         return z, kl, pull_all
 

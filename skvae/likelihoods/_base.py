@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from skvae._backend import autograd
+from skvae._backend.part import Part
 from skvae._backend.tensors import Array
 from skvae._data.statistics import Moments
 from skvae._data.words import UNNAMED, Labels
@@ -25,7 +26,7 @@ TOLERANCE = 1e-6  # largest distance from the support that counts as rounding
 Pullback = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
-class Likelihood(ABC):
+class Likelihood(Part, ABC):
     """The base class of a likelihood of your own: p(x|z) of a row, given the decoder's outputs.
 
     A likelihood is a value, such as a frozen dataclass, with pure functions of tensors. It must
@@ -80,8 +81,7 @@ class Likelihood(ABC):
     is_mass: ClassVar[bool] = False
     # Standard normals per feature that draw a row anew in each epoch; 0: rows are not redrawn.
     n_noise: ClassVar[int] = 0
-    # Whether `initialise` sets every value of the module, so that it can be made without values.
-    initialises_all: ClassVar[bool] = False
+    not_inherited = (*Part.not_inherited, "can_begin", "total", "vjp")
     # Whether `begin` can set the noise variances, such as those of factor analysis.
     can_begin: ClassVar[bool] = False
     # Share of the epochs, the first ones, in which some parameters are not learned yet.
@@ -199,9 +199,7 @@ class Likelihood(ABC):
         """
         return nn.Module()
 
-    def initialise(  # noqa: B027, it may do nothing
-        self, module: Any, columns: Moments, scale: Array
-    ) -> None:
+    def initialise(self, module: Any, columns: Moments, scale: Array) -> None:
         """Fill the module with its first values; by default it does nothing.
 
         Parameters
@@ -227,7 +225,7 @@ class Likelihood(ABC):
         """Noise variance in the model's units, (1,) or (D,); None if it is no fixed number."""
         return None
 
-    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:  # noqa: B027
+    def begin_epoch(self, module: Any, progress: torch.Tensor) -> None:
         """Called before each epoch with the fraction of the epochs that is done, (M,)."""
 
     def seen(self, module: Any, x: torch.Tensor) -> torch.Tensor:

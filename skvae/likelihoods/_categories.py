@@ -63,6 +63,7 @@ class Categorical(Likelihood):
 
     is_mass: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise an error if `handle_unknown` is not valid."""

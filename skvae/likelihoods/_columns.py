@@ -83,6 +83,11 @@ class Columns(Likelihood):
         return all(part.initialises_all for part, _ in self.parts)
 
     @property
+    def is_foreign(self) -> bool:  # type: ignore[override]
+        """Whether a part is a user's."""
+        return any(part.is_foreign for part, _ in self.parts)
+
+    @property
     def share_held_back(self) -> float:  # type: ignore[override]
         """Share of the epochs, the first ones, in which some parameters are not learned yet."""
         return max(part.share_held_back for part, _ in self.parts)

@@ -54,6 +54,7 @@ class _Counts(Likelihood):
 
     is_mass: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """Return X, rounded to counts; a ValueError names a value that is no count.

@@ -58,6 +58,7 @@ class DiscretizedLogistic(Likelihood):
 
     is_mass: ClassVar[bool] = True
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise an error if `levels` is not valid."""

@@ -54,6 +54,7 @@ class _RealValues(Likelihood):
     """Real values with a mean, and a variance of the observation noise."""
 
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
     can_begin: ClassVar[bool] = True
 
     noise: Literal["per_sample", "per_feature", "shared"] | float

@@ -28,6 +28,7 @@ class _UnitInterval(Likelihood):
     """Numbers in [0, 1]; the decoder's outputs are added to the log-odds of each column."""
 
     initialises_all: ClassVar[bool] = True
+    is_foreign: ClassVar[bool] = False
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
         """Return X clipped to [0, 1]; a ValueError names a value that is farther outside.
