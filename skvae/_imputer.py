@@ -336,7 +336,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return X
 
     def _expect(self, fitted, block):
-        """Expected rows, by the fixed draws of the score."""
+        """Return a function that computes expected rows, by the fixed draws of the score."""
         noise = fitted.score_noise(self.n_draws)
 
         def expect(model, rows):
@@ -355,13 +355,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return expect
 
     def _draw(self, fitted, block):
-        """Rows drawn by z that are chosen by their weights."""
+        """Return a function that draws rows, by draws of z chosen by their weights."""
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         dtype = fitted.dtype
 
         def draw(model, rows):
             y, device = block(model, rows), model.varies.device
-            # Of the block's own, whichever thread takes it and however many blocks there are.
+            # Each block has its own generator, so no draw depends on threads or other blocks.
             rng = np.random.default_rng([seed, rows.start])
             generator = devices.generator(int(rng.integers(2**32)))
             shape = self.n_draws, len(y), fitted.n_components

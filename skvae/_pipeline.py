@@ -109,5 +109,5 @@ def has_inverse(step):
     """Whether a step of a Pipeline can be inverted."""
     if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
         return step.func is None or step.inverse_func is not None
-    # That of SimpleImputer asks its indicator, whose columns a model gives as no exact 0.
+    # The inverse of SimpleImputer needs exact zeros in its indicator columns; a model gives none.
     return hasattr(step, "inverse_transform") and not isinstance(step, SimpleImputer)

@@ -212,12 +212,12 @@ class VAEGridSearchCV(GridSearchCV):
         renamed = any(given.get(name) is not value for name, value in passed.items())
         if renamed or not of_fit.keys() <= _of_rows(self.estimator):
             return super().fit(X, y, **params)
-        # The folds once, so that what is trained is what is scored.
+        # The folds are drawn once, so that training and scoring use the same rows.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         splits = list(cv.split(X, y, **routed.splitter.split))
         name = _name_of(self.estimator, "sample_weight")
         _check_weights(name, splits, of_fit.get(name), routed.scorer.score.get("sample_weight"))
-        # A search like this one, whose estimator is handed out trained.
+        # This copy of the search gets trained estimators.
         search = copy.copy(self)
         search._handout = handout = _Handout(self.estimator, X, y, splits, of_fit)
         search.estimator, search.cv = handout.entry(), check_cv(splits)
@@ -229,7 +229,7 @@ class VAEGridSearchCV(GridSearchCV):
         return self
 
     def _get_routed_params_for_fit(self, params):
-        """As scikit-learn's, and groups, which that gives to the splitter alone, for `fit` too."""
+        """Route as scikit-learn does, and give the groups of the splitter to `fit` as well."""
         routed = super()._get_routed_params_for_fit(params)
         groups = params.get("groups")
         if groups is not None and not _routing_enabled() and _is_vae(self.estimator):
@@ -263,7 +263,7 @@ class VAEGridSearchCV(GridSearchCV):
 
 # --- progress -----------------------------------------------------------------------------
 
-# Stacks run in threads, of which callbacks know nothing.
+# Callbacks are not safe in threads, and stacks run in threads.
 _one_at_a_time = threading.RLock()
 
 
@@ -337,7 +337,7 @@ def _check_weights(name, splits, of_fit, of_score):
     """
     for fold, rows in enumerate(splits):
         for kind, weight, own in zip(("training", "test"), (of_fit, of_score), rows, strict=True):
-            # One of another length is refused where it is read.
+            # Weights of another length are refused later, where they are read.
             is_whole = np.ndim(weight) == 1 and len(weight) > np.max(own, initial=0)
             if is_whole and not np.any(_safe_indexing(weight, own)):
                 raise ValueError(
@@ -398,7 +398,7 @@ class _Handout:
         self.waiting = deque()  # one for each candidate and fold, in the order of the clones
 
     def entry(self):
-        """A clone of the estimator whose own clone hands out: the search clones it first."""
+        """Return an estimator for the search: clones of its first clone are trained already."""
         entry, source = clone(self.estimator), clone(self.estimator)
 
         def give_source():
@@ -409,7 +409,7 @@ class _Handout:
         return entry
 
     def hand_out(self):
-        """A clone for the next candidate and fold, or a plain one after the last."""
+        """Return the clone for the next candidate and fold; after the last one, a plain clone."""
         estimator = clone(self.estimator)
         if self.waiting:
             names, prepared, trained = self.waiting.popleft()
@@ -418,7 +418,7 @@ class _Handout:
         return estimator
 
     def plan(self, candidates):
-        """The folds that train together: those whose rows `working_memory` holds, or one."""
+        """Return groups of folds that train together: as many as `working_memory` holds, or one."""
         self.candidates = candidates
         self.prepared, self.trained, self.seconds, self.errors = {}, {}, {}, {}
         room = get_config()["working_memory"] * 2**20
@@ -445,7 +445,7 @@ class _Handout:
         return stacks
 
     def _prepare(self, params, fold, shared):
-        """A candidate on a fold, and its job.
+        """Prepare a candidate on a fold: return it and its job.
 
         Raises where it must be fitted by itself. `shared` keeps what is the same for several
         candidates of a fold, failures too.
@@ -494,7 +494,7 @@ class _Handout:
         del self.jobs
 
     def finish(self):
-        """Have what became of all models ready for `hand_out`."""
+        """Queue the outcomes of all models for `hand_out`."""
         if self.errors:
             error = next(iter(self.errors.values()))
             warnings.warn(

@@ -578,11 +578,11 @@ class VAETransformer(
 
     @fit_context(prefer_skip_nested_validation=True)
     def _fit_changed(self, X, change, sample_weight=None, groups=None):
-        """Fit to what `change` makes of the rows of X: see `_prepare`."""
+        """Fit to the rows that `change` returns for those of X: see `_prepare`."""
         return self._fit(X, None, sample_weight, groups, change)
 
     def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
-        """Fit to X, or to what `change` makes of its rows: see `_prepare`."""
+        """Fit to X, or to the rows that `change` returns for it: see `_prepare`."""
         weighting.check_target(X, y)
         job, fitted = self._prepare(X, sample_weight=sample_weight, groups=groups, change=change)
         callbacks = Callbacks(self, X, y, sample_weight)
@@ -615,10 +615,10 @@ class VAETransformer(
     def _prepare(
         self, X, known=None, sample_weight=None, groups=None, change=None, *, partial=False
     ):
-        """The job that training on X is, and what makes attributes of its outcome.
+        """Make the training job for X, and the function that turns its outcome into attributes.
 
-        Raises where X or a parameter cannot be used; leaves the estimator as it is. `known`
-        keeps what was read of X for the next call with the same X, weights and groups. `change`
+        It raises if X or a parameter cannot be used, and does not change the estimator. `known`
+        stores the reading of X for the next call with the same X, weights and groups. `change`
         takes the rows, as numbers, and returns the rows to train on, some of whose values may be
         missing, and for each of them the index of the row of X that it is a copy of; copies are
         held out together. `partial`: one pass, after those of earlier calls.
@@ -639,7 +639,7 @@ class VAETransformer(
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         shape = data.shape[0], len(likelihood.columns_of(data.shape[1]))
         n_at_once, held_out = self._hold_out(shape, dtype, seed, group, partial)
-        # Units are those of the rows that are trained on.
+        # Units come from the rows that are trained on.
         key = likelihood, held_out.tobytes()
         if key not in known:
             how = {"reset": not warm, "partial": partial, "grouped": group is not None}
@@ -687,7 +687,7 @@ class VAETransformer(
         return job, self._describe_outcome(job, attributes, warm, partial)
 
     def _hold_out(self, shape, dtype, seed, group, partial):
-        """How many of the rows may be in memory, and the places of those held out."""
+        """Return how many rows may be in memory at once, and the indices of the held-out rows."""
         n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
         n_at_once = loading.rows_at_once(*shape, dtype, n_least)
         if partial:
@@ -695,7 +695,7 @@ class VAETransformer(
         return n_at_once, planning.hold_out(self, shape, n_at_once, seed, group)
 
     def _decide_missing(self, has_holes, warm, partial):
-        """Whether the encoder has inputs for missing values."""
+        """Return whether the encoder has inputs for missing values."""
         if not warm:
             # A first block doesn't say whether later ones have holes.
             return has_holes or partial
@@ -709,11 +709,11 @@ class VAETransformer(
         return missing
 
     def _describe_outcome(self, job, attributes, warm, partial):
-        """What makes all attributes of a record and a state: a function that holds no rows."""
+        """Return a function of a record and a state: all fitted attributes. It holds no rows."""
         n_before, history, kept_before = 0, {}, None
         if warm:
             n_before, history = self.n_iter_, self.history_
-            # A file that was saved before there was such a number has none.
+            # A model from an older file has no such number.
             kept_before = getattr(self, "kept_iter_", None)
         if job.progress is not None and not partial:
             n_before -= job.progress["n_iter"]
@@ -735,7 +735,7 @@ class VAETransformer(
                 "_progress": progress,
                 "state_": state,
                 "n_iter_": n_before + record.n_iter,
-                # Where none is kept, the first weights are: those of an earlier run.
+                # No epoch was kept, so the weights are those that training started from.
                 "kept_iter_": n_before + kept if kept else 0 if record.is_simple else kept_before,
                 "history_": report.join(history, n_before, record.history, record.n_iter),
             }
@@ -743,7 +743,7 @@ class VAETransformer(
         return fitted
 
     def _read_first(self, X, known, sample_weight, groups, warm):
-        """Likelihood, rows, weights and groups of X, and the attributes that they decide."""
+        """Read X: return likelihood, rows, weights, groups, and the attributes that follow."""
         as_table = _choice.is_read(self.likelihood)
         containers.check_rows(X, getattr(self.network, "image_shape", None))
         table, rows, weight, group = weighting.count_first(
@@ -765,16 +765,16 @@ class VAETransformer(
         return likelihood, data, weight, group, attributes
 
     def _become(self, attributes):
-        """Be fitted, with these attributes."""
+        """Set all fitted attributes at once."""
         kept = {name: v for name, v in vars(self).items() if name != "feature_names_in_"}
         new = object.__new__(type(self))
         vars(new).update(kept | attributes)
-        # All at once, whenever Ctrl-C comes.
+        # One assignment, so that Ctrl-C comes either before it or after it.
         self.__dict__ = vars(new) | {"_fitted_model": new._join()}
         return self
 
     def _join(self):
-        """All that was fitted, as one object."""
+        """Join the fitted attributes in one object."""
         return FittedModel(
             self._architecture,
             self.state_,
@@ -786,7 +786,7 @@ class VAETransformer(
 
     @property
     def _fitted(self):
-        """The fitted model, to ask it for something."""
+        """The fitted model; it is joined anew if attributes were set since the last call."""
         check_is_fitted(self)
         fitted = self._fitted_model
         # Callbacks set the attributes of an epoch, and users may set others.
@@ -798,7 +798,7 @@ class VAETransformer(
         return fitted
 
     def _describe_architecture(self, likelihood, n_features, missing):
-        """What the model is made of."""
+        """Return the architecture that the parameters describe."""
         sizes = self.hidden_layer_sizes
         sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
         if not all(
@@ -836,14 +836,14 @@ class VAETransformer(
             )
 
     _fitted_model = None
-    # Of a fit that was stopped, if it can go on.
+    # The progress of a fit that was stopped and can go on.
     _progress = None
     # Moments of the features in the rows that decided the units, and whether any rows had holes.
-    # None in files of versions that didn't keep them.
+    # They are None for models of older files.
     _first_seen = _has_seen_holes = None
 
     def _compare_with_first(self, data, moments, likelihood):
-        """Warn where rows that training goes on with are not as the first ones."""
+        """Warn if the rows that training goes on with differ from the first ones."""
         location, scale = self.state_["location"], self.state_["scale"]
         n_columns = data.shape[1]
         places = likelihood.columns_of(n_columns)
@@ -851,11 +851,11 @@ class VAETransformer(
         if self._first_seen is not None:
             mean, std = self._first_seen["mean"], self._first_seen["std"]
         mean = np.where(np.isnan(location), np.nan, mean)  # of a column that had no value
-        # What the model takes for constant; of others without a spread nothing is to be compared.
+        # A spread of 0 marks a constant column; without a spread, nothing can be compared.
         std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
-        # Categories have no units, and unknown ones a warning of their own.
+        # Categories have no units, and unknown categories have their own warning.
         of_category = np.isin(places, list(likelihood.categorical(n_columns)))
-        # Nothing is to be compared where one of both has no value.
+        # A column without values, now or at first, cannot be compared.
         there = moments.n_values > 0
         now = moments._replace(
             mean=np.where(there, moments.mean, np.nan), std=np.where(there, moments.std, np.nan)
@@ -866,11 +866,11 @@ class VAETransformer(
         resolution = arrays.resolution_of("float32" if "float32" in known else "float64")
         stream.warn(first, now, data, likelihood.check_support, labels, resolution)
 
-    # How many rows of `fit` had a value in each column; None of a file that was saved before.
+    # How many rows of `fit` had a value in each column. It is None for models of older files.
     _seen = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is joined of the rest is joined anew.
+        # The joined object is made again when the file is read.
         state = {k: v for k, v in super().__getstate__().items() if k != "_fitted_model"}
         return files.seal(state, [*self._get_param_names(), *FITTED])
 
@@ -1049,8 +1049,8 @@ class VAETransformer(
         drawn = np.empty((n_samples, fitted.schema.n_columns), fitted.dtype_out)
 
         def draw(model, rows):
-            # Generators of the block's own, whichever thread draws it and however many blocks
-            # there are; two, for the same z with and without observation noise.
+            # Each block has its own generators, so the draws do not depend on threads or other
+            # blocks. There are two, so that z is the same with and without observation noise.
             rng = np.random.default_rng([seed, rows.start])
             noise = devices.generator(int(rng.integers(2**32)))
             shape = rows.stop - rows.start, model.prior.n_noise(fitted.n_components)
@@ -1167,7 +1167,7 @@ class VAETransformer(
         likelihood = self._fitted.likelihood
         if isinstance(getattr(likelihood, "noise", None), Real):
             return float(likelihood.noise)
-        # Of the whole model no more than is asked for: notebooks show this with every estimator.
+        # The whole model is not built: notebooks show this property with every estimator.
         variance = likelihood.variance(self._fitted.likelihood_module)
         if variance is None:
             raise AttributeError(f"{likelihood!r} has no noise variance of its own.")

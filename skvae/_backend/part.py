@@ -6,9 +6,10 @@ from typing import ClassVar
 class Part:
     """A likelihood, prior, posterior or network.
 
-    Some attributes of a class say what its own methods do, and some methods are others written out
-    for speed. A user's class that inherits from a part of skvae may change what they speak of, so
-    it does not inherit them: it has those of the abstract class, unless it states its own.
+    Some attributes of a class describe its methods, and some methods repeat others in a faster
+    form. A user's class that inherits from a part of skvae may change the methods described or
+    repeated. So it does not inherit these names: it has those of the abstract class, unless it
+    states its own.
     """
 
     # Whether `initialise` sets every value of the modules, which may then be made without values.

@@ -15,7 +15,7 @@ from sklearn.utils.validation import validate_data
 from skvae._data import arrays, codes, containers, words
 from skvae._data.description import warn_of_long_numbers
 
-# Attributes that no validation needs: arrays of the model, and what is joined of them.
+# Attributes that validation does not need and that may be large.
 LARGE = ("state_", "history_", "_progress", "_fitted_model")
 
 
@@ -23,8 +23,8 @@ LARGE = ("state_", "history_", "_progress", "_fitted_model")
 class Schema:
     """The columns of X, as `fit` learned them."""
 
-    # An estimator whose only fitted attributes are the number and names of the columns.
-    # scikit-learn's validation sets them in `fit` and reads them later.
+    # A copy of the estimator without its large attributes. scikit-learn's validation sets the
+    # number and names of the columns there in `fit`, and reads them later.
     reader: Any
     categories: dict[int, Any] = field(default_factory=dict)  # of each categorical column
     output: dict[str, Any] = field(default_factory=dict)  # the result of `containers.describe`
