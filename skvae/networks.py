@@ -403,8 +403,9 @@ class MLP(Network):
     def initialise(self, module: nn.Module, generator: torch.Generator) -> None:
         """Draw the weights of `module`, on the CPU, from `generator`."""
         draw_weights(module, generator)
-        if isinstance(module, Layers | HiddenLayers) and module.linear is not None:
-            nn.init.zeros_(module.linear)
+        for layer in module.modules():  # a user's class may wrap them
+            if isinstance(layer, Layers | HiddenLayers) and layer.linear is not None:
+                nn.init.zeros_(layer.linear)
         if isinstance(module, HiddenLayers) and self.residual:
             # Sums of layers are large, and a standard deviation is the exponential of such a sum.
             with torch.no_grad():

@@ -400,6 +400,15 @@ def test_a_subclass_of_a_network_keeps_the_values_that_its_modules_are_made_with
     assert vae.state_["encoder.gain"] == 2
 
 
+def test_all_layers_within_a_users_module_start_as_they_do_without_it():
+    still = {**SMALL, "learning_rate": 1e-12, "max_iter": 1, "early_stopping": False}
+    own, plain = (VAETransformer(2, network=n, **still).fit(table()) for n in (Gained(), MLP()))
+    for name, array in plain.state_.items():
+        if name.startswith("encoder."):
+            inside = own.state_[name.replace("encoder.", "encoder.module.")]
+            np.testing.assert_allclose(inside, array, atol=1e-9, err_msg=name)
+
+
 def test_a_module_that_writes_into_itself_changes_no_estimator():
     X = table()
     vae = VAETransformer(2, network=Gained(), **SMALL).fit(X)
