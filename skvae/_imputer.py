@@ -340,11 +340,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         noise = fitted.score_noise(self.n_draws)
 
         def expect(model, rows):
-            y = block(model, rows)
+            batch = block(model, rows)
             eps = to_tensor(noise, model.varies.device)
             largest, total, mean = torch.tensor(-torch.inf), 0.0, 0.0
-            for some in eps.split(blocks.draws_at_once(len(y), model.width)):
-                z, log_weight = model.weigh(y, some)
+            for some in eps.split(blocks.draws_at_once(len(batch.y), model.width)):
+                z, log_weight = model.weigh(batch._replace(eps=some))
                 before, largest = largest, torch.maximum(largest, log_weight.max(0).values)
                 weight, shrink = (log_weight - largest).exp(), (before - largest).exp()
                 total = shrink * total + weight.sum(0)
@@ -360,17 +360,18 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         dtype = fitted.dtype
 
         def draw(model, rows):
-            y, device = block(model, rows), model.varies.device
+            batch, device = block(model, rows), model.varies.device
             # Each block has its own generator, so no draw depends on threads or other blocks.
             rng = np.random.default_rng([seed, rows.start])
             generator = devices.generator(int(rng.integers(2**32)))
-            shape = self.n_draws, len(y), fitted.n_components
+            n_rows = len(batch.y)
+            shape = self.n_draws, n_rows, fitted.n_components
             eps = to_tensor(rng.standard_normal(shape, dtype), device)
-            uniform = to_tensor(rng.random(len(y), dtype), device)
-            z, log_weight = model.weigh(y, eps)
+            uniform = to_tensor(rng.random(n_rows, dtype), device)
+            z, log_weight = model.weigh(batch._replace(eps=eps))
             shares = log_weight.softmax(0).cumsum(0)
             chosen = (shares < uniform * shares[-1]).sum(0)
-            own = z[chosen, torch.arange(len(y), device=device)]
+            own = z[chosen, torch.arange(n_rows, device=device)]
             return [fitted.restore(model, model.decode_sample(own, generator), drawn=True)]
 
         return draw

@@ -969,7 +969,7 @@ class VAETransformer(
 
         def draw(model, rows, noise):
             eps = noise(n_draws)
-            z = model.encode_draws(block(model, rows), eps)
+            z = model.encode_draws(block(model, rows)._replace(eps=eps))
             return [to_array(z).swapaxes(0, 1)]
 
         fitted.map_noise(draw, random_state, Z.swapaxes(0, 1), n_draws=n_draws)
@@ -1096,9 +1096,9 @@ class VAETransformer(
         block = fitted.blocks(data, accept_far=True)
 
         def score(model, rows):
-            eps, y = to_tensor(noise, model.varies.device), block(model, rows)
-            n_rows = min(len(y), data.shape[0] - rows.start)
-            return [to_array(objective.elbo(model, y, eps, n_rows))]
+            batch, eps = block(model, rows), to_tensor(noise, model.varies.device)
+            n_rows = min(len(batch.y), data.shape[0] - rows.start)
+            return [to_array(objective.elbo(model, batch._replace(eps=eps, n_rows=n_rows)))]
 
         fitted.map_rows(score, elbo, n_draws=len(noise))
         elbo -= fitted.log_jacobian

@@ -157,11 +157,11 @@ def log_likelihood(
     scales = importance.scales(strata).astype(fitted.dtype)
 
     def measure(model, rows, noise):
-        y, weights, ratios, start = block(model, rows), [], [], 0
-        for n in _parts(n_samples, y, model):
-            scale = to_tensor(scales[start : start + n], y.device)
+        batch, weights, ratios, start = block(model, rows), [], [], 0
+        for n in _parts(n_samples, batch, model):
+            scale = to_tensor(scales[start : start + n], batch.y.device)
             eps = scale[:, None, None] * noise(n)
-            terms = model(y, eps, by_draw=True)
+            terms = model(batch._replace(eps=eps), by_draw=True)
             ratio = importance.log_ratio(eps, strata)
             weight = terms.log_likelihood.double() - terms.kl.double().sum(-1)
             weights.append(weight - ratio)
@@ -349,9 +349,10 @@ def reconstruction(
     columns = fitted.likelihood.columns_of(fitted.schema.n_columns)
 
     def measure(model, rows, noise):
-        y, total = block(model, rows), 0.0
-        for n in _parts(n_samples, y, model):
-            log_prob = model.log_prob(y, model.encode_draws(y, noise(n)))
+        batch, total = block(model, rows), 0.0
+        for n in _parts(n_samples, batch, model):
+            batch = batch._replace(eps=noise(n))
+            log_prob = model.log_prob(batch, model.encode_draws(batch))
             total = total + log_prob.double().sum(0)
         features = jacobian - to_array(total) / n_samples
         of_columns = np.zeros((len(features), fitted.schema.n_columns))
@@ -598,8 +599,7 @@ def mutual_information(
     raw = np.empty((n_rows, n_raw), fitted.dtype)
 
     def read(model, rows):
-        y = block(model, rows)
-        return [to_array(model.encoder(model.see(y)))]
+        return [to_array(model.raw_posterior(block(model, rows)))]
 
     fitted.map_rows(read, raw)
     block.warn()
@@ -627,9 +627,9 @@ def _last(estimator, X):
     return vae._fitted, _pipeline.transform(before, X)
 
 
-def _parts(n_samples, y, model):
+def _parts(n_samples, batch, model):
     """`n_samples` draws in parts that fit into a block's memory."""
-    size = blocks.draws_at_once(len(y), model.width)
+    size = blocks.draws_at_once(len(batch.y), model.width)
     for start in range(0, n_samples, size):
         yield min(size, n_samples - start)
 
@@ -645,15 +645,15 @@ def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
     totals = {name: np.empty(data.shape[0]) for name in names}
 
     def measure(model, rows, noise):
-        y, likelihoods, divergences = block(model, rows), [], []
-        for n in _parts(n_samples, y, model):
-            terms = model(y, noise(n), by_draw=True)
+        batch, likelihoods, divergences = block(model, rows), [], []
+        for n in _parts(n_samples, batch, model):
+            terms = model(batch._replace(eps=noise(n)), by_draw=True)
             likelihoods.append(terms.log_likelihood.double())
             divergences.append(terms.kl.double().sum(-1))
         log_likelihood, kl = torch.cat(likelihoods), torch.cat(divergences)
         mean_kl, error_kl, error = kl.mean(0), _error(kl), _error(log_likelihood - kl)
         if model.has_kl:  # what is known needs no estimate
-            mean_kl = model.posterior.kl(model.encode_posterior(y)).double().sum(-1)
+            mean_kl = model.posterior.kl(model.encode_posterior(batch)).double().sum(-1)
             error_kl, error = torch.zeros_like(mean_kl), _error(log_likelihood)
         mean = log_likelihood.mean(0)
         results = [mean - mean_kl, error]

@@ -38,8 +38,7 @@ from scipy.special import ndtri
 from torch import nn
 
 from skvae._backend import ops
-from skvae._backend.autograd import each, values
-from skvae._backend.autograd import vjp as autograd_vjp
+from skvae._backend.autograd import module_vjp
 from skvae._backend.ops import tanh
 from skvae._backend.part import Part
 
@@ -613,23 +612,11 @@ def vjp(
     """
     if isinstance(module, Layers):
         return module.vjp(x, to_input=to_input)
-    names = [name for name, _ in module.named_parameters()]
-    kept = [name for name, _ in module.named_buffers()]
-    parameters, buffers = values(module)
-    extra = [] if noise is None else [noise]
-
-    def of_one(x: torch.Tensor, learned: Any, buffers: Any, extra: Any) -> list[torch.Tensor]:
-        state = dict(zip([*names, *kept], [*learned, *buffers], strict=True))
-        return [torch.func.functional_call(module, state, (x, *extra))]
-
-    def outputs(inputs: Any, constants: Any) -> Any:
-        *learned, x = inputs
-        return each(of_one, x, learned, constants[: len(kept)], constants[len(kept) :])
-
-    (result,), backward = autograd_vjp(outputs, [*parameters, x], [*buffers, *extra])
+    noises = [] if noise is None else [noise]
+    (result,), backward = module_vjp(lambda one, *inputs: [one(*inputs)], module, [x], noises)
 
     def pull(g: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        *gradients, g_x = backward([g])
+        (g_x,), gradients = backward([g])
         return g_x, gradients
 
     return result, pull

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skvae._backend import files
+from skvae._model.rows import Batch
 from skvae._typing import Path
 from skvae._vae import VAETransformer
 
@@ -180,7 +181,7 @@ class _Encoder(nn.Module):
         x = _take(rows.double(), self.columns)
         # A column that was constant in `fit` is 0, whatever comes, NaN too.
         y = torch.where(self.varies, (x - self.model.location) / self.unit, 0.0)
-        return self.model.encode_mean(y.to(self.model.varies.dtype)).to(rows.dtype)
+        return self.model.encode_mean(Batch(y.to(self.model.varies.dtype))).to(rows.dtype)
 
 
 class _Decoder(nn.Module):

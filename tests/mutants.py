@@ -24,7 +24,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 
 ROOT = Path(__file__).parent.parent
 LIKELIHOODS = ["_base", "_reals", "_unit_interval", "_levels", "_counts", "_categories", "_columns"]
-MODEL, LOOP = ["vae", "state", "stacking"], ["adam", "graphs", "loop", "member", "noise"]
+MODEL, LOOP = ["vae", "state", "stack"], ["adam", "graphs", "loop", "member", "noise"]
 TESTS = {
     "_model/objective": "test_objective",
     **dict.fromkeys([f"_model/{name}" for name in MODEL], "test_model"),

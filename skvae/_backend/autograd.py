@@ -4,9 +4,8 @@ Training runs in torch's inference mode, and autograd refuses tensors of this mo
 copied. The tape is kept for one pullback.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,45 +41,64 @@ def vjp(
     return [output.detach() for output in outputs], pull
 
 
-def each(function: Callable[..., Tensors], *arguments: Any) -> Tensors:
-    """Apply ``function`` to the arguments of each model, (M, ...), and stack the results."""
-    if len(arguments[0]) > 1:
-        return torch.func.vmap(function)(*arguments)
-    # One model needs no vmap, which takes longer.
-    alone = [x[0] if isinstance(x, torch.Tensor) else [t[0] for t in x] for x in arguments]
-    return [output.unsqueeze(0) for output in function(*alone)]
+class _Holder(nn.Module):
+    """A function of a module, as a module whose tensors can be replaced."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Tensors]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, *tensors: torch.Tensor) -> Tensors:
+        return self.function(self.module, *tensors)
 
 
-def values(module: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the parameters and the buffers of a module, each in their order."""
-    return list(module.parameters()), list(module.buffers())
+def module_vjp(
+    function: Callable[..., Tensors],
+    module: nn.Module,
+    inputs: Tensors,
+    constants: Tensors = (),
+    *,
+    all_at_once: bool = False,
+) -> tuple[list[torch.Tensor], Callable[[Tensors], tuple[Tensors, list[torch.Tensor]]]]:
+    """Return ``function(module, *inputs, *constants)`` of M models, and its pullback.
 
-
-def holder(module: nn.Module, parameters: Tensors, buffers: Tensors = ()) -> Any:
-    """Return an object with the names of a module and other values, for a part's functions.
-
-    It is a plain namespace if the module has no modules inside, and else a copy of the module.
+    All tensors have a leading M, those of the module too. `function` gets the tensors of one model;
+    with `all_at_once`, for a module without modules inside, it gets the tensors of all models. The
+    pullback turns gradients of the outputs into gradients of the inputs and of the module's
+    parameters.
     """
-    names = [name for name, _ in module.named_parameters()]
-    names += [name for name, _ in module.named_buffers()]
-    values = dict(zip(names, [*parameters, *buffers], strict=True))
-    return _copy(module, values, "") if is_nested(module) else SimpleNamespace(**values)
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    names, n, k = [*parameters, *buffers], len(inputs), len(buffers)
+
+    def of_one(inputs: Tensors, learned: Tensors, kept: Tensors, constants: Tensors) -> Tensors:
+        values = dict(zip(names, [*learned, *kept], strict=True))
+        if all_at_once:  # a namespace takes less time than a call of a module
+            return function(SimpleNamespace(**values), *inputs, *constants)
+        values = {f"module.{name}": value for name, value in values.items()}
+        holder = _Holder(module, function)
+        return torch.func.functional_call(holder, values, (*inputs, *constants))
+
+    def of_all(tensors: Tensors, constants: Tensors) -> Tensors:
+        groups = tensors[:n], tensors[n:], constants[:k], constants[k:]
+        if all_at_once:
+            return of_one(*groups)
+        if len(tensors[0]) > 1:
+            return torch.func.vmap(of_one)(*groups)
+        # One model needs no vmap, which takes longer.
+        outputs = of_one(*([tensor[0] for tensor in group] for group in groups))
+        return [output.unsqueeze(0) for output in outputs]
+
+    outputs, backward = vjp(
+        of_all, [*inputs, *parameters.values()], [*buffers.values(), *constants]
+    )
+
+    def pull(gradients: Tensors) -> tuple[Tensors, list[torch.Tensor]]:
+        results = backward(gradients)
+        return results[:n], results[n:]
+
+    return outputs, pull
 
 
 def is_nested(module: nn.Module) -> bool:
     """Whether a module has modules inside, which may need tensors of a single model."""
     return next(module.children(), None) is not None
-
-
-def _copy(module: nn.Module, values: Mapping[str, torch.Tensor], prefix: str) -> nn.Module:
-    """Copy a module with these values, which are named as in the outermost module."""
-    new = object.__new__(type(module))
-    vars(new).update(vars(module))
-    for kind in ("_parameters", "_buffers"):
-        own = {name: values.get(prefix + name, v) for name, v in getattr(module, kind).items()}
-        vars(new)[kind] = own
-    vars(new)["_modules"] = {
-        name: child if child is None else _copy(child, values, f"{prefix}{name}.")
-        for name, child in module._modules.items()
-    }
-    return new

@@ -32,15 +32,15 @@ from skvae._fit.job import (
 from skvae._fit.loading import read_in_parts, read_once
 from skvae._model import loop
 from skvae._model.member import Record
-from skvae._model.stacking import learned_state, stack_models
+from skvae._model.stack import Stack
 from skvae._model.state import n_active, units_of
-from skvae._model.vae import VAE, State
+from skvae._model.vae import State
 
 ACTIVITY_ROWS = 1000  # first rows, which show which components are active
 
 
-def _state_of(stack: VAE, job: Job, record: Record) -> State:
-    return {**job.state, **learned_state(stack, job.architecture, job.state, record.weights)}
+def _state_of(stack: Stack, job: Job, record: Record) -> State:
+    return {**job.state, **stack.state_of(job.architecture, job.state, record.weights)}
 
 
 def _n_active(job: Job, state: State) -> int:
@@ -80,10 +80,12 @@ def train(
     """
     first = jobs[0]
     with devices.computing(first.device, one_thread=is_small(first)):
-        stack = stack_models(
-            [job.architecture for job in jobs], [job.state for job in jobs], first.device
+        stack = Stack(
+            [job.architecture for job in jobs],
+            [job.state for job in jobs],
+            first.device,
+            low_precision=first.precision == "bf16",
         )
-        stack.low_precision = first.precision == "bf16"
 
         def states(records: Iterable[Record]) -> list[State]:
             return [_state_of(stack, jobs[record.member], record) for record in records]

@@ -175,9 +175,8 @@ class FittedModel:
         kept, arrays_now = self._kept, list(self.state.values())
         is_kept = kept is not None and len(kept[0]) == len(arrays_now)
         if is_kept and all(map(operator.is_, kept[0], arrays_now)):
-            model = copy.copy(kept[1])
-            model.limit = float(self.state["bound"])  # a number, which is not shared
-            return model
+            kept[1].limit = float(self.state["bound"])  # a number, which is not shared
+            return kept[1]
         shares = device.type == "cpu" and not self.architecture.is_foreign
         with devices.computing(device, one_thread=True):
             model = from_state(self.architecture, self.state, device, shares=shares)
@@ -194,10 +193,10 @@ class FittedModel:
     def map_rows(self, function, *outputs, n_draws=1, whole_blocks=False):
         """Fill `outputs` with `function(model, rows)`, block by block of rows.
 
-        Each block gets its own copy of the model, which shares its weights with the others. The
-        number of threads is that of torch, or as many as fit into scikit-learn's working memory.
-        With `whole_blocks`, a block has the same length for one row as for many. Functions need
-        this if they draw noise for a block, or sum over as many draws at once as there is room for.
+        The number of threads is that of torch, or as many as fit into scikit-learn's working
+        memory. With `whole_blocks`, a block has the same length for one row as for many. Functions
+        need this if they draw noise for a block, or sum over as many draws at once as there is room
+        for.
         """
         device = devices.device_or_cpu(self.device)
         model = self.module(device)
@@ -214,7 +213,7 @@ class FittedModel:
         n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
         blocks.map_rows(
-            lambda rows: function(copy.copy(model), rows),
+            lambda rows: function(model, rows),
             outputs,
             n_rows,
             device,

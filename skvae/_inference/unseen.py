@@ -23,7 +23,7 @@ from skvae._data import arrays
 from skvae._data.codes import UNSEEN
 from skvae._data.units import FARTHEST, check_reach, measure_reach, standardise
 from skvae._data.words import listed, rows_in_words
-from skvae._model.vae import Unseen
+from skvae._model.rows import Batch, Unseen
 
 
 class Blocks:
@@ -70,7 +70,7 @@ class Blocks:
         self.beside, self.far = [], []
 
     def __call__(self, model, rows):
-        """Return the block of these rows for `model`, and prepare the model for it."""
+        """Return the block of these rows for `model`."""
         block, strange = arrays.dense(self.X[rows]), None
         if len(self.categorical) and (block[:, self.categorical] == UNSEEN).any():
             strange = np.zeros(block.shape, bool)
@@ -83,8 +83,7 @@ class Blocks:
         reach = self._check_reach(y, some, block, rows.start)
         device, n_rows = model.varies.device, rows.stop - rows.start
         unseen = [] if strange is None else self._unseen(strange, n_rows, device)
-        model.expect(reach, unseen)
-        return blocks.to_block(y, n_rows, device)
+        return Batch(blocks.to_block(y, n_rows, device), reach=reach, unseen=unseen)
 
     def _support(self, block, start):
         """Return the features of a block, without infinity and counts that are too far."""

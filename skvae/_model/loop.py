@@ -30,7 +30,7 @@ from skvae._model.member import Plan, Progress, Record, Run, Simple
 from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.objective import Stack as Objective
 from skvae._model.objective import Weights, loss, loss_gradient, row_losses
-from skvae._model.rows import Rows
+from skvae._model.rows import Batch, Rows
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
 N_VALIDATION_DRAWS = 4
@@ -73,8 +73,8 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) ->
         beta: torch.Tensor,
         *coefficients: Any,
     ) -> None:
-        now = weights._replace(beta=beta)
-        numbers, gradients = loss_gradient(stack, rows.take(index), eps, row_noise, now, row_weight)
+        batch = Batch(rows.take(index), eps, row_noise, row_weight)
+        numbers, gradients = loss_gradient(stack, batch, weights._replace(beta=beta))
         adam.step(gradients, *coefficients)
         seen.add_(numbers, alpha=index.shape[1])
 
@@ -209,7 +209,7 @@ class Members:
         )
         terms = [
             self.stack.vjp(
-                self.judged.take(index), eps, row_noise, by_draw=self.weights.importance
+                Batch(self.judged.take(index), eps, row_noise), by_draw=self.weights.importance
             )[0]
             for index, eps, row_noise in blocks
         ]

@@ -43,6 +43,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from skvae._model.rows import Batch
+
 # log p(y|z) of each draw (S, B), and the KL divergence of each component or draw (S|1, B, L|1).
 Terms = tuple[torch.Tensor, torch.Tensor]
 
@@ -50,22 +52,19 @@ Terms = tuple[torch.Tensor, torch.Tensor]
 class Model(Protocol):
     """The interface that `elbo` needs of a model."""
 
-    def __call__(self, y: torch.Tensor, eps: torch.Tensor, /, *, n_rows: int | None) -> Terms:
-        """Log-likelihood and KL divergence for rows of y (B, D) and noise eps (S, B, L).
-
-        `n_rows` is how many of the first rows need them; None: all.
-        """
+    def __call__(self, batch: Batch, /) -> Terms:
+        """Log-likelihood and KL divergence for a batch with noise eps (S, B, L)."""
         ...
 
 
 class Stack(Protocol):
     """The interface that the loss needs of M models.
 
-    It takes rows y (M, B, D), noise eps (M, S, B, L) of draws and `row_noise` (M, B, N) of rows.
+    It takes batches of rows y (M, B, D) with noise eps (M, S, B, L) and `row_noise` (M, B, N).
     """
 
     def vjp(
-        self, y: torch.Tensor, eps: torch.Tensor, row_noise: torch.Tensor, *, by_draw: bool
+        self, batch: Batch, *, by_draw: bool
     ) -> tuple[Terms, Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]]:
         """Return terms (M, S, B) and (M, S|1, B, L|1), and the pullback of their gradients.
 
@@ -161,29 +160,19 @@ def row_losses(
 
 
 def loss_gradient(
-    stack: Stack,
-    y: torch.Tensor,
-    eps: torch.Tensor,
-    row_noise: torch.Tensor,
-    weights: Weights,
-    row_weight: torch.Tensor | None = None,
+    stack: Stack, batch: Batch, weights: Weights
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the numbers of `loss`, (3, M), and the gradient of the loss for each parameter."""
-    terms, pull = stack.vjp(y, eps, row_noise, by_draw=weights.importance)
-    numbers, *gradients = loss(terms, weights, row_weight)
+    terms, pull = stack.vjp(batch, by_draw=weights.importance)
+    numbers, *gradients = loss(terms, weights, batch.row_weight)
     return numbers, pull(*gradients)
 
 
-def elbo(
-    model: Model, y: torch.Tensor, eps: torch.Tensor, n_rows: int | None = None
-) -> torch.Tensor:
-    """ELBO of each row, (B,), in nats, float64: the mean over the draws eps (S, B|1, L).
-
-    `n_rows` is how many of the first rows need it; None: all.
-    """
-    log_likelihood, kl = model(y, eps, n_rows=n_rows)
+def elbo(model: Model, batch: Batch) -> torch.Tensor:
+    """ELBO of each row, (B,), in nats, float64: the mean over the batch's draws."""
+    log_likelihood, kl = model(batch)
     # Padding keeps the number of rows, so that sums over draws always round a row the same.
-    n_missing = len(y) - log_likelihood.shape[-1]
+    n_missing = len(batch.y) - log_likelihood.shape[-1]
     if n_missing:
         log_likelihood = nn.functional.pad(log_likelihood, (0, n_missing))
         kl = nn.functional.pad(kl, (0, 0, 0, n_missing))

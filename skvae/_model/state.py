@@ -16,6 +16,7 @@ from skvae._backend.tensors import Array, share_tensor, to_array, to_tensor
 from skvae._data.statistics import Moments
 from skvae._data.units import Units, standardise
 from skvae._model.architecture import Architecture
+from skvae._model.rows import Batch
 from skvae._model.vae import ENCODER_BOUND, VAE, State
 
 # Variance of the posterior means above which a component is active (Burda, Grosse &
@@ -136,7 +137,6 @@ def from_state(
     make = share_tensor if shares else partial(to_tensor, device=device)
     model.load_state_dict({name: make(array) for name, array in state.items()}, assign=True)
     model.limit = float(state["bound"])
-    model.has_holes = True  # rows may have missing values even if those of `fit` had none
     return model
 
 
@@ -158,7 +158,7 @@ def widened(state: State, module: nn.Module) -> State:
 
 def n_active(architecture: Architecture, state: State, y: torch.Tensor) -> int:
     """Count the components whose posterior mean varies over rows y (B, D), on the CPU."""
-    means = from_state(architecture, state).encode_mean(y).double()
+    means = from_state(architecture, state).encode_mean(Batch(y)).double()
     return int((means.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 

@@ -318,24 +318,17 @@ class Likelihood(Part, ABC):
         self, module: Any, raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
         """Return `total` of M models, and its pullback."""
-        parameters, buffers = autograd.values(module)
 
-        def of_one(
-            raw: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, learned: Any, kept: Any
-        ) -> list[torch.Tensor]:
-            return [self.total(autograd.holder(module, learned, kept), raw, x, weight)]
+        def total(module: Any, *tensors: torch.Tensor) -> list[torch.Tensor]:
+            return [self.total(module, *tensors)]
 
-        def total(inputs: Any, constants: Any) -> list[torch.Tensor]:
-            *learned, raw = inputs
-            *kept, x, weight = constants
-            if autograd.is_nested(module):
-                return list(autograd.each(of_one, raw, x, weight, learned, kept))
-            return of_one(raw, x, weight, learned, kept)  # this takes all models at once
-
-        (result,), backward = autograd.vjp(total, [*parameters, raw], [*buffers, x, weight])
+        at_once = not autograd.is_nested(module)
+        (result,), backward = autograd.module_vjp(
+            total, module, [raw], [x, weight], all_at_once=at_once
+        )
 
         def pull(g: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            *gradients, g_raw = backward([g])
+            (g_raw,), gradients = backward([g])
             return g_raw, gradients
 
         return result, pull
