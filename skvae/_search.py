@@ -30,9 +30,10 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
 from skvae._fit import packing, report
+from skvae._fit.preparation import n_varying, prepare
 from skvae._model.member import Plan, Record
 from skvae._typing import Estimator, Rows, Splitter
-from skvae._vae import DOC_LINK, VAETransformer, n_varying
+from skvae._vae import DOC_LINK, VAETransformer
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -482,7 +483,7 @@ class _Handout:
         weight, groups = (
             of_rows.get(_name_of(estimator, argument)) for argument in ("sample_weight", "groups")
         )
-        job, fitted = vae._prepare(X, known, weight, groups)
+        job, fitted = prepare(vae, X, known, weight, groups)
         prepared = _Prepared(key, steps, job.plan, n_varying(job), fitted)
         return prepared, job._replace(keeps_progress=False)
 

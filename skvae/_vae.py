@@ -6,7 +6,6 @@ threads share nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, Literal, Self, TypeAlias
 
@@ -29,29 +28,20 @@ from skvae._backend import blocks, devices, files
 from skvae._backend.tensors import to_array, to_tensor
 from skvae._callbacks import Callbacks, CallbackSupportMixin
 from skvae._data import (
-    arrays,
     containers,
-    description,
     schema,
-    statistics,
-    stream,
     weighting,
-    words,
 )
 from skvae._data.units import FARTHEST
-from skvae._fit import execution, loading, planning, report
-from skvae._fit.job import Job
+from skvae._fit import execution, report
+from skvae._fit.preparation import n_varying, prepare
 from skvae._inference.fitted import FittedModel
 from skvae._model import objective
-from skvae._model.architecture import NAMED, Architecture, name_of, part_of
-from skvae._model.member import OF_STEPS, SCHEDULES
-from skvae._model.state import (
-    cast_state,
-    initial_state,
-)
+from skvae._model.architecture import part_of
+from skvae._model.member import SCHEDULES
 from skvae._typing import Groups, RandomState, Rows, fit_context
-from skvae.likelihoods import LIKELIHOODS, Likelihood, _choice
-from skvae.networks import ACTIVATIONS, NETWORKS, Network, Own
+from skvae.likelihoods import LIKELIHOODS, Likelihood
+from skvae.networks import ACTIVATIONS, NETWORKS, Network
 from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
 
@@ -569,7 +559,7 @@ class VAETransformer(
             If X, a weight or a parameter cannot be used, or the loss is not finite. The estimator
             is then as it was before the call.
         """
-        job, fitted = self._prepare(X, sample_weight=sample_weight, partial=True)
+        job, fitted = prepare(self, X, sample_weight=sample_weight, partial=True)
         (trained,) = execution.train([job], lambda: None, lambda records, states: False)
         if trained.record.interrupted:
             raise KeyboardInterrupt
@@ -578,13 +568,13 @@ class VAETransformer(
 
     @fit_context(prefer_skip_nested_validation=True)
     def _fit_changed(self, X, change, sample_weight=None, groups=None):
-        """Fit to the rows that `change` returns for those of X: see `_prepare`."""
+        """Fit to the rows that `change` returns for those of X: see `prepare`."""
         return self._fit(X, None, sample_weight, groups, change)
 
     def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
-        """Fit to X, or to the rows that `change` returns for it: see `_prepare`."""
+        """Fit to X, or to the rows that `change` returns for it: see `prepare`."""
         weighting.check_target(X, y)
-        job, fitted = self._prepare(X, sample_weight=sample_weight, groups=groups, change=change)
+        job, fitted = prepare(self, X, None, sample_weight, groups, change)
         callbacks = Callbacks(self, X, y, sample_weight)
 
         def end_epoch(records, states):
@@ -611,158 +601,6 @@ class VAETransformer(
             trained.record.interrupted = True
             report.check_outcome(trained, job.plan, n_varying(job))
             return self._become(fitted(trained.record, trained.state))
-
-    def _prepare(
-        self, X, known=None, sample_weight=None, groups=None, change=None, *, partial=False
-    ):
-        """Make the training job for X, and the function that turns its outcome into attributes.
-
-        It raises if X or a parameter cannot be used, and does not change the estimator. `known`
-        stores the reading of X for the next call with the same X, weights and groups. `change`
-        takes the rows, as numbers, and returns the rows to train on, some of whose values may be
-        missing, and for each of them the index of the row of X that it is a copy of; copies are
-        held out together. `partial`: one pass, after those of earlier calls.
-        """
-        device = devices.resolve_device(self.device)
-        dtype = devices.dtype_of(self.precision, device)
-        warm = (self.warm_start or partial) and self.__sklearn_is_fitted__()
-        known = {} if known is None else known
-        likelihood, data, weight, group, attributes = self._read_first(
-            X, known, sample_weight, groups, warm
-        )
-        if partial and warm:
-            attributes["_output"] = self._output
-        if change is not None:
-            data, row_of = change(data[:])
-            weight = None if weight is None else weight[row_of]
-            group = row_of if group is None else group[row_of]
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        shape = data.shape[0], len(likelihood.columns_of(data.shape[1]))
-        n_at_once, held_out = self._hold_out(shape, dtype, seed, group, partial)
-        # Units come from the rows that are trained on.
-        key = likelihood, held_out.tobytes()
-        if key not in known:
-            how = {"reset": not warm, "partial": partial, "grouped": group is not None}
-            known[key] = description.describe(data, likelihood, attributes, weight, held_out, **how)
-        moments, seen = known[key]
-        has_holes = bool(moments.has_holes or change is not None)
-        missing = self._decide_missing(has_holes, warm, partial)
-        architecture = self._describe_architecture(likelihood, shape[1], missing)
-        architecture.network.check_rows(shape[1], data.shape[1])
-        self._check_free_bits(architecture)
-        if warm:
-            before = self._fitted.architecture
-            for name in [field.name for field in fields(before)]:
-                _check_same(name, getattr(before, name), getattr(architecture, name))
-            self._compare_with_first(data, moments, likelihood)
-            state, first_seen = self.state_, self._first_seen
-            has_seen_holes = bool(has_holes or self._fitted.knows_holes)
-        else:
-            state = initial_state(
-                architecture, moments, seed, lambda n: schema.take(data, n, seed, likelihood)
-            )
-            first_seen = {"mean": moments.mean, "std": moments.std}
-            has_seen_holes = has_holes
-            attributes["_seen"] = seen
-        job = Job(
-            data=data,
-            n_at_once=n_at_once,
-            architecture=architecture,
-            state=cast_state(state, dtype),
-            plan=None,
-            seed=seed,
-            device=device,
-            precision=self.precision,
-            held_out=held_out,
-            group=group,
-            sample_weight=weight,
-            keeps_progress=self.warm_start or partial,
-        )
-        job = planning.plan_training(self, job, warm, partial)
-        attributes |= {
-            "_architecture": architecture.to_dict(),
-            "_first_seen": first_seen,
-            "_has_seen_holes": has_seen_holes,
-        }
-        return job, self._describe_outcome(job, attributes, warm, partial)
-
-    def _hold_out(self, shape, dtype, seed, group, partial):
-        """Return how many rows may be in memory at once, and the indices of the held-out rows."""
-        n_least = 256 if self.batch_size == "auto" else max(2, self.batch_size)
-        n_at_once = loading.rows_at_once(*shape, dtype, n_least)
-        if partial:
-            return n_at_once, np.empty(0, np.intp)
-        return n_at_once, planning.hold_out(self, shape, n_at_once, seed, group)
-
-    def _decide_missing(self, has_holes, warm, partial):
-        """Return whether the encoder has inputs for missing values."""
-        if not warm:
-            # A first block doesn't say whether later ones have holes.
-            return has_holes or partial
-        missing = self._fitted.architecture.missing
-        if has_holes and not missing:
-            raise ValueError(
-                "X has missing values or unknown categories, but training goes on with a model "
-                "that was fitted without any: its encoder has no inputs for them. Fit anew, with "
-                "rows of which some have missing values, or by partial_fit from the first rows on."
-            )
-        return missing
-
-    def _describe_outcome(self, job, attributes, warm, partial):
-        """Return a function of a record and a state: all fitted attributes. It holds no rows."""
-        n_before, history, kept_before = 0, {}, None
-        if warm:
-            n_before, history = self.n_iter_, self.history_
-            # A model from an older file has no such number.
-            kept_before = getattr(self, "kept_iter_", None)
-        if job.progress is not None and not partial:
-            n_before -= job.progress["n_iter"]
-            history = {name: values[:n_before] for name, values in history.items()}
-        run = planning.describe_run(job, partial) if job.keeps_progress else None
-        max_iter = job.plan.max_iter
-
-        def fitted(record, state, *, goes_on=partial):
-            """All that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
-            stopped = record.outcome in ("stopped", "interrupted") and record.n_iter < max_iter
-            progress = None
-            if record.progress is not None and (goes_on or stopped):
-                progress = {"run": run, **execution.to_arrays(record.progress)}
-            kept = record.n_iter if goes_on else record.kept
-            if partial:  # the next one begins with the weights
-                progress = {name: progress[name] for name in ("run", *OF_STEPS)}
-            return {
-                **attributes,
-                "_progress": progress,
-                "state_": state,
-                "n_iter_": n_before + record.n_iter,
-                # No epoch was kept, so the weights are those that training started from.
-                "kept_iter_": n_before + kept if kept else 0 if record.is_simple else kept_before,
-                "history_": report.join(history, n_before, record.history, record.n_iter),
-            }
-
-        return fitted
-
-    def _read_first(self, X, known, sample_weight, groups, warm):
-        """Read X: return likelihood, rows, weights, groups, and the attributes that follow."""
-        as_table = _choice.is_read(self.likelihood)
-        containers.check_rows(X, getattr(self.network, "image_shape", None))
-        table, rows, weight, group = weighting.count_first(
-            containers.to_validate(X), sample_weight, groups, as_table=as_table
-        )
-        placed, chosen = _choice.place(self.likelihood, table)
-        if warm:
-            before = self._fitted.likelihood.with_categories({})
-            _check_same("likelihood", before, placed)
-        if placed not in known:
-            categories = self._categories if warm else None
-            known[placed] = (
-                *schema.Schema.learn(self, table, placed, categories, rows, as_table),
-                weight,
-                group,
-            )
-        learned, likelihood, data, weight, group = known[placed]
-        attributes = {**learned.attributes, "_likelihood": name_of("likelihood", chosen)}
-        return likelihood, data, weight, group, attributes
 
     def _become(self, attributes):
         """Set all fitted attributes at once."""
@@ -797,74 +635,12 @@ class VAETransformer(
             self._fitted_model = fitted = fitted.on(self.device)
         return fitted
 
-    def _describe_architecture(self, likelihood, n_features, missing):
-        """Return the architecture that the parameters describe."""
-        sizes = self.hidden_layer_sizes
-        sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
-        if not all(
-            isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes
-        ):
-            raise ValueError(
-                "The 'hidden_layer_sizes' parameter of VAETransformer must hold positive "
-                f"integers. Got {self.hidden_layer_sizes!r} instead."
-            )
-        return Architecture(
-            n_features=n_features,
-            n_components=int(self.n_components),
-            likelihood=likelihood,
-            network=part_of("network", _network(self.network)),
-            hidden_layer_sizes=tuple(map(int, sizes)),
-            activation=self.activation,
-            prior=part_of("prior", self.prior),
-            posterior=part_of("posterior", self.posterior),
-            missing=missing,
-        )
-
-    def _check_free_bits(self, architecture):
-        if not self.free_bits:
-            return
-        if self.n_importance_samples > 1:
-            raise ValueError(
-                f"free_bits={self.free_bits} needs n_importance_samples=1, since the bound of "
-                f"several draws has no KL divergence of its own. Got {self.n_importance_samples}."
-            )
-        if not (architecture.posterior.factorises and architecture.has_kl):
-            raise ValueError(
-                f"free_bits={self.free_bits} needs a KL divergence that is a sum over the "
-                "components: posterior='diagonal' and prior='standard_normal'. Got "
-                f"posterior={self.posterior!r} and prior={self.prior!r}."
-            )
-
     _fitted_model = None
     # The progress of a fit that was stopped and can go on.
     _progress = None
     # Moments of the features in the rows that decided the units, and whether any rows had holes.
     # They are None for models of older files.
     _first_seen = _has_seen_holes = None
-
-    def _compare_with_first(self, data, moments, likelihood):
-        """Warn if the rows that training goes on with differ from the first ones."""
-        location, scale = self.state_["location"], self.state_["scale"]
-        n_columns = data.shape[1]
-        places = likelihood.columns_of(n_columns)
-        mean, std = location, np.full(len(location), np.nan)
-        if self._first_seen is not None:
-            mean, std = self._first_seen["mean"], self._first_seen["std"]
-        mean = np.where(np.isnan(location), np.nan, mean)  # of a column that had no value
-        # A spread of 0 marks a constant column; without a spread, nothing can be compared.
-        std = np.where(scale > 0, np.where(std > 0, std, np.nan), 0.0)
-        # Categories have no units, and unknown categories have their own warning.
-        of_category = np.isin(places, list(likelihood.categorical(n_columns)))
-        # A column without values, now or at first, cannot be compared.
-        there = moments.n_values > 0
-        now = moments._replace(
-            mean=np.where(there, moments.mean, np.nan), std=np.where(there, moments.std, np.nan)
-        )
-        first = statistics.Moments(mean, np.where(of_category, np.nan, std))
-        labels = words.Labels(getattr(self, "feature_names_in_", None), places)
-        known = {data.dtype.name, self._output["dtype"]}
-        resolution = arrays.resolution_of("float32" if "float32" in known else "float64")
-        stream.warn(first, now, data, likelihood.check_support, labels, resolution)
 
     # How many rows of `fit` had a value in each column. It is None for models of older files.
     _seen = None
@@ -1187,35 +963,3 @@ class VAETransformer(
         tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         return tags
-
-
-# --- parts ------------------------------------------------------------------------------
-
-
-def n_varying(job):
-    """How many columns of a job's rows are not constant to its model."""
-    places = job.architecture.likelihood.columns_of(job.data.shape[1])
-    return len(np.unique(places[job.state["scale"] > 0]))
-
-
-def _network(value):
-    """A network by its name or value; a pair of callables becomes one."""
-    if not isinstance(value, tuple):
-        return value
-    if len(value) != 2 or not all(map(callable, value)):
-        raise ValueError(
-            "The 'network' parameter of VAETransformer must be 'mlp', a value of skvae.networks "
-            "or a pair of callables (n_in, n_out) -> torch.nn.Module, for encoder and decoder. "
-            f"Got {value!r} instead."
-        )
-    return Own(*value)
-
-
-def _check_same(name, before, now):
-    """Refuse to go on with a fitted model whose part, or size, of this name is another one."""
-    if before != now:
-        before, now = (name_of(name, v) if name in NAMED else v for v in (before, now))
-        raise ValueError(
-            f"Training goes on with the fitted model, whose {name} is {before!r}. Got {now!r}: set "
-            "it back, or fit anew, without warm_start."
-        )
