@@ -74,16 +74,16 @@ class VAETransformer(
 ):
     """Variational autoencoder: nonlinear PCA with a probability for every row.
 
-    Fits p(x) = ∫ p(x|z) p(z) dz with a standard normal prior p(z) and a decoder network in
-    p(x|z), together with an encoder network q(z|x), by maximising the evidence lower bound
-    (ELBO) [1]_ with Adam.
+    The model is p(x) = ∫ p(x|z) p(z) dz, with a prior p(z) and a decoder network in p(x|z). `fit`
+    learns it together with an encoder network q(z|x): Adam maximises the evidence lower bound
+    (ELBO) [1]_.
 
-    The score is the ELBO in nats per row, in the units of X, always with beta=1: minus the
-    negative ELBO, since scikit-learn maximises scores. A grid search over `beta` and
-    `n_components` so picks the smallest held-out negative ELBO.
+    The score is the ELBO in nats per row, in the units of X, always with beta=1. scikit-learn
+    maximises scores, so a grid search over `beta` and `n_components` picks the smallest held-out
+    negative ELBO.
 
-    X needs no scaling before: the model standardises its inputs and accounts for it in the
-    density. X may have missing values, and be a table with columns of several kinds.
+    X needs no scaling: the model standardises its inputs and accounts for it in the density. X may
+    have missing values, and may be a table with columns of several kinds.
 
     Parameters
     ----------
@@ -91,30 +91,32 @@ class VAETransformer(
         Number of latent features.
 
     likelihood : str or value, default="gaussian"
-        What the rows are, given z, of `skvae.likelihoods`: "gaussian" is `Gaussian()`, real
-        values with a noise variance of each row and column; "laplace" and "student_t" the same
-        for columns with outliers; "bernoulli" is `Bernoulli()`, yes or no; "continuous_bernoulli"
-        numbers in [0, 1]; "categorical" categories; "poisson" and "negative_binomial" counts.
-        `ZeroInflated` is for counts with many zeros, `DiscretizedLogistic` for levels of grey.
-        `Columns` has one for each part of a table. "auto" makes such parts by dtypes: real and
-        whole numbers are "gaussian", bools "bernoulli", strings, objects and categories
-        "categorical". One of your own inherits from `Likelihood`.
+        Distribution of a row given z, a value of `skvae.likelihoods` or its name. "gaussian" is
+        `Gaussian()`: real values, with a noise variance for each row and column. "laplace" and
+        "student_t" are the same for columns with outliers. "bernoulli" is `Bernoulli()`, for yes
+        and no, "continuous_bernoulli" is for numbers in [0, 1], "categorical" for categories,
+        "poisson" and "negative_binomial" for counts. `ZeroInflated` is for counts with many zeros,
+        `DiscretizedLogistic` for grey levels. `Columns` gives each part of a table its own
+        likelihood. "auto" makes such parts by dtype: real and whole numbers are "gaussian", bools
+        "bernoulli", strings, objects and categories "categorical". Your own class inherits from
+        `Likelihood`.
 
     prior : {"standard_normal"} or value, default="standard_normal"
-        What z is before a row is seen, of `skvae.priors`: "standard_normal" is N(0, I);
-        `Mixture` and `Vamp` learn more.
+        Distribution of z before a row is seen, a value of `skvae.priors`: "standard_normal" is
+        N(0, I); `Mixture` and `Vamp` are learned.
 
     posterior : {"diagonal", "full"} or value, default="diagonal"
-        What z is for a row, of `skvae.posteriors`: "diagonal" has independent normal
-        components, "full" any covariance; `Flow` is not normal.
+        Distribution of z given a row, a value of `skvae.posteriors`: "diagonal" is normal with
+        independent components, "full" is normal with any covariance, `Flow` is not normal.
 
     network : {"mlp"}, value or pair of callables, default="mlp"
-        Encoder and decoder, of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. Of a
-        pair of callables ``(n_in, n_out) -> torch.nn.Module`` the first makes the encoder and
-        the second the decoder, from (n, n_in) to (n, n_out). Where values are missing, and in
-        `partial_fit`, the encoder also sees which are there, in as many inputs. Their outputs
-        for a row must not depend on other rows, nor on chance. A search trains together what is
-        equal, as functions of a module are and two lambdas are not.
+        Encoder and decoder, a value of `skvae.networks`: "mlp" is `MLP()`, `Conv` is for images. In
+        a pair of callables ``(n_in, n_out) -> torch.nn.Module``, the first makes the encoder and
+        the second the decoder, from (n, n_in) to (n, n_out). If values may be missing, and in
+        `partial_fit`, the encoder has twice as many inputs: the values, and a mask of the values
+        that are there. The output for a row must not depend on other rows or on random numbers. A
+        search trains models with equal networks together; functions of a module are equal, and two
+        lambdas are not.
 
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
@@ -125,99 +127,99 @@ class VAETransformer(
         Activation of the hidden layers.
 
     beta : float, default=1.0
-        Weight of the KL divergence in the training loss [3]_, at least 0. The score
-        doesn't use it.
+        Weight of the KL divergence in the training loss [3]_, at least 0. The score does not use
+        it.
 
     beta_warmup : float, default=0.0
         Share of `max_iter`, in [0, 1), over which beta rises in equal steps to its value.
 
     n_beta_cycles : int, default=1
-        How often beta rises, each time over `beta_warmup` of a cycle: 1 is a linear warm-up,
-        more are cyclical annealing [4]_.
+        How often beta rises, each time over `beta_warmup` of a cycle: 1 is a linear warm-up, a
+        larger number is cyclical annealing [4]_.
 
     free_bits : float, default=0.0
-        Nats per component below which its KL divergence, averaged over a batch, costs no
-        less [5]_: against collapse. Only where the divergence is a sum over the components.
+        Nats per component. A component whose KL divergence, averaged over a batch, is smaller costs
+        as much as this [5]_. It prevents collapse, and needs a divergence that is a sum over the
+        components.
 
     n_importance_samples : int, default=1
-        Draws of z for each row in a training step. With more than 1, the loss is the tighter
-        bound of importance weighted autoencoders [6]_: a beta above 1 subtracts beta - 1 times
-        the KL divergence from it, and one below 1 weighs the draws by p(x|z) (p(z) / q(z|x))^beta.
-        The score stays the ELBO, which such a model may have less of: see
-        `skvae.metrics.log_likelihood` for what it gained.
+        Draws of z for each row in a training step. With more than 1, the loss is the tighter bound
+        of importance weighted autoencoders [6]_: a beta above 1 subtracts beta - 1 times the KL
+        divergence from it, and a beta below 1 weighs the draws by
+        p(x|z) (p(z) / q(z|x))^beta. The score is still the ELBO, which may be lower for such a
+        model; `skvae.metrics.log_likelihood` shows its gain.
 
     learning_rate : float, default=3e-3
-        Step size of Adam, the largest where it falls.
+        Step size of Adam; with a schedule, the largest one.
 
     learning_rate_schedule : {"cosine", "constant"}, default="cosine"
         "cosine" falls over `max_iter` epochs along half a cosine to 0.
 
     weight_decay : float, default=0.0
         Decoupled decay, as in AdamW, of the weight matrices of the networks: encoder, decoder
-        and those of a `Flow`. Biases and what prior and likelihood learn do not decay.
+        and the networks of a `Flow`. Biases and the parameters of prior and likelihood do not
+        decay.
 
     max_grad_norm : float or None, default=None
-        Largest norm of the gradient of the loss by all parameters together: longer ones are
-        shortened to it. Helps where a high learning rate diverges. None: as they are.
+        Largest norm of the gradient of the loss with respect to all parameters together. A longer
+        gradient is shortened to it, which helps if a high learning rate diverges. None: no limit.
 
     batch_size : int or "auto", default="auto"
         Rows of a training step. "auto" takes the power of two that gives about 16 steps an
-        epoch, from 32 to 256. At most the number of training rows.
+        epoch, from 32 to 256. It is at most the number of training rows.
 
     max_iter : int, default=300
         Largest number of epochs.
 
     early_stopping : bool or "auto", default="auto"
-        Whether to hold out rows, stop when the training objective (with the final beta) on
-        them stops falling, and keep the weights of the best epoch. Where factor analysis is a
-        candidate, it is kept instead if the best epoch is not better by more than luck gives: see
-        Notes. "auto" holds out rows from 20 rows on; of fewer, it keeps factor analysis, where
-        that is a candidate. Training never stops before the warm-up has ended.
+        Whether to hold out rows, to stop when the training objective (with the final beta) on them
+        stops falling, and to keep the weights of the best epoch. If the model can become factor
+        analysis, factor analysis is kept unless the best epoch is better by more than luck: see
+        Notes. "auto" holds out rows if there are 20 rows or more; with fewer rows, it keeps factor
+        analysis, if the model can become that. Training never stops before the warm-up has ended.
 
     validation_fraction : float, default=0.1
         Share of the rows held out for early stopping, in (0, 1). With `groups`, whole groups are
-        held out until this share is reached. Of rows that are read in parts, at most as many are
-        judged as one part has room for, with the noise of their draws.
+        held out until this share is reached. If rows are read in parts, the held-out rows that are
+        judged, with the noise of their draws, need no more room than one part.
 
     n_iter_no_change : int, default=50
-        Epochs without an improvement by `tol` after which early stopping ends training. Not
-        counted while the likelihood holds back the variances of rows.
+        Early stopping ends training after this many epochs without an improvement by `tol`. Epochs
+        in which the likelihood holds back the variances of rows do not count.
 
     tol : float, default=1e-3
-        Improvement of the held-out loss that counts, in nats per row. The loss of a row that is
-        far above the others is limited: see Notes.
+        Least improvement of the held-out loss that counts, in nats per row. The loss of a row that
+        is far above the others is limited: see Notes.
 
     n_score_draws : int or "auto", default="auto"
         Fixed draws of z for each row in `score_samples`. "auto" is the power of two that reaches 16
-        times `n_components`, at least 256. Of an int at least the power of two that reaches four
-        times `n_components` is used: fewer draws take less time and have larger errors.
+        times `n_components`, at least 256. An int is rounded up to a power of two, which reaches at
+        least four times `n_components`. Fewer draws take less time and have larger errors.
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
         to `max_iter` further epochs; optimiser, schedule and warm-up begin anew. A warning names
-        columns that leave these units, as in `partial_fit`. If that fit was stopped before its
-        end, by a callback or by Ctrl-C, it goes on instead to its `max_iter`, as if it had not
-        been stopped: if it had warm_start=True, too, and the rows, their weights and the
-        parameters, but for `random_state`, are the same; else a warning says what is not. For that
-        the optimiser is kept.
+        columns that leave these units, as in `partial_fit`. If a callback or Ctrl-C stopped the
+        previous fit, `fit` goes on to the `max_iter` of that fit, with its optimiser, as if it had
+        not been stopped. This needs warm_start=True in that fit too, and the same rows, weights of
+        rows and parameters, except for `random_state`. A warning says what has changed otherwise.
 
     device : str, default="auto"
         Where to compute: "cpu", "cuda", "cuda:1", "mps"; "auto" is an accelerator if there
-        is one. What was fitted on one device works on every other.
+        is one. A model that was fitted on one device works on every other.
 
     precision : {"float32", "bf16", "float64"}, default="float32"
-        Precision of training. With "bf16" the products of matrices are in bfloat16, which
-        pays on recent GPUs with wide layers, and all else, as well as the score, in float32.
-        With "float64" everything is, and twice as slow. TF32 is used only where
-        ``torch.set_float32_matmul_precision`` has allowed it.
+        Precision of training. With "bf16" matrix products are in bfloat16, which pays on recent
+        GPUs with wide layers; all else, and the score, is in float32. With "float64" everything is
+        in float64, which takes twice as long. TF32 is used only if
+        ``torch.set_float32_matmul_precision`` allows it.
 
     random_state : int, RandomState instance or None, default=None
-        Decides everything that is random in `fit`. With None, numpy's global generator is
-        used.
+        Decides everything that is random in `fit`. None uses numpy's global generator.
 
     verbose : bool or int, default=0
-        If true, print a line an epoch; above 1, also one for each part of the rows that is
-        read, where they are read in parts.
+        If true, `fit` prints a line for each epoch; above 1, also a line for each part of the rows,
+        if they are read in parts.
 
     Attributes
     ----------
@@ -225,31 +227,31 @@ class VAETransformer(
         Number of epochs that were run.
 
     kept_iter_ : int
-        The epoch whose weights were kept, counted from 1: with early stopping the best, else the
-        last. 0 where factor analysis was kept. With early stopping the epoch need not be the one
-        of the least `validation_loss`: see Notes on rows far above the others.
+        The epoch whose weights were kept, counted from 1: the best one with early stopping, and
+        otherwise the last one. It is 0 if factor analysis was kept. The best epoch may differ from
+        the epoch of the least `validation_loss`: see Notes on rows far above the others.
 
     history_ : dict of str to ndarray of shape (`n_iter_`,)
-        Numbers of every epoch, in nats per row: `loss` (what was minimised),
-        `reconstruction` = -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and
-        `beta`; with early stopping, `validation_loss` and so on for the held-out rows. They are
-        those of the network, also where factor analysis was kept.
+        Numbers of every epoch, in nats per row: `loss` (the minimised one), `reconstruction` =
+        -E[log p(x|z)], `kl`, `negative_elbo` = reconstruction + kl, and `beta`; with early
+        stopping, `validation_loss` and so on for the held-out rows. They are the numbers of the
+        network, even if factor analysis was kept.
 
     noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the observation noise, in squared units of X; 0 for constant columns.
-        Only where the likelihood has one for all rows, as `Gaussian("per_feature")` does.
+        Only for a likelihood with one variance for all rows, such as `Gaussian("per_feature")`.
 
     state_ : dict of str to ndarray
         Weights and units of the model.
 
     likelihood_ : value
-        The likelihood of the columns: that of `likelihood`, or what "auto" has chosen.
+        The likelihood of the columns: that of `likelihood`, or the choice of "auto".
 
     n_features_in_ : int
         Number of features seen during `fit`.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features. Only where X had names that are strings.
+        Names of the features. Only if X has names that are strings.
 
     See Also
     --------
@@ -261,76 +263,69 @@ class VAETransformer(
 
     Notes
     -----
-    The ELBO of a row is at most its log-density, by the divergence of q(z|x) from the true
-    posterior. `score_samples` integrates over q(z|x) with a fixed set of draws. That is exact for a
-    linear decoder with Gaussian noise that doesn't depend on z, under the prior N(0, I), and
-    else an estimate: `skvae.metrics.elbo` draws for each row and has a standard error.
-
-    With early stopping the rows to hold out are chosen first. Location and scale of a column,
-    whether it is constant, and the least noise variance are those of the rows that are trained on;
-    of all rows, where a held-out value is farther than 1e10 scales from these.
-    Each epoch is judged by the mean loss of the held-out rows. In it, no row counts as more than
-    the median plus 20 times the mean distance from it, so that one row cannot decide. `history_`
-    has the plain mean.
-
-    Factor analysis is a candidate where the model can become it: real values, a linear map in both
-    networks, no `Vamp` and no flow. Folds of the training rows, of up to 20,000 (2,000 where the
-    encoder sees holes; fewer where columns are many), compare its number of components, from 0
-    (independent columns) to `n_components`, the shrinkage of its noise variances, and PCA in the
-    units of X. Those that are the best most often, where rows are drawn anew, are averaged. The
-    epoch that is best is compared with the result on the held-out rows. If the paired difference is
-    above so many standard errors, the epoch is kept, else factor analysis, fitted anew to the rows
-    held out, too: 9.3 with six rows held out, 2.7 with twelve, 1.6 with thirty, 1.2 with eighty
-    and 1 with very many. With groups, the standard error and the number are those of groups.
-    Factor analysis is no candidate where a fit goes on from an earlier one.
-
-    `fit` has a `ConvergenceWarning` where early stopping kept the first of 10 epochs or more, and
-    where a linear Gaussian model without early stopping ends more than 0.5 nats a row short of
-    factor analysis on its training rows.
-
+    **Score.** The ELBO of a row is its log-density minus the divergence of q(z|x) from the true
+    posterior. `score_samples` integrates over q(z|x) with a fixed set of draws. This is exact for a
+    linear decoder with Gaussian noise that does not depend on z, under the prior N(0, I). Otherwise
+    it is an estimate: `skvae.metrics.elbo` draws anew for each row and has a standard error.
     `PCA.score` counts a column that was constant in `fit` with its noise variance; `score` does
-    not: leave such columns out to compare both.
+    not. Leave such columns out to compare both.
 
-    Rows that scikit-learn's `working_memory` (1 GiB, as float32) doesn't hold are read in
-    parts of a quarter of it, so that X may be a `numpy.memmap` larger than memory. Each
-    epoch reads blocks of neighbouring rows in a new random order and shuffles the rows of a
-    part, of 64 blocks or more, among them.
+    **Early stopping.** `fit` chooses the held-out rows first. The rows that are trained on decide
+    the location and scale of a column, whether it is constant, and the least noise variance. All
+    rows decide these if a held-out value is farther than 1e10 scales from them. The mean loss of
+    the held-out rows judges each epoch. In this mean, no row counts as more than the median plus 20
+    times the mean distance from it, so that one row cannot decide. `history_` has the plain mean.
 
-    A value that is missing (NaN, None, NA) is no part of the bound: `fit` maximises that of what
-    is there, as MIWAE [7]_ does with `n_importance_samples` above 1, and the encoder sees which
-    values are there. An encoder that was fitted to complete rows has not learned what to do without
-    a value: a warning says so where rows have holes then. Scores of rows with different holes are
-    those of different variables: they don't compare.
+    **Factor analysis.** The model can become factor analysis if it has real values, a linear map in
+    both networks, no `Vamp` and no flow, and if the fit does not go on from an earlier one. Folds
+    of the training rows compare the numbers of components from 0 (independent columns) to
+    `n_components`, the shrinkage of the noise variances, and PCA in the units of X. They have up to
+    20,000 rows; 2,000 if values are missing, and fewer if there are many columns. The candidates
+    that are best most often when rows are drawn anew are averaged. The best epoch is then compared
+    with the result on the held-out rows. The epoch is kept if the paired difference is above a
+    number of standard errors: 9.3 with six rows held out, 2.7 with twelve, 1.6 with thirty, 1.2
+    with eighty and 1 with very many. Otherwise factor analysis is kept, fitted again to all rows.
+    With groups, the standard error and the number of rows are those of groups.
 
-    Of a table with categories or counts beside real values, the score is that of a mixed density:
-    log-probabilities of the former and log-densities of the latter, which have units, added up.
-    With `Columns`, "auto" or "categorical", `inverse_transform` and `sample` give back the values
-    and the dtypes of the columns of `fit`: the most probable category and the nearest whole
-    number, or draws.
+    **Warnings.** `fit` has a `ConvergenceWarning` if early stopping kept the first of 10 epochs or
+    more, and if a linear Gaussian model without early stopping ends more than 0.5 nats a row short
+    of factor analysis on its training rows. `fit` also warns of a column in which one value is
+    farther from the others than all of these together are from their mean, such as 1e20 or 999999
+    in place of a missing value: beside it, the others hardly differ. In columns of few different
+    values, it must be farther still.
 
-    With hidden layers, the encoder sees a value that is more than 20 standard deviations
-    from the mean of its column as that far; the density sees it as it is.
+    **Rows that memory does not hold.** If scikit-learn's `working_memory` (1 GiB, as float32)
+    does not hold the rows, they are read in parts of a quarter of it, so X may be a `numpy.memmap`
+    larger than memory. Each epoch reads blocks of neighbouring rows in a new random order, and
+    shuffles the rows of a part, of 64 blocks or more, among them.
 
-    Ctrl-C during `fit` ends training with a warning and keeps the weights of the last complete
-    epoch, also where rows are held out.
+    **Missing values.** A missing value (NaN, None, NA) is no part of the bound: `fit` maximises the
+    bound of the values that are there, as MIWAE [7]_ does with `n_importance_samples` above 1. The
+    encoder sees which values are there. An encoder that was fitted to complete rows has not learned
+    to do without a value, and a warning says so if rows have missing values later. Scores of rows
+    with different missing values are scores of different variables, and do not compare.
 
-    A column that is constant in the rows that are trained on adds 0 nats to the score of a row that
-    is the same there, and is given back as it was. A column without any value in them is no part
-    of the density, with a warning, and is given back as missing. The encoder sees neither of them.
+    **Tables.** If a table has categories or counts beside real values, the score is that of a mixed
+    density: the sum of log-probabilities, and of log-densities, which have units. With `Columns`,
+    "auto" or "categorical", `inverse_transform` and `sample` return the values and dtypes of the
+    columns of `fit`: `inverse_transform` the most probable category and the nearest whole number,
+    `sample` draws.
 
-    What `fit` has not seen never counts in a row's favour. A category that it has not seen is
-    missing to the encoder, and costs the score as much as the category that is the least probable
-    of those seen, given z, and log(n + 1) nats at least, with n the training rows that have a
-    value in the column. A value other than the constant of a column costs log(n + 1) nats, by a
-    mass of 1 / (n + 1) beside the constant, so that rows with the constant keep their score.
-    Infinity, and what is farther than 1e10 scales from the training data, has a score of -inf;
-    what asks the encoder alone, such as `transform`, refuses it. Warnings name the columns, and for
-    each of them how many rows there are, and the first. A level that the dtype of a column declares
-    is known to the model, without a warning, also where no row of `fit` has it.
+    **Values that fit has not seen.** Such a value never counts in a row's favour. A column that is
+    constant in the rows that are trained on adds 0 nats to the score of a row with the same value;
+    another value costs log(n + 1) nats, with n the training rows that have a value in the column.
+    A category that `fit` has not seen is missing to the encoder. It costs the score as much as the
+    least probable of the known categories, given z, and at least log(n + 1) nats. A level that the
+    dtype of a column declares is known, without a warning, even if no row of `fit` has it. Infinity
+    and values farther than 1e10 scales from the training data have a score of -inf; methods that
+    use the encoder alone, such as `transform`, refuse them. Warnings name the columns, with the
+    number of such rows and the first one. A column without any value in `fit` is no part of the
+    density, with a warning, and comes back as missing; a constant column comes back as it was. The
+    encoder sees neither. With hidden layers, the encoder sees a value that is more than 20 standard
+    deviations from the mean of its column as one at that distance; the density sees it as it is.
 
-    `fit` warns of a column in which one value is farther from the others than all of these
-    together are from their mean, such as 1e20 or 999999 in place of a missing value: beside it,
-    the others hardly differ. In columns of few different values, it must be farther still.
+    **Ctrl-C** during `fit` ends training with a warning and keeps the weights of the last complete
+    epoch, even if rows are held out.
 
     Computations are in `precision`; results have the dtype of the X of `fit`. On a CPU, with the
     networks of this package, a row has the same bits alone or among others.

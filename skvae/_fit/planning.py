@@ -3,11 +3,14 @@
 import math
 import warnings
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
 from skvae._backend import files
+from skvae._backend.tensors import Array
 from skvae._data import arrays
+from skvae._fit.job import Job
 from skvae._model import evidence, loop
 from skvae._model.member import Plan
 from skvae._model.state import log_jacobian
@@ -19,7 +22,7 @@ EARLY_STOPPING_ROWS = 20
 FINGERPRINT_ROWS = 1000
 
 
-def plan_training(vae, job, continues, partial):
+def plan_training(vae: Any, job: Job, continues: bool, partial: bool) -> Job:
     """Return the job with its plan, and with the progress that it continues, if any.
 
     It continues an earlier run like it that was stopped, or the last partial fit.
@@ -51,7 +54,9 @@ def plan_training(vae, job, continues, partial):
     return job._replace(plan=_plan(vae, job, continues))
 
 
-def hold_out(vae, shape, n_at_once, seed, group=None):
+def hold_out(
+    vae: Any, shape: tuple[int, int], n_at_once: int, seed: int, group: Array | None = None
+) -> Array:
     """Return the indices of the held-out rows, in random order; empty without early stopping.
 
     `shape` is that of the data, (n_rows, n_features), and `n_at_once` is how many rows may be in
@@ -79,22 +84,23 @@ def hold_out(vae, shape, n_at_once, seed, group=None):
     return rng.permutation(n_rows)[:n_held_out]
 
 
-def _choose_groups(sizes, n_held_out, rng):
+def _choose_groups(sizes: Array, n_held_out: int, rng: np.random.Generator) -> list[int]:
     """Choose groups with `n_held_out` rows or more together; of 9 groups or more, at least 3.
 
     A group is passed over if the chosen ones would then have more than half of all rows.
     """
-    chosen, n, least = [], 0, min(3, len(sizes) // 3)
-    for place in rng.permutation(len(sizes)):
+    chosen: list[int] = []
+    n, least = 0, min(3, len(sizes) // 3)
+    for number in rng.permutation(len(sizes)):
         if n >= n_held_out and len(chosen) >= least:
             break
-        if n + sizes[place] <= sizes.sum() / 2:
-            chosen.append(place)
-            n += sizes[place]
+        if n + sizes[number] <= sizes.sum() / 2:
+            chosen.append(number)
+            n += sizes[number]
     return chosen
 
 
-def _n_judged(vae, shape, n_at_once):
+def _n_judged(vae: Any, shape: tuple[int, int], n_at_once: int) -> int:
     """Return how many held-out rows have room in memory, with the noise of their draws."""
     n_rows, n_features = shape
     if n_at_once >= n_rows:
@@ -103,7 +109,7 @@ def _n_judged(vae, shape, n_at_once):
     return max(1, n_at_once * n_features // (n_features + 2 * n_draws * vae.n_components))
 
 
-def _plan(vae, job, continues):
+def _plan(vae: Any, job: Job, continues: bool) -> Plan:
     """Return the numbers of the training run, with "auto" resolved."""
     architecture, n_rows = job.architecture, job.data.shape[0]
     n_judged = _n_judged(vae, (n_rows, architecture.n_features), job.n_at_once)
@@ -138,7 +144,7 @@ def _plan(vae, job, continues):
     )
 
 
-def _needed_errors(vae, job, n_held_out):
+def _needed_errors(vae: Any, job: Job, n_held_out: int) -> float | None:
     """Standard errors by which an epoch must beat factor analysis on the held-out rows.
 
     It is infinite if no rows are held out, and None if early stopping is off.
@@ -151,7 +157,7 @@ def _needed_errors(vae, job, n_held_out):
     return evidence.needed_errors(weight, group)
 
 
-def describe_run(job, partial):
+def describe_run(job: Job, partial: bool) -> dict[str, Any]:
     """Return the values by which a run is recognised; a partial fit may continue on any rows."""
     device = {"partial": partial, "device": job.device.type}
     if partial:

@@ -212,8 +212,8 @@ def _describe_architecture(
     vae: Any, reading: Reading, has_holes: bool, warm: bool, partial: bool
 ) -> Architecture:
     """Return the architecture that the parameters describe, or raise an error."""
-    sizes = vae.hidden_layer_sizes
-    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+    given: Any = vae.hidden_layer_sizes
+    sizes = [given] if isinstance(given, Integral) else list(given)
     if not all(
         isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes
     ):
@@ -294,6 +294,7 @@ def _check_goes_on(
     for field in fields(before):
         _check_same(field.name, getattr(before, field.name), getattr(architecture, field.name))
     location, scale = vae.state_["location"], vae.state_["scale"]
+    assert moments.n_values is not None
     n_columns = reading.data.shape[1]
     column_of = reading.likelihood.columns_of(n_columns)
     mean, std = location, np.full(len(location), np.nan)

@@ -1,10 +1,15 @@
 """Report on a fit: a line per epoch, its history, and warnings on how it ended."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from skvae._backend.tensors import Array
+from skvae._fit.job import Trained
+from skvae._model.member import Plan, Record
 from skvae._model.state import ACTIVE_VARIANCE
 
 # Least number of epochs for the warning that the first one was the best.
@@ -13,7 +18,7 @@ EPOCHS = 10
 SHORTFALL = 0.5
 
 
-def print_epoch(record):
+def print_epoch(record: Record) -> None:
     """Print a line on the latest epoch."""
     latest = {name: values[-1] for name, values in record.history.items()}
     line = f"Iteration {record.n_iter}, loss = {latest['loss']:.8f}"
@@ -22,7 +27,9 @@ def print_epoch(record):
     print(line)
 
 
-def join(before, n_before, now, n_now):
+def join(
+    before: Mapping[str, Array], n_before: int, now: Mapping[str, Any], n_now: int
+) -> dict[str, Array]:
     """Join two histories; NaN where one of them has no such number."""
     missing = np.full(n_before, np.nan), np.full(n_now, np.nan)
     return {
@@ -31,7 +38,7 @@ def join(before, n_before, now, n_now):
     }
 
 
-def check_outcome(trained, plan, n_varying, *, keep=True):
+def check_outcome(trained: Trained, plan: Plan, n_varying: int, *, keep: bool = True) -> None:
     """Warn if training ended badly or the model is poor; raise if there are no weights to keep.
 
     `n_varying` is the number of columns that vary in the rows that were trained on.
@@ -40,7 +47,7 @@ def check_outcome(trained, plan, n_varying, *, keep=True):
     _check_model(trained, plan, n_varying)
 
 
-def _check_end(record, plan, keep):
+def _check_end(record: Record, plan: Plan, keep: bool) -> None:
     """Warn if training did not come to its end; raise if no weights are kept."""
     epoch = record.n_iter + 1
     kept = "factor analysis was" if record.is_simple else f"the weights of epoch {record.kept} were"
@@ -63,7 +70,7 @@ def _check_end(record, plan, keep):
         )
 
 
-def _check_model(trained, plan, n_varying):
+def _check_model(trained: Trained, plan: Plan, n_varying: int) -> None:
     """Warn if the model is worse than it could be, or ignores z."""
     record = trained.record
     if trained.shortfall > SHORTFALL:
