@@ -1,8 +1,7 @@
-"""The scikit-learn face of the model: `VAETransformer`.
+"""The estimator `VAETransformer`.
 
-Everything a fitted estimator keeps is numpy arrays and plain Python values. The torch model
-is made from them for each call and forgotten, so files hold no device, copies are safe and
-threads share nothing.
+A fitted estimator consists of numpy arrays and plain Python values, so files hold no device and
+copies are safe. `FittedModel` makes the torch model of them, and keeps it for the next call.
 """
 
 from collections.abc import Callable, Sequence
@@ -193,8 +192,8 @@ class VAETransformer(
 
     n_score_draws : int or "auto", default="auto"
         Fixed draws of z for each row in `score_samples`. "auto" is the power of two that reaches 16
-        times `n_components`, at least 256. An int is rounded up to a power of two, which reaches at
-        least four times `n_components`. Fewer draws take less time and have larger errors.
+        times `n_components`, at least 256. A smaller int than the power of two that reaches four
+        times `n_components` is replaced by it. Fewer draws take less time and have larger errors.
 
     warm_start : bool, default=False
         If True, `fit` continues from the weights of the previous fit, in its units, for up
@@ -482,19 +481,19 @@ class VAETransformer(
             Training data, at least two rows. It is not changed. Sparse rows are made dense in
             parts that scikit-learn's `working_memory` holds.
         y : Ignored
-            Present for the API's sake. One that looks like rows to validate on is refused.
+            Present for the API's sake. A `y` that looks like validation rows raises an error.
         sample_weight : float or array-like of shape (n_samples,), default=None
             How much each row counts, at least 0; only ratios matter. Means over rows become
             weighted means: mean and standard deviation of the columns, the loss and its terms in
-            `history_`, in training and of held-out rows, and the moments of factor analysis.
+            `history_`, for training rows and held-out rows, and the moments of factor analysis.
             Batches and held-out rows are drawn as without weights. Rows of weight 0 are left out,
-            as if they weren't in X. None, or the same for all: no weights.
+            as if they were not in X. None, or the same for all: no weights.
         groups : array-like of shape (n_samples,), default=None
             Which rows belong together, such as visits of one patient, by a label of any kind:
-            a number, a string, a date or a tuple. Rows of a group are held out together: else a row
-            that is judged has others of its group among those trained on, and a model that knows
-            groups by heart looks good. Copies of a row are a group, too: a warning says where most
-            rows held out are copies. Standard errors are those of groups. None, or the same label
+            a number, a string, a date or a tuple. Rows of a group are held out together. Otherwise
+            the model trains on rows of the groups that judge it, and a model that knows groups by
+            heart looks good. Copies of a row should be a group, too: a warning says if most
+            held-out rows are copies. Standard errors are those of groups. None, or the same label
             in all rows: each row stands for itself.
 
         Returns
@@ -505,7 +504,7 @@ class VAETransformer(
         Raises
         ------
         ValueError
-            If X, a weight, a group or a parameter cannot be used, if `y` has as many columns as X
+            If X, a weight, a group or a parameter is not valid, if `y` has as many columns as X
             and either another number of rows or the same names, or if no epoch ended with a finite
             loss. The estimator is then as it was before the call.
         """
@@ -515,24 +514,23 @@ class VAETransformer(
     def partial_fit(self, X: Rows, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Go on training with one pass over X, a block of rows.
 
-        The first block decides the units of the model and which columns are constant, and its
-        categories are the ones that the model knows. It should be like all later blocks: a random
-        sample of the rows is best. Later blocks are compared with it. A warning names the columns
-        whose values are of another order of magnitude than in the first block: the model learns
-        them badly. Another one names the columns that were constant there and are not any more:
-        the model does not learn them at all. Fit anew then, with other first rows. A first block in
-        which a column has no value is refused, since the model could not learn later values there.
+        The first block decides the units of the model, which columns are constant, and the
+        categories that the model knows. It should be like all later blocks: a random sample of the
+        rows is best. Later blocks are compared with it. A warning names the columns whose values
+        have another order of magnitude than in the first block: the model learns them badly.
+        Another warning names the columns that were constant there and vary now: the model does not
+        learn them at all. Fit anew then, with other first rows. A first block in which a column has
+        no value raises an error, since the model could not learn later values of it.
 
-        Any block may have missing values, whether or not earlier ones had some: the encoder has
-        inputs for them from the first block on. Categories that are to come are announced by the
-        dtype of the first block's column, a pandas Categorical or a polars Enum. A category that
-        was not announced is taken as missing, with a warning, or raises where the likelihood is
-        ``Categorical(handle_unknown="error")``.
+        Any block may have missing values: the encoder has inputs for them from the first block on.
+        The dtype of a column in the first block, a pandas Categorical or a polars Enum, announces
+        categories of later blocks. A category that was not announced is taken as missing, with a
+        warning; with ``Categorical(handle_unknown="error")`` it raises an error.
 
         The optimiser goes on from block to block at a constant `learning_rate`, which may be set
         anew between them. No rows are held out, and there is no warm-up: `learning_rate_schedule`,
-        `max_iter`, `beta_warmup` and what is about early stopping are not used. Callbacks and
-        `verbose` are told nothing.
+        `max_iter`, `beta_warmup` and the parameters of early stopping are not used. Callbacks are
+        not called, and `verbose` prints nothing.
 
         Parameters
         ----------
@@ -551,8 +549,8 @@ class VAETransformer(
         Raises
         ------
         ValueError
-            If X, a weight or a parameter cannot be used, or the loss is not finite. The estimator
-            is then as it was before the call.
+            If X, a weight or a parameter is not valid, or the loss is not finite. The estimator is
+            then as it was before the call.
         """
         job, fitted = prepare(self, X, sample_weight=sample_weight, partial=True)
         (trained,) = execution.train([job], lambda: None, lambda records, states: False)
@@ -758,8 +756,8 @@ class VAETransformer(
         Returns
         -------
         X_original : ndarray or DataFrame of shape (n_samples, n_features)
-            In the units of `fit`; a DataFrame where one was fitted. In a table with columns of
-            several kinds, the most probable category, and whole numbers where there were such.
+            In the units of `fit`; a DataFrame if `fit` got one. A table with columns of several
+            kinds has the most probable categories, and whole numbers in columns of whole numbers.
         """
         fitted = self._fitted
         latent = check_array(
@@ -812,7 +810,7 @@ class VAETransformer(
         Returns
         -------
         X : ndarray or DataFrame of shape (n_samples, n_features)
-            In the units of `fit`; a DataFrame where one was fitted.
+            In the units of `fit`; a DataFrame if `fit` got one.
         """
         fitted = self._fitted
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
@@ -837,9 +835,8 @@ class VAETransformer(
     def score_samples(self, X: Rows) -> np.ndarray:
         """Evidence lower bound of each row: at most its log-density, in nats.
 
-        Always with beta=1, whatever the model was trained with, and in the units of X, so
-        that it compares with the `score_samples` of PCA, FactorAnalysis or GaussianMixture
-        on the same X.
+        It is always the ELBO with beta=1, in the units of X, so it compares with the
+        `score_samples` of PCA, FactorAnalysis or GaussianMixture on the same X.
 
         Parameters
         ----------
@@ -849,14 +846,14 @@ class VAETransformer(
         Returns
         -------
         elbo : ndarray of shape (n_samples,)
-            Nats, float64. The expectation over q(z|x) is a mean over fixed draws, the same for
-            every row and every call; `n_score_draws` says how many. -inf for a row with infinity,
-            or with a value that is beyond reach of float32 in the scale of the training data.
+            Nats, float64. The expectation over q(z|x) is a mean over `n_score_draws` fixed draws,
+            the same for every row and every call. A row with infinity, or with a value that is too
+            far from the training data for float32, has -inf.
 
         Warns
         -----
         UserWarning
-            Of values that `fit` has not seen: see the notes on the class.
+            If X has values that `fit` has not seen: see the notes of the class.
         """
         fitted = self._fitted
         data = fitted.read(X, accept_far=True)
@@ -889,7 +886,7 @@ class VAETransformer(
             Present for the API's sake.
         sample_weight : float or array-like of shape (n_samples,), default=None
             How much each row counts, at least 0: the score is the weighted mean of
-            `score_samples`. None: all the same.
+            `score_samples`. None: each row counts the same.
 
         Returns
         -------
@@ -903,16 +900,16 @@ class VAETransformer(
         return float(np.average(elbo, weights=weight))
 
     def to_module(self) -> nn.Module:
-        """Make a torch module of the fitted model, to go on in torch.
+        """Make a torch module of the fitted model, for further work in torch.
 
         Returns
         -------
         module : torch.nn.Module
-            Fresh, on the CPU, with the methods ``encode(x) -> (mean, std)`` and
-            ``decode(z) -> E[x|z]`` for tensors of shape (n, n_features) and
-            (n, n_components), in the units of X. A category is as many features as it has
-            values, zeros and a one. Changing the module doesn't change the estimator.
-            The units are float64: call ``.float()`` before moving it to a device without.
+            A new module, on the CPU, with the methods ``encode(x) -> (mean, std)`` and
+            ``decode(z) -> E[x|z]`` for tensors of shape (n, n_features) and (n, n_components), in
+            the units of X. A column of categories has a feature for each category, 0 or 1. Changes
+            of the module do not change the estimator. The units are float64: call ``.float()``
+            before moving it to a device without float64.
         """
         return self._fitted.to_module()
 
@@ -925,7 +922,7 @@ class VAETransformer(
 
     @property
     def likelihood_(self) -> Likelihood:
-        """The likelihood of the columns: what `likelihood` says, or what "auto" has chosen."""
+        """The likelihood of the columns: that of `likelihood`, or the choice of "auto"."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no likelihood_ before fit.")
         return part_of("likelihood", self._likelihood)
