@@ -8,7 +8,6 @@ arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(
 """
 
 import copy
-import warnings
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +28,7 @@ from sklearn.utils.validation import (
 
 from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_tensor
+from skvae._backend.warn import warn
 from skvae._data import codes, containers, schema, weighting, words
 from skvae._typing import Groups, RandomState, Rows, fit_context
 from skvae._vae import DOC_LINK, VAETransformer
@@ -216,12 +216,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         if empty.any():
             labels = words.Labels(getattr(self, "feature_names_in_", None))
             what = "fills them with 0" if self.keep_empty_features else "leaves them out"
-            warnings.warn(
+            warn(
                 f"X has no value in {words.listed(map(labels.of, np.flatnonzero(empty)))}: all "
                 f"are missing. VAEImputer {what}, as keep_empty_features="
                 f"{self.keep_empty_features} says. Drop such columns, or fit on rows that have "
-                "values there.",
-                stacklevel=5,
+                "values there."
             )
         self.estimator_ = self._fit_model(estimator, X[:, ~empty], of_rows)
         self._end_fit(X, empty)

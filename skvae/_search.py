@@ -10,7 +10,6 @@ import contextlib
 import copy
 import math
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
@@ -29,6 +28,7 @@ from sklearn.utils.metadata_routing import _routing_enabled
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
+from skvae._backend.warn import warn
 from skvae._fit import packing, report
 from skvae._fit.preparation import n_varying, prepare
 from skvae._model.member import Plan, Record
@@ -498,12 +498,11 @@ class _Handout:
         """Queue the outcomes of all models for `hand_out`."""
         if self.errors:
             error = next(iter(self.errors.values()))
-            warnings.warn(
+            warn(
                 f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
                 f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
                 "themselves, which takes longer. Where memory is short, set max_stack; in place "
-                "of a lambda in param_grid, use a function of a module.",
-                stacklevel=2,
+                "of a lambda in param_grid, use a function of a module."
             )
         for i, (params, _) in enumerate(product(self.candidates, self.splits)):
             outcome = self.prepared.get(i), self.trained.get(i)

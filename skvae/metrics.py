@@ -26,7 +26,6 @@ bound, 2016).
 """
 
 import math
-import warnings
 from numbers import Integral
 from typing import Any, overload
 
@@ -37,6 +36,7 @@ from sklearn.utils import check_random_state, check_scalar
 from skvae import _pipeline
 from skvae._backend import blocks, devices
 from skvae._backend.tensors import to_array, to_tensor
+from skvae._backend.warn import warn
 from skvae._model import importance
 from skvae._model.state import ACTIVE_VARIANCE
 from skvae._typing import Estimator, RandomState, Rows
@@ -677,14 +677,13 @@ def _warn_of_tails(pareto_k, n_samples):
     """Warn once if the weights of many rows have a heavy tail."""
     n_heavy = int((pareto_k > importance.LARGEST_K).sum())
     if n_heavy > MOST_HEAVY * len(pareto_k):
-        warnings.warn(
+        warn(
             f"Pareto k-hat is above {importance.LARGEST_K} for {n_heavy} of {len(pareto_k)} rows: "
             "a few draws have most of the weight there, so that log_likelihood is likely too low "
             f"and its standard error too small. Got n_samples={n_samples}. Take more draws, for "
             f"example n_samples={10 * n_samples}; where k-hat stays large, take the value as a "
             "lower bound. return_pareto_k=True tells which rows they are.",
             UserWarning,
-            stacklevel=3,
         )
 
 

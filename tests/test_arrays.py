@@ -21,6 +21,7 @@ from skvae._data import arrays, statistics, words
 from skvae._data.units import FARTHEST, Units, check_reach, fill_standardised, restore, standardise
 from skvae._model import objective
 from skvae._model.architecture import Architecture
+from skvae._model.rows import Batch
 from skvae._model.state import from_state, initial_state
 
 CPU = torch.device("cpu")
@@ -411,8 +412,8 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
     def infer(X):
         def results(rows):
             y = blocks.to_block(torch.tensor(X[rows]), n_rows, CPU)
-            mean, std = model.encode_rows(y)
-            tensors = mean, std, model.decode_mean(mean), objective.elbo(model, y, eps)
+            mean, std = model.encode_rows(Batch(y))
+            tensors = mean, std, model.decode_mean(mean), objective.elbo(model, Batch(y, eps))
             return list(map(to_array, tensors))
 
         outputs = [np.empty((len(X), n)) for n in (n_components, n_components, n_features)]

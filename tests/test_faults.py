@@ -40,7 +40,8 @@ from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer, metrics
 from skvae._model.adam import Adam
-from skvae._model.stacking import learned_state, stack_models
+from skvae._model.rows import Batch
+from skvae._model.stack import Stack
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -1286,14 +1287,14 @@ def test_53_the_gradient_is_the_slope_of_the_terms_in_float64(X, quick):
     y, eps = (torch.tensor(rng.normal(size=size)) for size in [(1, 7, 4), (1, 3, 7, 2)])
 
     def terms_of(state):
-        stack = stack_models([vae._fitted.architecture], [state], "cpu")
+        stack = Stack([vae._fitted.architecture], [state], torch.device("cpu"))
         with torch.inference_mode():
-            return stack, *stack.vjp(y, eps, y[..., :0], by_draw=False)
+            return stack, *stack.vjp(Batch(y, eps, y[..., :0]), by_draw=False)
 
     stack, terms, pull = terms_of(vae.state_)
     with torch.inference_mode():
         flat = torch.cat([g.flatten(1) for g in pull(*map(torch.ones_like, terms))], dim=1)
-    gradient = learned_state(stack, vae._fitted.architecture, vae.state_, flat[0])
+    gradient = stack.state_of(vae._fitted.architecture, vae.state_, flat[0])
     step = 1e-5
     ways = {name: rng.normal(size=array.shape) for name, array in gradient.items()}
     there, back = (

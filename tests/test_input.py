@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 from skvae import VAEImputer, VAETransformer
 from skvae._data import arrays, description
+from skvae._fit.preparation import prepare
 from skvae.likelihoods import Gaussian
 
 
@@ -222,7 +223,7 @@ def test_the_copies_that_an_imputer_makes_raise_no_alarm():
 def test_a_column_with_values_in_held_out_rows_alone_is_told_as_that():
     X = np.random.default_rng(0).normal(size=(60, 3))
     vae = VAETransformer(2, max_iter=2, random_state=0)
-    held_out = vae._prepare(X)[0].held_out
+    held_out = prepare(vae, X)[0].held_out
     only_there = X.copy()
     only_there[np.setdiff1d(np.arange(60), held_out), 1] = np.nan
     with pytest.warns(UserWarning, match="no value in column 1: all .* in the rows that are train"):

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from skvae import Checkpoint, VAETransformer
 from skvae._backend import files
 from skvae._fit.job import in_parts
+from skvae._fit.preparation import prepare
 from skvae._model.adam import Adam
 from skvae.likelihoods import Categorical, Columns, Gaussian
 from skvae.networks import Conv
@@ -114,7 +115,7 @@ def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
         whole = model().fit(X)
         part = model().set_callbacks(Stop(3)).fit(X)
         assert_same_fit(part.set_callbacks().fit(X), whole)
-        assert in_parts(part._prepare(X)[0])
+        assert in_parts(prepare(part, X)[0])
 
 
 def test_ctrl_c_in_the_middle_of_an_epoch_loses_that_epoch_alone(wine, monkeypatch):

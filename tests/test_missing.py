@@ -14,9 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skvae import VAEGridSearchCV, VAETransformer, metrics
 from skvae._data.statistics import describe_columns
-from skvae._model.stacking import stack_models
 from skvae.likelihoods import Bernoulli, Gaussian, Poisson
-from skvae.priors import Vamp
 
 
 @pytest.fixture(scope="module")
@@ -102,32 +100,6 @@ def test_units_are_those_of_the_values_that_are_there(wine):
     columns = describe_columns(H)
     np.testing.assert_allclose(columns.mean, np.nanmean(H, axis=0), rtol=1e-12)
     np.testing.assert_allclose(columns.std, np.nanstd(H, axis=0), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"likelihood": Gaussian("per_feature"), "n_importance_samples": 3},
-        {"posterior": "full"},
-        {"prior": Vamp(3)},
-    ],
-    ids=str,
-)
-def test_a_complete_table_has_the_same_terms_and_gradients_by_the_way_of_holes(wine, params):
-    vae = VAETransformer(2, max_iter=1, random_state=0, precision="float64", **params).fit(wine)
-    stack = stack_models([vae._fitted.architecture] * 2, [vae.state_] * 2, "cpu")
-    n_draws = params.get("n_importance_samples", 1)
-    y = torch.randn(2, 7, 13, dtype=torch.float64)
-    eps = torch.randn(2, n_draws, 7, 2, dtype=torch.float64)
-    results = []
-    for stack.has_holes in (False, True):
-        with torch.inference_mode():
-            terms, pull = stack.vjp(y, eps, y[..., :0], by_draw=n_draws > 1)
-            g = [torch.full_like(term, 0.3) for term in terms]
-            results.append([*terms, *pull(*g)])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_values_that_are_missing_change_nothing_whatever_they_were(wine):

@@ -1,13 +1,11 @@
 """The model: its parts joined, its units, its state as arrays."""
 
 import math
-import threading
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import expit
-from threadpoolctl import threadpool_limits
 from torch import distributions as D
 from torch import nn
 
@@ -16,7 +14,8 @@ from skvae._data.statistics import describe_columns
 from skvae._data.units import standardise
 from skvae._model import factor_analysis
 from skvae._model.architecture import Architecture
-from skvae._model.stacking import learned_state, stack_models
+from skvae._model.rows import Batch
+from skvae._model.stack import Stack
 from skvae._model.state import (
     cast_state,
     from_state,
@@ -25,7 +24,6 @@ from skvae._model.state import (
     n_weights,
     units_of,
 )
-from skvae._model.vae import VAE
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
 from skvae.networks import MLP, Own
 from skvae.priors import Mixture, Vamp
@@ -81,7 +79,7 @@ def learned_names(architecture, state):
 
 
 def stacked(architectures, states):
-    return stack_models(architectures, states, torch.device("cpu"))
+    return Stack(architectures, states, torch.device("cpu"))
 
 
 def end_to_end(stack):
@@ -129,7 +127,7 @@ def test_learned_part_of_a_state_is_that_of_the_parameters_bit_for_bit(likelihoo
     architecture = describe(likelihood=likelihood)
     state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     stack = stacked([architecture], [state])
-    learned = learned_state(stack, architecture, state, end_to_end(stack)[0])
+    learned = stack.state_of(architecture, state, end_to_end(stack)[0])
     assert list(learned) == learned_names(architecture, state)
     for name, array in learned.items():
         assert array.dtype == state[name].dtype
@@ -188,10 +186,10 @@ def test_state_and_model_share_no_memory(make):
     else:
         model = stacked([architecture], [state])
         weights = end_to_end(model)[0]
-        learned = learned_state(model, architecture, state, weights)
+        learned = model.state_of(architecture, state, weights)
         weights.add_(1)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        for tensor in getattr(model, "model", model).state_dict().values():
             tensor.add_(1)
     for name, array in before.items():
         np.testing.assert_array_equal(array, state[name])
@@ -277,7 +275,7 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
     model.location, model.scale = (torch.tensor(state[n]) for n in ("location", "scale"))
     X = data(likelihood)
     Y = standardise(X, units_of(state))
-    for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Y), strict=True):
+    for a, b in zip(model.encode(torch.tensor(X)), model.encode_rows(Batch(Y)), strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -285,18 +283,19 @@ def test_encode_in_the_units_of_x_equals_encode_rows_of_standardised_rows(likeli
 @every_likelihood
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("farthest", [1.0, 19.9, 20.1, 1e6, math.nan])
-def test_a_model_that_is_told_of_its_rows_gives_the_same_numbers(likelihood, farthest, missing):
+def test_a_model_that_knows_the_reach_of_its_rows_gives_the_same_numbers(
+    likelihood, farthest, missing
+):
     architecture = describe(likelihood=likelihood, missing=missing)
     state = initial_state(architecture, describe_columns(data(likelihood)), 0)
     y = standardise(data(likelihood), units_of(state))
     y[3, 1] = farthest
     eps = normals(3, 30, 2).float()
-    told, untold = (from_state(architecture, state) for _ in range(2))
-    told.expect(math.nan if math.isnan(farthest) else float(y.abs().max()))
-    assert told.has_holes == math.isnan(farthest)
-    assert told.is_far == (not y.abs().max() <= told.bound)
-    assert torch.equal(told.see(y), untold.see(y))
-    for a, b in zip(told(y, eps), untold(y, eps), strict=True):
+    model = from_state(architecture, state)
+    reach = math.nan if math.isnan(farthest) else float(y.abs().max())
+    known, unknown = Batch(y, eps, reach=reach), Batch(y, eps)
+    inputs = (model.inputs(model.complete(batch)) for batch in (known, unknown))
+    for a, b in [tuple(inputs), *zip(model(known), model(unknown), strict=True)]:
         assert torch.equal(a, b)
 
 
@@ -305,32 +304,9 @@ def test_what_the_encoder_sees_is_bounded_though_counts_are_near():
     X[:, 1] = 10 + (np.arange(200) == 7)
     state = initial_state(describe(2, likelihood="poisson"), describe_columns(X), 0)
     model = from_state(describe(2, likelihood="poisson"), state)
-    model.expect(15.0)
-    seen = model.see(torch.tensor([[12.0, 10.0], [0.0, 15.0]]))
+    y = torch.tensor([[12.0, 10.0], [0.0, 15.0]])
+    seen = model.inputs(model.complete(Batch(y, reach=15.0)))
     assert seen.abs().max() == model.bound
-
-
-def test_a_block_is_told_of_its_own_rows_alone(monkeypatch):
-    """Of two blocks at once, that of near rows is told last, and the other computed after."""
-    n_rows = 2048  # of a block
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(2 * n_rows, 2)) @ rng.normal(size=(2, 6))
-    X[7, 1] = 1e6
-    vae = VAETransformer(2, likelihood=Gaussian(0.1), activation="relu", random_state=0, max_iter=5)
-    expected = vae.fit(X[-1000:]).transform(X)
-    expect, far, near = VAE.expect, threading.Event(), threading.Event()
-    assert vae.to_module().limit < 1e6
-
-    def in_turn(self, reach, *args):
-        if reach < 1e5:
-            assert far.wait(30)
-        expect(self, reach, *args)
-        (far if reach > 1e5 else near).set()
-        assert near.wait(30)
-
-    monkeypatch.setattr(VAE, "expect", in_turn)
-    with threadpool_limits(2):
-        np.testing.assert_array_equal(vae.transform(X), expected)
 
 
 def test_an_encoder_that_writes_into_its_input_does_not_change_what_is_scored():
@@ -352,8 +328,7 @@ def test_an_encoder_that_writes_into_its_input_does_not_change_what_is_scored():
     model = vae.to_module()
     y = standardise(X, units_of(vae.state_))
     before = y.clone()
-    model.expect(float(y.abs().max()))
-    model(y, normals(3, 200, 2).float())
+    model(Batch(y, normals(3, 200, 2).float(), reach=float(y.abs().max())))
     assert torch.equal(y, before)
 
 
@@ -413,7 +388,7 @@ def test_encoder_sees_what_is_farther_than_20_deviations_as_that_far(likelihood)
     y, eps = torch.tensor([[1e5, 0, 0, -1e3]]).double(), normals(3, 1, 2)
     seen = y.clamp(-model.bound, model.bound)
     with torch.no_grad():
-        terms, of_seen = model(y, eps), model(seen, eps)
+        terms, of_seen = model(Batch(y, eps)), model(Batch(seen, eps))
         q = model.posterior.parameters(model.encoder(seen))
         expected = model.log_prob(y, model.posterior.rsample(q, eps)).sum(-1)
     assert torch.equal(terms.kl, of_seen.kl)
@@ -473,7 +448,7 @@ def test_terms_have_a_log_likelihood_a_draw_and_row_and_a_kl_a_row_and_component
 ):
     model, _ = made(likelihood)
     y, eps = normals(5, 4), normals(3, noise_rows, 2)
-    terms, by_draw = model(y, eps), model(y, eps, by_draw=True)
+    terms, by_draw = model(Batch(y, eps)), model(Batch(y, eps), by_draw=True)
     assert terms.log_likelihood.shape == by_draw.log_likelihood.shape == (3, 5)
     assert terms.kl.shape == (1, 5, 2)
     assert by_draw.kl.shape == (3, 5, 1)
@@ -484,7 +459,7 @@ def test_terms_equal_torch_distributions_over_the_columns_that_vary(noise_rows):
     model, state = made(Gaussian("per_feature"))
     y, eps = normals(5, 4), normals(3, noise_rows, 2, seed=1)
     with torch.no_grad():
-        terms, by_draw = model(y, eps), model(y, eps, by_draw=True)
+        terms, by_draw = model(Batch(y, eps)), model(Batch(y, eps), by_draw=True)
 
     raw = torch.tensor(mlp(state, "encoder", y.numpy()))
     q = D.Normal(raw[:, :2], (15 * torch.tanh(raw[:, 2:] / 15)).exp())
@@ -519,7 +494,9 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
     y = torch.stack([Y.roll(m, 0) for m in range(n_models)])
     y[:, 0, 0], y[:, 1, 3] = 50, -60  # farther than the encoder sees
     eps = normals(n_models, n_draws, 30, 2)
-    terms = [model(*own, by_draw=by_draw) for model, *own in zip(models, y, eps, strict=True)]
+    terms = [
+        model(Batch(*own), by_draw=by_draw) for model, *own in zip(models, y, eps, strict=True)
+    ]
     g = gradients_like([torch.stack(own) for own in zip(*terms, strict=True)])
     of_each = [
         torch.autograd.grad(own, list(model.parameters()), [*g_own])
@@ -529,7 +506,7 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
 
     with torch.inference_mode():
         stack = stacked([describe(likelihood=likelihood)] * n_models, states)
-        same, pull = stack.vjp(y, eps, y[..., :0], by_draw=by_draw)
+        same, pull = stack.vjp(Batch(y, eps, y[..., :0]), by_draw=by_draw)
         gradients = pull(*g)
 
     for a, b in zip(same, zip(*terms, strict=True), strict=True):
@@ -554,7 +531,7 @@ def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
     X, eps = data(), normals(1, 30, 2)
     y = torch.tensor((X - state["location"]) / np.where(state["scale"] > 0, state["scale"], np.inf))
     with torch.no_grad():
-        log_likelihood, kl = model(y, eps)
+        log_likelihood, kl = model(Batch(y, eps))
         mean, std = model.encode(torch.tensor(X))
         X_hat = model.decode(mean + std * eps[0]).numpy()
 
@@ -614,7 +591,7 @@ def test_a_stack_gives_back_the_learned_values_of_every_member_exactly(likelihoo
     architectures, states = made_several(likelihood, mixture, hidden)
     stack = stacked(architectures, states)
     for architecture, state, weights in zip(architectures, states, end_to_end(stack), strict=True):
-        learned = learned_state(stack, architecture, state, weights)
+        learned = stack.state_of(architecture, state, weights)
         assert list(learned) == learned_names(architecture, state)
         for name, array in learned.items():
             np.testing.assert_array_equal(array, state[name])
@@ -623,7 +600,7 @@ def test_a_stack_gives_back_the_learned_values_of_every_member_exactly(likelihoo
 @every_likelihood
 def test_every_value_of_a_stack_beyond_its_members_own_is_0(likelihood):
     architectures, states = made_several(likelihood, (1, 2, 5))
-    tensors = stacked(architectures, states).state_dict()
+    tensors = stacked(architectures, states).model.state_dict()
     assert list(tensors) == list(states[0])
     for name, tensor in tensors.items():
         assert len(tensor) == 3
@@ -652,7 +629,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
         eps[m, ..., n_components:] = 0
     with torch.inference_mode():
         stack = stacked(architectures, states)
-        terms, pull = stack.vjp(y, eps, y[..., :0], by_draw=by_draw)
+        terms, pull = stack.vjp(Batch(y, eps, y[..., :0]), by_draw=by_draw)
         g = gradients_like(terms)
         gradients = torch.cat([gradient.flatten(1) for gradient in pull(*g)], dim=1)
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
@@ -660,7 +637,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
             model = stacked([architecture], [state])
             n_own = mixture[m]
             alone, pull_alone = model.vjp(
-                y[one], eps[one, ..., :n_own], y[one, :, :0], by_draw=by_draw
+                Batch(y[one], eps[one, ..., :n_own], y[one, :, :0]), by_draw=by_draw
             )
             for a, b in zip(terms, alone, strict=True):
                 own_terms = a[one, ..., : b.shape[-1]]
@@ -668,7 +645,7 @@ def test_a_member_of_a_stack_has_the_terms_and_gradients_that_it_has_alone(
             if not by_draw:  # a component that is not there diverges from nothing
                 assert (terms.kl[m, ..., n_own:] == 0).all()
             expected = pull_alone(g[0][one], g[1][one, ..., : alone.kl.shape[-1]])
-            own = learned_state(stack, architecture, state, gradients[m])
+            own = stack.state_of(architecture, state, gradients[m])
             for a, b in zip(own.values(), expected, strict=True):
                 # Rounding of sums whose terms may be much larger than they are.
                 atol = 1e-12 * max(1, b.abs().max().item())
@@ -688,7 +665,7 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
     y[normals(3, 7, 4, seed=2) > 0.5] = torch.nan
     with torch.inference_mode():
         stack = stacked([architecture] * 3, states)
-        terms, _ = stack.vjp(y, eps, y[..., :0], by_draw=False)
+        terms, _ = stack.vjp(Batch(y, eps, y[..., :0]), by_draw=False)
         for m, state in enumerate(states):
             expected = from_state(architecture, state)(y[m], eps[m])
             torch.testing.assert_close(terms[0][m], expected[0], rtol=1e-12, atol=1e-12)
@@ -708,10 +685,10 @@ def test_the_log_likelihood_of_rows_with_missing_values_is_that_of_what_is_there
     there = (normals(30, 4, seed=1) < 0.5) & (model.scale > 0)
     y[~there & (model.scale > 0)] = torch.nan
     with torch.no_grad():
-        z = model.encode_draws(y, eps)
+        z = model.encode_draws(Batch(y, eps))
         filled = torch.where(y.isnan(), 0.0, y)
         log_prob = model.likelihood.log_prob(model.observation, model.raw(z), filled)
-        log_likelihood = model(y, eps).log_likelihood
+        log_likelihood = model(Batch(y, eps)).log_likelihood
     scale = torch.ones(4) if likelihood == "bernoulli" else model.scale
     log_scale = torch.where(model.scale > 0, scale, 1.0).log()
     # log p(x|z), where the sum of log s_d over all columns is taken elsewhere.
@@ -727,13 +704,15 @@ def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
     stack.keep(torch.tensor([1, 3]))
     expected = stacked(architectures[1::2], states[1::2])
     for (name, a), (same, b) in zip(
-        stack.state_dict().items(), expected.state_dict().items(), strict=True
+        stack.model.state_dict().items(), expected.model.state_dict().items(), strict=True
     ):
         assert name == same
         assert torch.equal(a, b), name
     y, eps = 50 * normals(2, 7, 4), normals(2, 1, 7, 5, seed=1)
     eps[0, ..., 2:] = 0
-    of_both = (model.vjp(y, eps, y[..., :0], by_draw=False)[0] for model in (stack, expected))
+    of_both = (
+        model.vjp(Batch(y, eps, y[..., :0]), by_draw=False)[0] for model in (stack, expected)
+    )
     for a, b in zip(*of_both, strict=True):
         assert torch.equal(a, b)
 
@@ -743,11 +722,11 @@ def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
     architectures, states = made_several(likelihood, (2, 2))
     states[0] = states[0] | {"bound": np.float64(3.0)}
     y, eps = 50 * normals(1, 7, 4).expand(2, 7, 4), normals(2, 1, 7, 2, seed=1)
-    terms, _ = stacked(architectures, states).vjp(y, eps, y[..., :0], by_draw=False)
+    terms, _ = stacked(architectures, states).vjp(Batch(y, eps, y[..., :0]), by_draw=False)
     for m, state in enumerate(states):
         alone = from_state(architectures[m], state)
         with torch.no_grad():
-            for a, b in zip(terms, alone(y[m], eps[m]), strict=True):
+            for a, b in zip(terms, alone(Batch(y[m], eps[m])), strict=True):
                 torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
 
 
@@ -755,6 +734,8 @@ def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
 
 COUNTS = Poisson(), ZeroInflated(NegativeBinomial())
 PARTS = [
+    {"missing": True},
+    {"missing": True, "posterior": "full"},
     {"posterior": "full"},
     {"prior": Mixture(3)},
     {"prior": Mixture(3), "posterior": "full"},
@@ -792,7 +773,7 @@ def terms_of(model, y, eps, row_noise, by_draw):
     if model.n_redrawn:
         y = (torch.special.ndtr(row_noise[:, : model.n_redrawn]) < y).double()
     drop = row_noise[:, model.n_redrawn :]
-    seen = model.see(y)
+    seen = model.inputs(model.complete(Batch(y)))
     raw = model.encoder(seen, drop) if drop.shape[1] else model.encoder(seen)
     q = model.posterior.parameters(raw)
     z, log_q = model.posterior.draw(model.flow, q, eps[..., :2])
@@ -832,7 +813,7 @@ def test_vjp_with_noise_of_rows_and_units_is_that_of_autograd(parts, n_draws, n_
     ]
     with torch.inference_mode():
         stack = stacked([architecture] * n_models, states)
-        same, pull = stack.vjp(y, eps, row_noise, by_draw=by_draw)
+        same, pull = stack.vjp(Batch(y, eps, row_noise), by_draw=by_draw)
         gradients = pull(*g)
     for a, b in zip(same, zip(*terms, strict=True), strict=True):
         torch.testing.assert_close(a, torch.stack(b).detach(), rtol=1e-10, atol=1e-10)
@@ -854,9 +835,11 @@ def test_noise_that_drops_and_redraws_nothing_changes_no_terms(parts):
         y = y.exp().round()
     row_noise = normals(1, 7, redrawn)
     with torch.inference_mode():
-        terms = stacked([architecture], states).vjp(y[None], eps[None], row_noise, by_draw=False)[0]
+        terms = stacked([architecture], states).vjp(
+            Batch(y[None], eps[None], row_noise), by_draw=False
+        )[0]
     with torch.no_grad():
-        for a, b in zip(terms, model(y, eps), strict=True):
+        for a, b in zip(terms, model(Batch(y, eps)), strict=True):
             torch.testing.assert_close(a[0], b, rtol=1e-10, atol=1e-10)
 
 
@@ -887,8 +870,8 @@ def test_members_of_a_stack_become_factor_analysis_as_they_do_alone():
         for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
             alone = stacked([architecture], [state])
             alone.become_factors(found[m : m + 1])
-            own = learned_state(stack, architecture, state, end_to_end(stack)[m])
-            expected = learned_state(alone, architecture, state, end_to_end(alone)[0])
+            own = stack.state_of(architecture, state, end_to_end(stack)[m])
+            expected = alone.state_of(architecture, state, end_to_end(alone)[0])
             for name, array in own.items():
                 np.testing.assert_array_equal(array, expected[name], err_msg=name)
             assert np.abs(own["encoder.linear"]).max() > 0.1

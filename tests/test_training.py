@@ -18,7 +18,7 @@ from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
 from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.rows import Rows
-from skvae._model.stacking import learned_state, stack_models
+from skvae._model.stack import Stack
 from skvae._model.state import cast_state, from_state, initial_state
 from skvae.likelihoods import Bernoulli
 from skvae.networks import MLP
@@ -51,7 +51,7 @@ def rows_of(n_rows, first=0):
     return torch.stack([numbers, 100 + numbers], dim=1).float()
 
 
-class Batch(NamedTuple):
+class Shown(NamedTuple):
     """What one member was shown in one step, or at one judgement."""
 
     epoch: int
@@ -116,7 +116,8 @@ class Problem:
     def begin_epoch(self, progress):
         self.progress.append(progress.tolist())
 
-    def vjp(self, y, eps, row_noise, *, by_draw):
+    def vjp(self, batch, *, by_draw):
+        y, eps, row_noise = batch[:3]
         training = self.is_training(eps)
         if training:
             self.n_steps += 1
@@ -131,7 +132,7 @@ class Problem:
                 self.spoil(self.started, member, log_likelihood[place], kl[place])
             if training:
                 continue
-            batch = Batch(
+            batch = Shown(
                 self.started, y[place].clone(), eps[place].clone(), None, row_noise[place]
             )
             self.judged[member].append(batch)
@@ -143,7 +144,7 @@ class Problem:
             for place, member in enumerate(self.members):
                 # beta is known by its gradient: some digits are lost.
                 beta = round(g_kl[place].sum().item(), 12)
-                batch = Batch(
+                batch = Shown(
                     self.started, y[place].clone(), eps[place].clone(), beta, row_noise[place]
                 )
                 self.batches[member].append(batch)
@@ -1362,7 +1363,7 @@ def test_free_bits_of_0_are_none_in_a_stack_with_those_of_others():
 
 def members_of(jobs):
     """The models of jobs, about to be trained."""
-    stack = stack_models([job.architecture for job in jobs], [job.state for job in jobs], CPU)
+    stack = Stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
     generators = [devices.generator(job.seed) for job in jobs]
     _, judged, _ = loading.read_once(jobs)
     return loop.Members(stack, judged, [job.plan for job in jobs], generators)
@@ -1468,7 +1469,7 @@ def test_models_go_on_as_they_do_alone_when_one_has_diverged():
 def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
     jobs = [job_of(m, n, weight_decay=weight_decay) for m, n in enumerate([1, 2, 5])]
     architectures = [job.architecture for job in jobs]
-    stack = stack_models(architectures, [job.state for job in jobs], CPU)
+    stack = Stack(architectures, [job.state for job in jobs], CPU)
     generators = [devices.generator(job.seed) for job in jobs]
     read, judged, _ = loading.read_once(jobs)
     plans = [job.plan for job in jobs]
@@ -1477,11 +1478,11 @@ def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
             stack, read, judged, plans, generators, lambda: None, lambda records: False
         )
         states = [
-            {**job.state, **learned_state(stack, job.architecture, job.state, record.weights)}
+            {**job.state, **stack.state_of(job.architecture, job.state, record.weights)}
             for job, record in zip(jobs, records, strict=True)
         ]
         # Padded anew, the values of each are all that its weights were.
-        anew = stack_models(architectures, states, CPU)
+        anew = Stack(architectures, states, CPU)
         weights = torch.cat([p.flatten(1) for p in anew.parameters()], dim=1)
     for record, job, state, expected in zip(records, jobs, states, weights, strict=True):
         assert torch.equal(record.weights, expected)

@@ -35,6 +35,7 @@ import skvae
 from skvae import VAETransformer, likelihoods, metrics, posteriors, priors
 from skvae._backend import blocks
 from skvae._data import weighting
+from skvae._fit.preparation import prepare
 from skvae._model.adam import Adam
 from skvae._model.member import Best
 from skvae.likelihoods import Bernoulli, Gaussian
@@ -786,7 +787,7 @@ def test_an_epoch_uses_every_row_but_those_held_out(quick, n_held_out):
 
 def held_out_of(vae, X, **more):
     """Places of the rows that a fit holds out."""
-    return np.sort(vae._prepare(X, **more)[0].held_out)
+    return np.sort(prepare(vae, X, **more)[0].held_out)
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian("per_feature"), Bernoulli()], ids=str)

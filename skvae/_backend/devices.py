@@ -3,13 +3,14 @@
 import contextlib
 import ctypes
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
+
+from skvae._backend.warn import warn
 
 # A training step with fewer multiplications, about a millisecond, uses one thread. Two threads wait
 # for each other in every operation, and were up to 90 times slower while another process ran.
@@ -51,7 +52,7 @@ def device_or_cpu(name: str) -> torch.device:
     except ValueError as error:
         if not name.startswith(("cuda", "mps")):
             raise
-        warnings.warn(f"{error} Computing on the CPU.", UserWarning, stacklevel=4)
+        warn(f"{error} Computing on the CPU.", UserWarning)
         return torch.device("cpu")
 
 

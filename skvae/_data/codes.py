@@ -5,10 +5,9 @@ among the categories. All other columns are numbers. Every missing value of a ta
 null) becomes NaN. Decoding gives back the values, the dtypes and the container of `fit`.
 """
 
-import warnings
-
 import numpy as np
 
+from skvae._backend.warn import warn
 from skvae._data import containers
 from skvae._data.words import Labels, rows_in_words
 
@@ -79,10 +78,9 @@ def encode(X, categories, likelihood):
                 )
             unknown.append(_new(values, strange, labels.of(i), len(categories[i])))
     if unknown:
-        warnings.warn(
+        warn(
             f"X has categories that were not in the data of fit, taken as missing: "
-            f"{', '.join(unknown)}.",
-            stacklevel=5,
+            f"{', '.join(unknown)}."
         )
     return numbers
 

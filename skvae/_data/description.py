@@ -1,10 +1,10 @@
 """Describe the columns of X before training, and warn of suspicious ones."""
 
 import functools
-import warnings
 
 import numpy as np
 
+from skvae._backend.warn import warn
 from skvae._data import arrays, containers, sentinels, statistics, words
 from skvae._data.units import FARTHEST
 from skvae._data.words import listed, n_rows_in_words
@@ -53,7 +53,7 @@ def describe(
     if reset:
         _tell_of_empty(n_values, n_others, labels, partial)
         unresolved = dict.fromkeys(columns[moments.unresolved].tolist())
-        _warn_of_unresolved(unresolved, labels, data.dtype, 7)
+        _warn_of_unresolved(unresolved, labels, data.dtype)
         _warn_of_sentinels(data, moments, support, columns, labels, attributes["_categories"])
         if not grouped:
             _warn_of_copies(data, held_out)
@@ -106,10 +106,9 @@ def _tell_of_empty(n_values, n_others, labels, partial):
             "could not learn values that later blocks have there. Begin with rows that have "
             "values in each column, or drop the column."
         )
-    warnings.warn(
+    warn(
         f"{what} The model leaves such columns out of its density and gives them back as missing. "
-        "Drop them, or fit on rows that have values there.",
-        stacklevel=7,
+        "Drop them, or fit on rows that have values there."
     )
 
 
@@ -122,19 +121,18 @@ def warn_of_long_numbers(X, rows, categories):
         # If they differ by more than rounding, the moments of the column show it.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * arrays.rounding_of(np.float64) * size:
             columns.append(i)
-    _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64, 9)
+    _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64)
 
 
-def _warn_of_unresolved(columns, labels, dtype, stacklevel):
+def _warn_of_unresolved(columns, labels, dtype):
     """Warn of columns that vary, but by so little that they are taken as constant."""
     if columns:
         share = 2 * arrays.resolution_of(dtype)
-        warnings.warn(
+        warn(
             f"X has values in {listed(map(labels.of, columns))} that differ by less than "
             f"{share:.1g} of their size: the model takes such a column as constant. Subtract an "
             "offset from it, such as its least value, so that the differences count. If they are "
-            "rounding, drop the column.",
-            stacklevel=stacklevel,
+            "rounding, drop the column."
         )
 
 
@@ -147,12 +145,11 @@ def _warn_of_sentinels(data, moments, support, columns, labels, categories):
             f"{value:.10g} in {labels.of(columns[feature])} ({n_rows_in_words(n)})"
             for feature, (value, n) in found.items()
         ]
-        warnings.warn(
+        warn(
             "X has values that are farther from the others in their column than all of these "
             f"together are from their mean: {listed(words)}. To the model, the others hardly "
             "differ. If the value stands for a missing one, make it NaN; if it is an error, "
-            "correct it; if it is real, transform the column, by its logarithm, say.",
-            stacklevel=7,
+            "correct it; if it is real, transform the column, by its logarithm, say."
         )
 
 
@@ -166,14 +163,13 @@ def _warn_of_copies(data, held_out):
     keys = np.array([hash(row.tobytes()) for block in blocks for row in block])
     n_copies = int(np.isin(keys[held_out], np.delete(keys, held_out)).sum())
     if n_copies > len(held_out) / 2 and _is_real(data[np.unique(keys, return_index=True)[1]]):
-        warnings.warn(
+        warn(
             f"{n_copies} of the {len(held_out)} rows held out are copies of rows that are trained "
             "on. A model that learns rows by heart looks good by them, and is bad for new rows. "
             "Give copies of a row the same label in groups, such as the number of the row they "
             "were drawn from: np.unique(X, axis=0, return_inverse=True)[1] finds it in an array "
             "without missing values. Or give each row once, with sample_weight for how often it "
-            "comes.",
-            stacklevel=7,
+            "comes."
         )
 
 

@@ -11,10 +11,9 @@ is outside. This holds for normal, lognormal (of a sigma up to 1.5), Student (of
 freedom or more), Bernoulli and count columns.
 """
 
-import warnings
-
 import numpy as np
 
+from skvae._backend.warn import warn
 from skvae._data import arrays
 
 # A column leaves its units if a tenth of the values are farther than 10 standard deviations from
@@ -66,7 +65,7 @@ def compare(first, now, data, support, resolution):
     return (far | narrow) & ~constant & ~empty, varies & constant, filled & empty
 
 
-def warn(first, now, data, support, labels, resolution):
+def warn_of_drift(first, now, data, support, labels, resolution):
     """Warn of the features that `compare` finds; `labels` gives their names."""
     leaves, varies, filled = compare(first, now, data, support, resolution)
     remedy = (
@@ -79,28 +78,25 @@ def warn(first, now, data, support, labels, resolution):
             f"+- {first.std[i]:.3g}"
             for i in np.flatnonzero(leaves)
         ]
-        warnings.warn(
+        warn(
             "X leaves the units of the model, which are those of the first rows that it was "
             f"fitted to. Mean +- standard deviation of {_join(told, '; ')}. The model learns such "
-            f"columns badly. {remedy}",
-            stacklevel=6,
+            f"columns badly. {remedy}"
         )
     if varies.any():
         told = [labels.of(i) for i in np.flatnonzero(varies)]
-        warnings.warn(
+        warn(
             "X has new values in columns that were constant in the first rows that the model was "
             f"fitted to: {_join(told, ', ')}. The model learns nothing of them and gives back the "
-            f"constant. {remedy}",
-            stacklevel=6,
+            f"constant. {remedy}"
         )
     if filled.any():
         # A category is several features of one column.
         told = list(dict.fromkeys(labels.of(i) for i in np.flatnonzero(filled)))
-        warnings.warn(
+        warn(
             "X has values in columns that had none in the first rows that the model was fitted "
             f"to: {_join(told, ', ')}. The model learns nothing of them and gives them back as "
-            f"missing. {remedy}",
-            stacklevel=6,
+            f"missing. {remedy}"
         )
 
 

@@ -1,7 +1,6 @@
 """Plan a training run: resolve "auto", hold rows out, and find the earlier run to continue."""
 
 import math
-import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from skvae._backend import files
 from skvae._backend.tensors import Array
+from skvae._backend.warn import warn
 from skvae._data import arrays
 from skvae._fit.job import Job
 from skvae._model import evidence, loop
@@ -45,11 +45,10 @@ def plan_training(vae: Any, job: Job, continues: bool, partial: bool) -> Job:
         if now == run:
             return same._replace(progress=earlier)
         changed = ", ".join(name for name in now if now[name] != run.get(name))
-        warnings.warn(
+        warn(
             f"The fit that was stopped after {earlier['n_iter']} of {run['max_iter']} epochs "
             f"does not go on, since something is not what it was: {changed}. This one begins "
-            "anew from its weights.",
-            stacklevel=5,
+            "anew from its weights."
         )
     return job._replace(plan=_plan(vae, job, continues))
 

@@ -314,7 +314,9 @@ def _check_goes_on(
     labels = words.Labels(getattr(vae, "feature_names_in_", None), column_of)
     dtypes = {reading.data.dtype.name, vae._output["dtype"]}
     resolution = arrays.resolution_of("float32" if "float32" in dtypes else "float64")
-    stream.warn(first, now, reading.data, reading.likelihood.check_support, labels, resolution)
+    stream.warn_of_drift(
+        first, now, reading.data, reading.likelihood.check_support, labels, resolution
+    )
 
 
 # --- the outcome --------------------------------------------------------------------------

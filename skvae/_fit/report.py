@@ -1,6 +1,5 @@
 """Report on a fit: a line per epoch, its history, and warnings on how it ended."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae._backend.tensors import Array
+from skvae._backend.warn import warn
 from skvae._fit.job import Trained
 from skvae._model.member import Plan, Record
 from skvae._model.state import ACTIVE_VARIANCE
@@ -57,16 +57,15 @@ def _check_end(record: Record, plan: Plan, keep: bool) -> None:
         remedy = "Use a smaller learning_rate, or look for extreme values in X."
         if not keep or (record.kept == 0 and not record.is_simple):
             raise ValueError(f"{where}. {remedy}")
-        warnings.warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning, stacklevel=6)
+        warn(f"{where}: {kept} kept. {remedy}", ConvergenceWarning)
     elif record.interrupted:
-        warnings.warn(f"Training interrupted: {kept} kept.", stacklevel=6)
+        warn(f"Training interrupted: {kept} kept.")
     elif record.outcome == "finished" and plan.n_held_out and plan.schedule == "constant":
         # A rate that falls to 0 ends training by itself.
-        warnings.warn(
+        warn(
             f"Maximum number of epochs ({plan.max_iter}) reached before the validation loss "
             f"stopped falling by tol={plan.tol}. Increase max_iter.",
             ConvergenceWarning,
-            stacklevel=6,
         )
 
 
@@ -74,44 +73,39 @@ def _check_model(trained: Trained, plan: Plan, n_varying: int) -> None:
     """Warn if the model is worse than it could be, or ignores z."""
     record = trained.record
     if trained.shortfall > SHORTFALL:
-        warnings.warn(
+        warn(
             f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
             "the best that a model without hidden layers can be on its training rows. Increase "
             "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
             ConvergenceWarning,
-            stacklevel=6,
         )
     if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
-        warnings.warn(
+        warn(
             f"The weights of epoch 1 of {record.n_iter} were kept, since all later ones were worse "
             f"on the {plan.n_held_out} rows that were held out: the model has hardly learned. It "
             "may learn rows by heart, or the rows held out are unlike the others. Use a smaller "
             "learning_rate, fewer or smaller hidden layers or more rows; rows that belong together "
             "need groups; or set early_stopping=False.",
             ConvergenceWarning,
-            stacklevel=6,
         )
     if n_varying == 0:
-        warnings.warn(
+        warn(
             "All columns of X are constant in the rows that fit trained on, so that there is "
-            "nothing to model: latent features say nothing of a row. Fit on rows that differ.",
-            stacklevel=6,
+            "nothing to model: latent features say nothing of a row. Fit on rows that differ."
         )
     elif trained.n_active > 0 or n_varying == 1:  # one column has nothing to share with another
         return
     elif record.is_simple:
         judged = ", and no epoch was better" if plan.n_held_out else ""
-        warnings.warn(
+        warn(
             f"All {plan.n_components} components are inactive: columns that are independent of "
             f"each other make rows left out as likely as any linear model{judged}. The columns "
-            "have nothing in common, or the rows are too few to show it.",
-            stacklevel=6,
+            "have nothing in common, or the rows are too few to show it."
         )
     else:
-        warnings.warn(
+        warn(
             f"All {plan.n_components} components are inactive: no posterior mean has a variance "
             f"above {ACTIVE_VARIANCE} over the rows, so the model ignores z. Use a smaller "
             "beta, beta_warmup or free_bits above 0, or train for longer; or the columns of X "
-            "have nothing in common.",
-            stacklevel=6,
+            "have nothing in common."
         )

@@ -6,7 +6,6 @@ of the columns. The estimator, its metrics, the imputer and the displays all use
 
 import copy
 import operator
-import warnings
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from sklearn.utils import check_random_state
 
 from skvae._backend import blocks, devices, quadrature
 from skvae._backend.tensors import can_share, to_array, to_tensor
+from skvae._backend.warn import warn
 from skvae._data import arrays, containers
 from skvae._data.units import restore
 from skvae._inference.unseen import Blocks
@@ -136,12 +136,11 @@ class FittedModel:
         """Warn of rows with missing values if the encoder was not trained on such rows."""
         if not n_incomplete:
             return
-        warnings.warn(
+        warn(
             f"X has missing values in {n_incomplete} of {n_rows} rows, but the model was fitted "
             "to rows without any: its encoder takes each for the mean of its column. Latent "
             "features, scores and imputations of these rows are poor. Fit on rows of which some "
-            "have missing values, or use VAEImputer, which hides values while it trains.",
-            stacklevel=4,
+            "have missing values, or use VAEImputer, which hides values while it trains."
         )
 
     def blocks(self, data, *, accept_far=False, row_of=None):

@@ -13,12 +13,11 @@ costs nats. With n the training rows that have a value in the column,
 The encoder takes the first and the last kind as missing, and it ignores constant columns.
 """
 
-import warnings
-
 import numpy as np
 
 from skvae._backend import blocks
 from skvae._backend.tensors import to_tensor
+from skvae._backend.warn import warn
 from skvae._data import arrays
 from skvae._data.codes import UNSEEN
 from skvae._data.units import FARTHEST, check_reach, measure_reach, standardise
@@ -193,12 +192,11 @@ class Blocks:
         rows, columns, values = _joined(self.far)
         if len(rows):
             words = self._words(rows, columns, values, np.ones(len(rows), bool))
-            warnings.warn(
+            warn(
                 f"X has values that are infinite, or more than {FARTHEST:.0e} times the "
                 f"scale of the training data from it: {words}. The score of such a row is -inf. "
                 "Check the units of the column, or make the value NaN if it stands for a missing "
-                "one.",
-                stacklevel=3,
+                "one."
             )
 
     def _warn_beside(self, what, costs, rows, columns, values, chosen):
@@ -208,11 +206,10 @@ class Blocks:
                 if costs
                 else ("costs the score nothing")
             )
-            warnings.warn(
+            warn(
                 f"X has values {what}: {self._words(rows, columns, values, chosen)}. The encoder "
                 f"does not see such a value, and it {nats}. Fit on rows in which these columns "
-                "vary, or drop them.",
-                stacklevel=4,
+                "vary, or drop them."
             )
 
     def _words(self, rows, columns, values, chosen):

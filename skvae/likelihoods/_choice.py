@@ -1,10 +1,9 @@
 """Assign likelihoods to the columns of a table: the parts of `Columns`, or the choice of "auto"."""
 
-import warnings
-
 import numpy as np
 from sklearn.utils._indexing import _get_column_indices
 
+from skvae._backend.warn import warn
 from skvae._data import containers
 from skvae._data.words import Labels
 from skvae.likelihoods._categories import Categorical
@@ -103,11 +102,10 @@ def _choose(X):
     if few:
         shown = ", ".join(map(Labels(names).of, few[:5]))
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-        warnings.warn(
+        warn(
             f"{shown}{more}: whole numbers of fewer than {FEW_VALUES} different values, taken as "
             "real values. Say with skvae.likelihoods.Columns if they are categories or counts, or "
-            "make them floats.",
-            stacklevel=8,
+            "make them floats."
         )
     kinds = [kind.replace("i", "f") for kind in kinds]
     if len(set(kinds)) == 1:
