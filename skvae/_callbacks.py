@@ -1,6 +1,7 @@
-"""scikit-learn's callbacks around a fit: none before scikit-learn 1.9."""
+"""Callbacks of scikit-learn, which scikit-learn has from version 1.9 on."""
 
 import os
+from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from skvae import _typing
 from skvae._backend import files
 
 try:
-    from sklearn.callback import CallbackSupportMixin
+    from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
 except ImportError:  # scikit-learn < 1.9 has no callbacks
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
@@ -21,12 +22,13 @@ except ImportError:  # scikit-learn < 1.9 has no callbacks
 
 
 class Callbacks:
-    """scikit-learn's callbacks around a fit and its epochs; does nothing before 1.9.
+    """The calls of scikit-learn's callbacks around a fit and its epochs.
 
-    A callback that scores needs y: the target of an autoencoder is X.
+    They do nothing before scikit-learn 1.9. A callback that scores needs y: the target of an
+    autoencoder is X.
     """
 
-    def __init__(self, estimator, X, y, sample_weight):
+    def __init__(self, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
         self.data = {"estimator": estimator, "X": X, "y": X if y is None else y}
         if sample_weight is not None:
             self.data["metadata"] = {"sample_weight": sample_weight}
@@ -37,18 +39,18 @@ class Callbacks:
             self.task = estimator._init_callback_context(max_subtasks=estimator.max_iter)
             self.task.call_on_fit_task_begin(**self.data)
 
-    def begin_epoch(self):
+    def begin_epoch(self) -> None:
         if self.task is not None:
             self.epoch = self.task.subcontext(task_name="epoch")
             self.epoch.call_on_fit_task_begin(**self.data)
 
-    def end_epoch(self, fitted):
-        """True if a callback asks to stop; `fitted` makes the attributes if one needs them."""
+    def end_epoch(self, fitted: Callable[[], dict[str, Any]]) -> bool:
+        """Return whether a callback asks to stop; `fitted` gives the attributes that it needs."""
         return self.task is not None and self.epoch.call_on_fit_task_end(
             **self.data, reconstruction_attributes=lambda: {**self.stale, **fitted()}
         )
 
-    def end(self, attributes):
+    def end(self, attributes: dict[str, Any]) -> None:
         if self.task is not None:
             attributes = {**self.stale, **attributes}
             self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)

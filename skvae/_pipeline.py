@@ -1,5 +1,6 @@
 """What ends in a `VAETransformer`: a Pipeline or a fitted search, used as one model."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sklearn.impute import SimpleImputer
@@ -65,13 +66,14 @@ def sample(
     return invert(before, vae.sample(n_samples, random_state, mean=mean))
 
 
-def split(estimator, who):
-    """The steps before the last, with their names, and the VAETransformer that this is.
+def split(estimator: Any, who: str) -> tuple[list[Any], Any]:
+    """Return the steps before the last, with their names, and the VAETransformer at the end.
 
-    Those of a Pipeline within are steps like others; what passes rows on is none. `who` begins the
-    message of the TypeError where it is something else.
+    The steps of a Pipeline within the Pipeline are steps like others. Steps that only pass rows on
+    are left out. `who` begins the message of the TypeError for any other estimator.
     """
-    estimator, before = getattr(estimator, "best_estimator_", estimator), []
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    before: list[Any] = []
     while isinstance(estimator, Pipeline):
         before += _flatten(estimator.steps[:-1])
         estimator = estimator.steps[-1][1]
@@ -83,7 +85,7 @@ def split(estimator, who):
     return before, estimator
 
 
-def _flatten(steps):
+def _flatten(steps: Iterable[Any]) -> Iterator[Any]:
     for name, step in steps:
         if isinstance(step, Pipeline):
             yield from _flatten(step.steps)
@@ -91,23 +93,23 @@ def _flatten(steps):
             yield name, step
 
 
-def transform(before, X):
-    """X as these steps make it."""
+def transform(before: Sequence[Any], X: Any) -> Any:
+    """Return X transformed by these steps."""
     for _, step in before:
         X = step.transform(X)
     return X
 
 
-def invert(before, X):
-    """Rows X that these steps have made, as they were."""
+def invert(before: Sequence[Any], X: Any) -> Any:
+    """Return rows X in the units before these steps."""
     for _, step in reversed(before):
         X = step.inverse_transform(X)
     return X
 
 
-def has_inverse(step):
+def has_inverse(step: Any) -> bool:
     """Whether a step of a Pipeline can be inverted."""
     if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
         return step.func is None or step.inverse_func is not None
-    # The inverse of SimpleImputer needs exact zeros in its indicator columns; a model gives none.
+    # The inverse of SimpleImputer needs exact zeros in its indicator columns. A model gives none.
     return hasattr(step, "inverse_transform") and not isinstance(step, SimpleImputer)

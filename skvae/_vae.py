@@ -4,7 +4,7 @@ A fitted estimator consists of numpy arrays and plain Python values, so files ho
 copies are safe. `FittedModel` makes the torch model of them, and keeps it for the next call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Self, TypeAlias
 
@@ -33,11 +33,12 @@ from skvae._data import (
 )
 from skvae._data.units import FARTHEST
 from skvae._fit import execution, report
-from skvae._fit.preparation import n_varying, prepare
-from skvae._inference.fitted import FittedModel
+from skvae._fit.preparation import Change, n_varying, prepare
+from skvae._inference.fitted import FittedModel, Noise
 from skvae._model import objective
 from skvae._model.architecture import part_of
-from skvae._model.member import SCHEDULES
+from skvae._model.member import SCHEDULES, Record
+from skvae._model.vae import VAE, State
 from skvae._typing import Groups, RandomState, Rows, fit_context
 from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import ACTIVATIONS, NETWORKS, Network
@@ -45,6 +46,7 @@ from skvae.posteriors import POSTERIORS, Posterior
 from skvae.priors import PRIORS, Prior
 
 MakeModule: TypeAlias = Callable[[int, int], nn.Module]  # (n_in, n_out) to a module
+Arrays: TypeAlias = Iterable[np.ndarray]  # the results for a block of rows
 
 # What scikit-learn's HTML needs to link an estimator: its package, and the page in the docs.
 DOC_LINK = "skvae", "https://skvae.github.io/skvae/api/{estimator_module}.{estimator_name}.html"
@@ -560,24 +562,33 @@ class VAETransformer(
         return self._become(fitted(trained.record, trained.state))
 
     @fit_context(prefer_skip_nested_validation=True)
-    def _fit_changed(self, X, change, sample_weight=None, groups=None):
+    def _fit_changed(
+        self, X: Any, change: Change, sample_weight: Any = None, groups: Any = None
+    ) -> Self:
         """Fit to the rows that `change` returns for those of X: see `prepare`."""
         return self._fit(X, None, sample_weight, groups, change)
 
-    def _fit(self, X, y=None, sample_weight=None, groups=None, change=None):
+    def _fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        groups: Any = None,
+        change: Change | None = None,
+    ) -> Self:
         """Fit to X, or to the rows that `change` returns for it: see `prepare`."""
         weighting.check_target(X, y)
         job, fitted = prepare(self, X, None, sample_weight, groups, change)
         callbacks = Callbacks(self, X, y, sample_weight)
 
-        def end_epoch(records, states):
+        def end_epoch(records: Sequence[Record], states: Callable[[], list[State]]) -> bool:
             if self.verbose:
                 report.print_epoch(records[0])
             # A callback may be somebody's torch code.
             with torch.inference_mode(False), torch.enable_grad():
                 return callbacks.end_epoch(lambda: fitted(records[0], states()[0], goes_on=True))
 
-        def end_part(epoch, share):
+        def end_part(epoch: int, share: float) -> None:
             if self.verbose > 1:
                 print(f"Iteration {epoch + 1}, {share:.0%} of the rows")
 
@@ -595,16 +606,16 @@ class VAETransformer(
             report.check_outcome(trained, job.plan, n_varying(job))
             return self._become(fitted(trained.record, trained.state))
 
-    def _become(self, attributes):
+    def _become(self, attributes: Mapping[str, Any]) -> Self:
         """Set all fitted attributes at once."""
         kept = {name: v for name, v in vars(self).items() if name != "feature_names_in_"}
         new = object.__new__(type(self))
-        vars(new).update(kept | attributes)
+        new.__dict__.update({**kept, **attributes})
         # One assignment, so that Ctrl-C comes either before it or after it.
         self.__dict__ = vars(new) | {"_fitted_model": new._join()}
         return self
 
-    def _join(self):
+    def _join(self) -> FittedModel:
         """Join the fitted attributes in one object."""
         return FittedModel(
             self._architecture,
@@ -616,21 +627,23 @@ class VAETransformer(
         )
 
     @property
-    def _fitted(self):
+    def _fitted(self) -> FittedModel:
         """The fitted model; it is joined anew if attributes were set since the last call."""
         check_is_fitted(self)
         fitted = self._fitted_model
         # Callbacks set the attributes of an epoch, and users may set others.
-        known = fitted is not None and fitted.state is self.state_
-        if not (known and fitted.schema.has_names_of(self)):
-            self._fitted_model = fitted = self._join()
-        elif fitted.device != self.device:
-            self._fitted_model = fitted = fitted.on(self.device)
+        if (
+            fitted is None
+            or fitted.state is not self.state_
+            or not fitted.schema.has_names_of(self)
+        ):
+            fitted = self._join()
+        self._fitted_model = fitted = fitted.on(self.device)
         return fitted
 
-    _fitted_model = None
+    _fitted_model: FittedModel | None = None
     # The progress of a fit that was stopped and can go on.
-    _progress = None
+    _progress: Mapping[str, Any] | None = None
     # Moments of the features in the rows that decided the units, and whether any rows had holes.
     # They are None for models of older files.
     _first_seen = _has_seen_holes = None
@@ -651,7 +664,7 @@ class VAETransformer(
 
     def __copy__(self) -> Self:
         new = object.__new__(type(self))
-        vars(new).update(vars(self))  # nothing to check
+        new.__dict__.update(vars(self))  # nothing to check
         return new
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -677,7 +690,7 @@ class VAETransformer(
         Z = np.empty((data.shape[0], fitted.n_components), fitted.dtype_out)
         block = fitted.blocks(data)
 
-        def encode(model, rows):
+        def encode(model: VAE, rows: slice) -> Arrays:
             return [to_array(model.encode_mean(block(model, rows)))]
 
         fitted.map_rows(encode, Z)
@@ -703,7 +716,7 @@ class VAETransformer(
         mean, std = (np.empty(shape, fitted.dtype_out) for _ in range(2))
         block = fitted.blocks(data)
 
-        def encode(model, rows):
+        def encode(model: VAE, rows: slice) -> Arrays:
             return map(to_array, model.encode_rows(block(model, rows)))
 
         fitted.map_rows(encode, mean, std)
@@ -736,7 +749,7 @@ class VAETransformer(
         Z = np.empty(shape, fitted.dtype_out)
         block = fitted.blocks(data)
 
-        def draw(model, rows, noise):
+        def draw(model: VAE, rows: slice, noise: Noise) -> Arrays:
             eps = noise(n_draws)
             z = model.encode_draws(block(model, rows)._replace(eps=eps))
             return [to_array(z).swapaxes(0, 1)]
@@ -775,7 +788,7 @@ class VAETransformer(
             )
         decoded = np.empty((len(latent), fitted.schema.n_columns), fitted.dtype_out)
 
-        def decode(model, rows):
+        def decode(model: VAE, rows: slice) -> Arrays:
             z = latent[rows]
             if not (z.max() <= FARTHEST and z.min() >= -FARTHEST):  # or NaN
                 with np.errstate(over="ignore"):  # of a longdouble, which is infinity then
@@ -790,7 +803,9 @@ class VAETransformer(
             return [fitted.restore(model, model.decode_mean(z))]
 
         fitted.map_rows(decode, decoded)
-        return self._contain(fitted, decoded, X.index if hasattr(X, "iloc") else None)
+        return self._contain(
+            fitted, decoded, getattr(X, "index", None) if hasattr(X, "iloc") else None
+        )
 
     def sample(
         self, n_samples: int = 1, random_state: RandomState = None, *, mean: bool = False
@@ -817,7 +832,7 @@ class VAETransformer(
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
         drawn = np.empty((n_samples, fitted.schema.n_columns), fitted.dtype_out)
 
-        def draw(model, rows):
+        def draw(model: VAE, rows: slice) -> Arrays:
             # Each block has its own generators, so the draws do not depend on threads or other
             # blocks. There are two, so that z is the same with and without observation noise.
             rng = np.random.default_rng([seed, rows.start])
@@ -863,7 +878,7 @@ class VAETransformer(
         elbo = np.empty(data.shape[0])
         block = fitted.blocks(data, accept_far=True)
 
-        def score(model, rows):
+        def score(model: VAE, rows: slice) -> Arrays:
             batch, eps = block(model, rows), to_tensor(noise, model.varies.device)
             n_rows = min(len(batch.y), data.shape[0] - rows.start)
             return [to_array(objective.elbo(model, batch._replace(eps=eps, n_rows=n_rows)))]
@@ -913,7 +928,7 @@ class VAETransformer(
         """
         return self._fitted.to_module()
 
-    def _contain(self, fitted, X, index=None):
+    def _contain(self, fitted: FittedModel, X: np.ndarray, index: Any = None) -> Any:
         """Rows of numbers in the values of `fit`, in its container or that of `set_output`."""
         container = _get_output_config("transform", self)["dense"]
         return fitted.schema.write(X, index, None if container == "default" else container)
@@ -933,20 +948,21 @@ class VAETransformer(
         if not self.__sklearn_is_fitted__():
             raise AttributeError("A VAETransformer has no noise_variance_ before fit.")
         likelihood = self._fitted.likelihood
-        if isinstance(getattr(likelihood, "noise", None), Real):
-            return float(likelihood.noise)
+        noise = getattr(likelihood, "noise", None)
+        if isinstance(noise, Real):
+            return float(noise)
         # The whole model is not built: notebooks show this property with every estimator.
         variance = likelihood.variance(self._fitted.likelihood_module)
         if variance is None:
             raise AttributeError(f"{likelihood!r} has no noise variance of its own.")
         scale = self.state_["scale"]
-        variance = to_array(variance).astype(np.float64)
-        if getattr(likelihood, "noise", None) == "shared":
-            return float(variance[0] * scale.max() ** 2)
-        return variance * scale**2
+        in_units = to_array(variance).astype(np.float64)
+        if noise == "shared":
+            return float(in_units[0] * scale.max() ** 2)
+        return in_units * scale**2
 
     @property
-    def _n_features_out(self):
+    def _n_features_out(self) -> int:
         return self._architecture["n_components"]
 
     def __sklearn_tags__(self) -> Any:

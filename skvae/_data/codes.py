@@ -5,8 +5,12 @@ among the categories. All other columns are numbers. Every missing value of a ta
 null) becomes NaN. Decoding gives back the values, the dtypes and the container of `fit`.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 
+from skvae._backend.tensors import Array
 from skvae._backend.warn import warn
 from skvae._data import containers
 from skvae._data.words import Labels, rows_in_words
@@ -15,7 +19,7 @@ from skvae._data.words import Labels, rows_in_words
 UNSEEN = -1.0
 
 
-def learn_categories(X, likelihood):
+def learn_categories(X: Any, likelihood: Any) -> dict[int, Array]:
     """Return the sorted categories of each categorical column; empty if all values are missing."""
     if not containers.is_table(X):
         return {}
@@ -24,7 +28,7 @@ def learn_categories(X, likelihood):
     }
 
 
-def _learn(X, i, labels):
+def _learn(X: Any, i: int, labels: Labels) -> Array:
     categories = containers.own_categories(X, i)
     if categories is None:
         values = _distinct(containers.items(X, i), labels.of(i))
@@ -42,7 +46,7 @@ def _learn(X, i, labels):
     return array
 
 
-def _distinct(values, where):
+def _distinct(values: list[Any], where: str) -> set[Any]:
     try:
         return set(values)
     except TypeError:
@@ -53,7 +57,7 @@ def _distinct(values, where):
         ) from None
 
 
-def encode(X, categories, likelihood):
+def encode(X: Any, categories: Mapping[int, Array], likelihood: Any) -> Array:
     """Return X (n, D) as float64: codes for categories, and NaN for missing values.
 
     The code of a category that `fit` has not seen is UNSEEN; a warning names the category.
@@ -85,7 +89,7 @@ def encode(X, categories, likelihood):
     return numbers
 
 
-def _new(values, strange, where, n_known):
+def _new(values: list[Any], strange: Array, where: str, n_known: int) -> str:
     """Words for the `strange` values of a column, which `fit` has not seen."""
     own = list(dict.fromkeys(repr(values[row]) for row in np.flatnonzero(strange)))
     more = f" and {len(own) - 5} more" if len(own) > 5 else ""
@@ -97,7 +101,7 @@ def _new(values, strange, where, n_known):
     return f"{', '.join(own[:5])}{more} in {where} ({rows}){known}"
 
 
-def _code(values, categories, where):
+def _code(values: Iterable[Any], categories: Array, where: str) -> dict[Any, float]:
     """Return the code of each value: NaN for missing values, UNSEEN for unknown ones."""
     known = {value: code for code, value in enumerate(categories)}
     strings = {isinstance(category, str) for category in categories}
@@ -112,7 +116,7 @@ def _code(values, categories, where):
     return codes
 
 
-def to_numbers(X, i, labels):
+def to_numbers(X: Any, i: int, labels: Labels) -> Array:
     """Return a column as numbers; an error names the first value that is no number."""
     numbers = containers.numbers(X, i)
     if numbers is not None:
@@ -138,7 +142,7 @@ def to_numbers(X, i, labels):
     return numbers
 
 
-def _reads(value):
+def _reads(value: str) -> str:
     """Words for a string that reads as a number; for others an empty string."""
     try:
         float(value)
@@ -147,7 +151,7 @@ def _reads(value):
     return " but a string, of which X.astype(float) makes one"
 
 
-def decode(numbers, categories):
+def decode(numbers: Array, categories: Mapping[int, Array]) -> list[Array]:
     """Turn numbers (n, D) with codes for categories into columns of values."""
     return [
         _look_up(categories[i], numbers[:, i]) if i in categories else numbers[:, i]
@@ -155,7 +159,7 @@ def decode(numbers, categories):
     ]
 
 
-def _look_up(categories, codes):
+def _look_up(categories: Array, codes: Array) -> Array:
     """Return the category of each code; None for NaN, in a column without values in `fit`."""
     missing = np.isnan(codes)
     if not missing.any():

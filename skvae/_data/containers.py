@@ -8,19 +8,22 @@ describe this frame.
 import importlib
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Set
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
+
+from skvae._backend.tensors import Array
 
 NUMBERS = Real | Decimal | np.bool_  # types of values that are numbers
 LOOSE = ("object", "Object")  # dtypes for values of any kind, in pandas and numpy, and in polars
 
 
-def check_rows(X, image_shape=None):
+def check_rows(X: Any, image_shape: tuple[int, int, int] | None = None) -> None:
     """Raise an error if X is no table of rows, and say what to pass in its place.
 
     `image_shape` is the (channels, height, width) of a `Conv`, whose rows are such images.
@@ -76,7 +79,7 @@ def check_rows(X, image_shape=None):
         )
 
 
-def _remedy(X):
+def _remedy(X: Any) -> str | None:
     """Words for what to pass in place of X; None if X may be a table."""
     if X is None:
         return "pass the rows to be read"
@@ -101,7 +104,9 @@ def _remedy(X):
     return None
 
 
-def _flatten(X, shape, image_shape, name):
+def _flatten(
+    X: Any, shape: tuple[int, ...], image_shape: tuple[int, int, int] | None, name: str
+) -> str:
     """Words for how to make rows of the array `name`, whose samples have several dimensions."""
     if image_shape is None:
         return f"{name}.reshape(len(X), -1) makes a row of each sample"
@@ -116,7 +121,7 @@ def _flatten(X, shape, image_shape, name):
     return f"{order}. Move the axes of X to that order, and then take {name}.reshape(len(X), -1)"
 
 
-def to_validate(X, *, is_rows=True):
+def to_validate(X: Any, *, is_rows: bool = True) -> Any:
     """Return X as scikit-learn can validate it: tensors become arrays, and dates raise an error.
 
     With `is_rows`, X must be a table of rows; without, X may have one value per row, such as
@@ -143,7 +148,7 @@ def to_validate(X, *, is_rows=True):
     return X
 
 
-def to_plain(X):
+def to_plain(X: Any) -> Any:
     """Turn a tensor or a masked array into a plain array, with NaN for masked values."""
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
@@ -151,24 +156,25 @@ def to_plain(X):
     if isinstance(X, np.ma.MaskedArray):
         if X.mask.any():  # masked values are missing
             room = {"f": X.dtype, "i": np.float64, "u": np.float64, "b": np.float64}
-            X = X.astype(room.get(X.dtype.kind, object)).filled(np.nan)
+            as_float: Any = X.astype(room.get(X.dtype.kind, object))
+            X = as_float.filled(np.nan)
         return np.asarray(X)
     return X
 
 
-def _no_number(what):
+def _no_number(what: str) -> ValueError:
     return ValueError(
         f"VAETransformer expects numbers. Got {what}: turn dates and durations into numbers "
         "first, such as days since a reference."
     )
 
 
-def dtypes(X):
+def dtypes(X: Any) -> list[Any]:
     """Return the dtypes of the columns of a frame, or the single dtype of an array, in a list."""
     return list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
 
 
-def float_dtypes(X):
+def float_dtypes(X: Any) -> Any:
     """Return the dtypes that `check_array` allows for X: float32 stays, others become float64.
 
     Arrays of other numbers stay, too, and become float64 block by block when they are used. So a
@@ -185,14 +191,14 @@ def float_dtypes(X):
 # --- columns ------------------------------------------------------------------------------
 
 
-def names(X):
+def names(X: Any) -> Array | None:
     """Return the names of the columns of X if all are strings, else None."""
     columns = list(getattr(X, "columns", []))
     is_named = columns and all(isinstance(column, str) for column in columns)
     return np.array(columns, dtype=object) if is_named else None
 
 
-def _column(X, i):
+def _column(X: Any, i: int) -> Any:
     if hasattr(X, "iloc"):
         return X.iloc[:, i]
     if hasattr(X, "toarray"):
@@ -200,7 +206,7 @@ def _column(X, i):
     return X[:, i]
 
 
-def kind(X, i):
+def kind(X: Any, i: int) -> str:
     """Return the kind of column i in numpy's letters: "f", "i" or "b", and "O" for other values.
 
     If the dtype allows values of any kind, as for a column with a None, the values decide.
@@ -215,7 +221,7 @@ def kind(X, i):
     return _kind_of(dtype)
 
 
-def _kind_of(dtype):
+def _kind_of(dtype: Any) -> str:
     if hasattr(dtype, "is_numeric"):  # polars
         if dtype.is_integer():
             return "i"
@@ -224,18 +230,18 @@ def _kind_of(dtype):
     return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
 
 
-def is_table(X):
+def is_table(X: Any) -> bool:
     """Whether X has columns: it is a frame, an array or a sparse matrix of two dimensions."""
     known = hasattr(X, "columns") or hasattr(X, "toarray") or isinstance(X, np.ndarray)
     return known and len(getattr(X, "shape", ())) == 2
 
 
-def has_objects(X):
+def has_objects(X: Any) -> bool:
     """Whether X is a table with a column whose dtype is not numeric."""
     return is_table(X) and any(_kind_of(dtype) == "O" for dtype in dtypes(X))
 
 
-def own_categories(X, i):
+def own_categories(X: Any, i: int) -> list[Any] | None:
     """Return the categories of the dtype of column i, or None if it has none."""
     dtype = getattr(_column(X, i), "dtype", None)
     categories = getattr(dtype, "categories", None)
@@ -245,13 +251,13 @@ def own_categories(X, i):
     return list(categories)
 
 
-def items(X, i):
+def items(X: Any, i: int) -> list[Any]:
     """Return the values of column i in a list."""
     column = _column(X, i)
     return column.tolist() if hasattr(column, "tolist") else column.to_list()
 
 
-def numbers(X, i):
+def numbers(X: Any, i: int) -> Array | None:
     """Return column i as float64, NaN where values are missing; None if it is not numeric."""
     column = _column(X, i)
     if _kind_of(column.dtype) == "O":
@@ -263,7 +269,7 @@ def numbers(X, i):
     return column
 
 
-def long_range(X, i, rows=None):
+def long_range(X: Any, i: int, rows: Array | None = None) -> tuple[int, int] | None:
     """Return the lowest and the highest number of these rows in a column of 64-bit integers.
 
     The result is None for other columns, and for columns without a number.
@@ -277,7 +283,7 @@ def long_range(X, i, rows=None):
     return None if is_missing(low) else (int(low), int(high))
 
 
-def is_missing(value):
+def is_missing(value: Any) -> bool:
     """Whether a value of a column is missing: NaN, None, NA."""
     try:
         return value is None or not bool(value == value)
@@ -285,7 +291,7 @@ def is_missing(value):
         return isinstance(value, Hashable)
 
 
-def holes(X):
+def holes(X: Any) -> Array:
     """Whether each value of X is missing, (n, D)."""
     columns = []
     for i in range(X.shape[1]):
@@ -297,7 +303,9 @@ def holes(X):
 # --- there and back -----------------------------------------------------------------------
 
 
-def describe(X, dtype, *, as_table=False, categories=()):
+def describe(
+    X: Any, dtype: np.dtype[Any], *, as_table: bool = False, categories: Collection[int] = ()
+) -> dict[str, Any]:
     """Describe how rows go back to the user: in the dtype and container of the data of `fit`.
 
     With `as_table` each column goes back in the dtype that it had. An array goes back in its dtype,
@@ -313,7 +321,7 @@ def describe(X, dtype, *, as_table=False, categories=()):
     }
     own = getattr(X, "dtype", None)
     if as_table and (framed or getattr(own, "kind", "f") in "OUS"):
-        known = dtypes(X) if framed else [np.dtype(object)] * X.shape[1]
+        known: list[Any] = dtypes(X) if framed else [np.dtype(object)] * X.shape[1]
         # Drawn and expected rows are dense.
         known = [d.subtype if str(d).startswith("Sparse") else d for d in known]
         output["dtype"] = "object"
@@ -325,7 +333,7 @@ def describe(X, dtype, *, as_table=False, categories=()):
     return output
 
 
-def give_back(X, output, index=None):
+def give_back(X: Array, output: Mapping[str, Any], index: Any = None) -> Any:
     """Return rows X as `output` of `describe` says; `index` is for a pandas frame, if any."""
     X = X.astype(output["dtype"], copy=False)
     if output["container"] is None:
@@ -336,21 +344,29 @@ def give_back(X, output, index=None):
     return frames.DataFrame(X, columns=_index(frames, columns), index=index, copy=False)
 
 
-def give_back_columns(columns, output, categories, index=None, container=None):
+def give_back_columns(
+    columns: list[Array],
+    output: Mapping[str, Any],
+    categories: Mapping[int, Any],
+    index: Any = None,
+    container: str | None = None,
+) -> Any:
     """Do as `give_back`, for columns that may hold categories, in the dtypes of `fit`."""
-    kinds, dtypes = output.get("kinds"), output.get("dtypes")
-    if kinds is not None:
-        settings = enumerate(zip(columns, kinds, dtypes, strict=True))
-        columns = [c if i in categories else _rounded(c, *kind) for i, (c, *kind) in settings]
+    dtypes: list[str] = output.get("dtypes", [])
+    if "kinds" in output:
+        known_kinds = enumerate(zip(columns, output["kinds"], dtypes, strict=True))
+        columns = [c if i in categories else _rounded(c, *own) for i, (c, *own) in known_kinds]
     if output["container"] is None:
         return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
     container = container or output["container"]
     frames = importlib.import_module(container)
     settings = zip(columns, dtypes, output["ordered"], strict=True)
     own = container == output["container"]
-    series = {}
-    for i, (column, dtype, ordered) in enumerate(settings):
-        known = categories.get(i)
+    series: dict[str, Any] = {}
+    for i, setting in enumerate(settings):
+        column: Any = setting[0]
+        dtype: Any = setting[1]
+        ordered, known = setting[2], categories.get(i, ())
         if container == "pandas" and own and dtype == "category":
             column = frames.Categorical(column, categories=known, ordered=ordered)
         if own and dtype in LOOSE:
@@ -359,7 +375,7 @@ def give_back_columns(columns, output, categories, index=None, container=None):
             dtype = None
         elif container == "polars":
             name = dtype.partition("(")[0]
-            dtype = frames.Enum(known.tolist()) if name == "Enum" else getattr(frames, name, None)
+            dtype = frames.Enum(list(known)) if name == "Enum" else getattr(frames, name, None)
             missing = column.dtype.kind == "f" and np.isnan(column).any()
             column = [None if missing and value != value else value for value in column.tolist()]
         series[str(i)] = (
@@ -375,7 +391,7 @@ def give_back_columns(columns, output, categories, index=None, container=None):
     return result if index is None else result.set_axis(index, axis=0)
 
 
-def fill(X, filled, holes):
+def fill(X: Any, filled: Any, holes: Array) -> Any:
     """Return X with the values of `filled` in its `holes`; all other values stay as they are.
 
     The result has the container of `filled`. If X has this container, too, a column keeps its dtype
@@ -391,10 +407,9 @@ def fill(X, filled, holes):
     same = hasattr(X, "columns") and hasattr(X, "iloc") == is_pandas
     result = filled.copy() if is_pandas else filled
     for i in range(X.shape[1]):
-        before = _column(X, i) if same else None
-        if same and not holes[:, i].any():
-            column = before
-        else:
+        before: Any = _column(X, i) if same else None
+        column = before
+        if not same or holes[:, i].any():
             wanted = [before.dtype] if same else []
             wanted += [_column(filled, i).dtype]
             column = _make(filled, i, _fill(X, filled, i, holes[:, i]), wanted)
@@ -405,18 +420,18 @@ def fill(X, filled, holes):
     return result
 
 
-def _fill(X, filled, i, holes):
+def _fill(X: Any, filled: Any, i: int, holes: Array) -> list[Any]:
     """Return the values of column i of X; filled values become bools or integers, as the others."""
     what, values, new = kind(X, i), items(X, i), items(filled, i)
     for row in np.flatnonzero(holes):
-        value = new[row]
+        value: Any = new[row]
         if isinstance(value, Real | np.bool_) and what in "bi":
-            value = bool(value >= 0.5) if what == "b" else round(value)
+            value = bool(float(value) >= 0.5) if what == "b" else round(float(value))
         values[row] = value
     return values
 
 
-def _make(frame, i, values, dtypes):
+def _make(frame: Any, i: int, values: list[Any], dtypes: Sequence[Any]) -> Any:
     """Make a column of these values, in the first of these dtypes that holds them all."""
     series = type(_column(frame, i))
     for dtype in dtypes:
@@ -436,7 +451,7 @@ def _make(frame, i, values, dtypes):
     )
 
 
-def replace(X, i, value):
+def replace(X: Any, i: int, value: Any) -> Any:
     """Return rows X with this value in all of column i."""
     if hasattr(X, "hstack"):  # polars
         series = type(_column(X, i))
@@ -449,14 +464,14 @@ def replace(X, i, value):
     return X
 
 
-def take(X, where):
+def take(X: Any, where: Array) -> Any:
     """Return the columns of X that are marked in `where`."""
     if hasattr(X, "hstack"):  # polars
         return X[:, np.flatnonzero(where).tolist()]
     return X.iloc[:, np.flatnonzero(where)] if hasattr(X, "iloc") else X[:, where]
 
 
-def append(X, more, names):
+def append(X: Any, more: Array, names: Array) -> Any:
     """Rows X with more columns; `names` are those of all columns, if X is a frame."""
     if not hasattr(X, "columns"):
         return np.hstack([X, more.astype(X.dtype)])
@@ -468,7 +483,7 @@ def append(X, more, names):
     return X.assign(**added)
 
 
-def _rounded(column, kind, dtype):
+def _rounded(column: Array, kind: str, dtype: str) -> Array:
     """Numbers as whole ones or bools, where the column had such, or values at all."""
     if kind in "bi" and np.isnan(column).all():
         return column
@@ -484,7 +499,7 @@ def _rounded(column, kind, dtype):
     return np.clip(np.rint(column), low, high).astype(np.uint64 if unsigned else np.int64)
 
 
-def _index(pandas, columns):
+def _index(pandas: Any, columns: Sequence[Any]) -> Any:
     if all(isinstance(column, tuple) for column in columns):
         return pandas.MultiIndex.from_tuples(columns)
     return columns

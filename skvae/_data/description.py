@@ -1,9 +1,12 @@
 """Describe the columns of X before training, and warn of suspicious ones."""
 
 import functools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from skvae._backend.tensors import Array
 from skvae._backend.warn import warn
 from skvae._data import arrays, containers, sentinels, statistics, words
 from skvae._data.units import FARTHEST
@@ -15,8 +18,16 @@ MOST_COMPARED, LEAST_DIFFERENT = 100_000, 20
 
 
 def describe(
-    data, likelihood, attributes, weight, held_out, *, reset, partial=False, grouped=False
-):
+    data: Any,
+    likelihood: Any,
+    attributes: Mapping[str, Any],
+    weight: Array | None,
+    held_out: Array,
+    *,
+    reset: bool,
+    partial: bool = False,
+    grouped: bool = False,
+) -> tuple[statistics.Moments, dict[str, Any]]:
     """Return the moments of the features of the training rows, and facts about the columns.
 
     `held_out` are the indices of the other rows. All rows decide whether values are missing.
@@ -60,7 +71,9 @@ def describe(
     return moments, {"n_values": n_values, "resolution": arrays.resolution_of(data.dtype)}
 
 
-def _is_out_of_reach(likelihood, moments, extremes):
+def _is_out_of_reach(
+    likelihood: Any, moments: statistics.Moments, extremes: Sequence[Array]
+) -> Array:
     """Whether the lowest or the highest value of a feature is too far from its units, (D,)."""
     location, scale = likelihood.units(moments)
     with np.errstate(over="ignore"):  # values such as 1e308 may overflow
@@ -68,19 +81,22 @@ def _is_out_of_reach(likelihood, moments, extremes):
         return (scale > 0) & (distance > FARTHEST * scale)
 
 
-def _replace_where(chosen, moments, others):
+def _replace_where(
+    chosen: Array, moments: statistics.Moments, others: statistics.Moments
+) -> statistics.Moments:
     """Return moments in which the chosen features have the moments of `others`."""
     names = "mean", "std", "n_values", "n_various"
     pairs = {name: (getattr(others, name), getattr(moments, name)) for name in names}
     return moments._replace(**{name: np.where(chosen, *pair) for name, pair in pairs.items()})
 
 
-def _add_suspects(moments, extremes):
+def _add_suspects(moments: statistics.Moments, extremes: Sequence[Array]) -> Array:
     """Add suspects among the lowest and highest values of other rows to the suspects of some rows.
 
     A value is a suspect if it is more than n standard deviations from the mean of n rows: the sum
     of the distances of these rows from their mean is never larger.
     """
+    assert moments.suspects is not None
     suspects = moments.suspects.copy()
     for side, (extreme, value) in enumerate(zip((np.fmin, np.fmax), extremes, strict=True)):
         with np.errstate(over="ignore"):  # values such as 1e308 may overflow
@@ -90,7 +106,7 @@ def _add_suspects(moments, extremes):
     return suspects
 
 
-def _tell_of_empty(n_values, n_others, labels, partial):
+def _tell_of_empty(n_values: Array, n_others: Array, labels: words.Labels, partial: bool) -> None:
     """Warn of columns without any value; raise an error if later blocks may have values there.
 
     `n_others` is above 0 for columns that have values in the held-out rows.
@@ -112,19 +128,21 @@ def _tell_of_empty(n_values, n_others, labels, partial):
     )
 
 
-def warn_of_long_numbers(X, rows, categories):
+def warn_of_long_numbers(X: Any, rows: Array | None, categories: Collection[int]) -> None:
     """Warn of columns of a frame with different whole numbers that float64 rounds to one."""
     columns = []
     for i in range(X.shape[1]):
         ends = None if i in categories else containers.long_range(X, i, rows)
-        size = 0 if ends is None else max(map(abs, ends))
+        if ends is None:
+            continue
+        size = max(map(abs, ends))
         # If they differ by more than rounding, the moments of the column show it.
         if size > 2**53 and 0 < ends[1] - ends[0] <= 2 * arrays.rounding_of(np.float64) * size:
             columns.append(i)
     _warn_of_unresolved(columns, words.Labels(containers.names(X)), np.float64)
 
 
-def _warn_of_unresolved(columns, labels, dtype):
+def _warn_of_unresolved(columns: Collection[int], labels: words.Labels, dtype: Any) -> None:
     """Warn of columns that vary, but by so little that they are taken as constant."""
     if columns:
         share = 2 * arrays.resolution_of(dtype)
@@ -136,8 +154,16 @@ def _warn_of_unresolved(columns, labels, dtype):
         )
 
 
-def _warn_of_sentinels(data, moments, support, columns, labels, categories):
+def _warn_of_sentinels(
+    data: Any,
+    moments: statistics.Moments,
+    support: arrays.Support,
+    columns: Array,
+    labels: words.Labels,
+    categories: Collection[int],
+) -> None:
     """Warn of columns in which one value is far beyond all others."""
+    assert moments.suspects is not None
     suspects = np.where(np.isin(columns, list(categories)), np.nan, moments.suspects)
     found = sentinels.find_sentinels(data, suspects, support)
     if found:
@@ -153,7 +179,7 @@ def _warn_of_sentinels(data, moments, support, columns, labels, categories):
         )
 
 
-def _warn_of_copies(data, held_out):
+def _warn_of_copies(data: Any, held_out: Array) -> None:
     """Warn if most held-out rows are copies of training rows, and not by chance."""
     sparse = hasattr(getattr(data, "X", data), "tocsr")
     if not len(held_out) or data.shape[0] > MOST_COMPARED or data.dtype.kind != "f" or sparse:
@@ -173,7 +199,7 @@ def _warn_of_copies(data, held_out):
         )
 
 
-def _is_real(rows):
+def _is_real(rows: Array) -> bool:
     """Whether a column of real values has a different value in almost every one of these rows.
 
     Rows of whole numbers, categories or few levels may be equal by chance. The same is true if only

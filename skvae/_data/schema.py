@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from skvae._backend.tensors import Array
 from skvae._data import arrays, codes, containers, words
 from skvae._data.description import warn_of_long_numbers
 
@@ -30,7 +31,7 @@ class Schema:
     output: dict[str, Any] = field(default_factory=dict)  # the result of `containers.describe`
 
     @classmethod
-    def of(cls, estimator, categories, output):
+    def of(cls, estimator: Any, categories: dict[int, Any], output: dict[str, Any]) -> "Schema":
         """Return the schema of a fitted estimator."""
         reader = object.__new__(type(estimator))
         # A subclass may have attributes of its own, which scikit-learn's validation may ask for.
@@ -39,14 +40,22 @@ class Schema:
         return cls(reader, categories, output)
 
     @classmethod
-    def learn(cls, estimator, X, likelihood, categories, rows, as_table):
+    def learn(
+        cls,
+        estimator: Any,
+        X: Any,
+        likelihood: Any,
+        categories: dict[int, Any] | None,
+        rows: Array | None,
+        as_table: bool,
+    ) -> tuple["Schema", Any, Any]:
         """Read the rows of X that `fit` trains on; return the schema, the likelihood and numbers.
 
         The returned likelihood knows its categories. They are the `categories` of an earlier fit,
         if given. With `as_table`, columns go back to the user in the dtypes that they had.
         """
         reset = categories is None
-        if reset:
+        if categories is None:
             categories = codes.learn_categories(X, likelihood)
         # Validation sets attributes on a copy, so that a failure leaves the estimator unchanged.
         schema = cls(copy.copy(estimator), categories)
@@ -64,7 +73,7 @@ class Schema:
         return replace(schema, output=output), likelihood, data
 
     @property
-    def attributes(self):
+    def attributes(self) -> dict[str, Any]:
         """The attributes by which a fitted estimator stores the schema."""
         names = {"n_features_in_", "feature_names_in_"} & vars(self.reader).keys()
         return {
@@ -73,33 +82,42 @@ class Schema:
             "_output": self.output,
         }
 
-    def has_names_of(self, estimator):
+    def has_names_of(self, estimator: Any) -> bool:
         """Whether the columns are those that an estimator names."""
         names = "n_features_in_", "feature_names_in_"
         pairs = [(getattr(self.reader, n, None), getattr(estimator, n, None)) for n in names]
         return all(own is other for own, other in pairs)
 
     @property
-    def n_columns(self):
+    def n_columns(self) -> int:
         """Number of columns of X."""
         return self.reader.n_features_in_
 
     @property
-    def labels(self):
+    def labels(self) -> words.Labels:
         """Names of the columns for messages."""
         return words.Labels(getattr(self.reader, "feature_names_in_", None))
 
     @property
-    def dtype_out(self):
+    def dtype_out(self) -> str:
         """The dtype of latent rows, and of decoded numbers before they get their own dtypes."""
         return "float32" if self.output["dtype"] == "float32" else "float64"
 
     @property
-    def gives_tables(self):
+    def gives_tables(self) -> bool:
         """Whether rows go back as columns of several kinds."""
         return "kinds" in self.output or bool(self.categories)
 
-    def read(self, X, likelihood, *, reset=False, accept_far=False, rows=None, **checks):
+    def read(
+        self,
+        X: Any,
+        likelihood: Any,
+        *,
+        reset: bool = False,
+        accept_far: bool = False,
+        rows: Array | None = None,
+        **checks: Any,
+    ) -> Any:
         """Return X as numbers, in any memory layout: codes for categories, NaN for missing values.
 
         The code of a category that `fit` has not seen is `codes.UNSEEN`. Infinity raises an error
@@ -127,7 +145,7 @@ class Schema:
                 raise
             return self.read(X, likelihood, reset=reset, accept_far=True, **checks)
 
-    def write(self, numbers, index=None, container=None):
+    def write(self, numbers: Array, index: Any = None, container: str | None = None) -> Any:
         """Return numbers as values in the container of the data of `fit`, or in another container.
 
         `index` is for a pandas frame, if there is one.
@@ -138,7 +156,7 @@ class Schema:
         return containers.give_back_columns(columns, self.output, self.categories, index, container)
 
 
-def refuse_infinity(data, names, rows=None):
+def refuse_infinity(data: Any, names: Array | None, rows: Array | None = None) -> None:
     """Raise an error if one of these rows holds infinity, and name its column and its row."""
     for column in range(data.shape[1]):
         infinite = np.isinf(arrays.dense(data[:, [column]]).ravel())
@@ -152,7 +170,7 @@ def refuse_infinity(data, names, rows=None):
             ) from None
 
 
-def take(data, n, seed, likelihood):
+def take(data: Any, n: int, seed: int, likelihood: Any) -> Array:
     """Return the features of `n` random rows, all different if there are enough rows."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(data.shape[0], n, replace=n > data.shape[0]))

@@ -1,6 +1,6 @@
 """Compute moments of columns of any magnitude, in blocks of rows."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Moments(NamedTuple):
 MEDIAN_ROWS = 10_000
 
 
-def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, Array]:
+def find_extremes(X: Any, support: Support, n_features: int) -> tuple[Array, Array]:
     """Return the lowest and the highest value of each feature, (D,), read in blocks.
 
     They are NaN for a feature without values. As float64, a longdouble may become infinity.
@@ -57,7 +57,7 @@ def find_extremes(X: Array, support: Support, n_features: int) -> tuple[Array, A
 
 
 def describe_columns(
-    X: Array,
+    X: Any,
     support: Support = lambda block: block,
     labels: Labels = UNNAMED,
     weight: Array | None = None,

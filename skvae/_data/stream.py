@@ -11,10 +11,16 @@ is outside. This holds for normal, lognormal (of a sigma up to 1.5), Student (of
 freedom or more), Bernoulli and count columns.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from skvae._backend.tensors import Array
 from skvae._backend.warn import warn
 from skvae._data import arrays
+from skvae._data.statistics import Moments
+from skvae._data.words import Labels
 
 # A column leaves its units if a tenth of the values are farther than 10 standard deviations from
 # the mean of the first rows, or half of them farther than 5. In a column of mostly zeros fewer
@@ -31,7 +37,9 @@ NARROW, LEAST_ROWS = 1 / 30, 20
 N_NAMED = 5
 
 
-def compare(first, now, data, support, resolution):
+def compare(
+    first: Moments, now: Moments, data: Any, support: arrays.Support, resolution: float
+) -> tuple[Array, Array, Array]:
     """Return masks of features that leave their units, that begin to vary, and that begin to exist.
 
     `first` and `now` are the moments of the features in the first rows and in `data`. The mean of
@@ -65,7 +73,14 @@ def compare(first, now, data, support, resolution):
     return (far | narrow) & ~constant & ~empty, varies & constant, filled & empty
 
 
-def warn_of_drift(first, now, data, support, labels, resolution):
+def warn_of_drift(
+    first: Moments,
+    now: Moments,
+    data: Any,
+    support: arrays.Support,
+    labels: Labels,
+    resolution: float,
+) -> None:
     """Warn of the features that `compare` finds; `labels` gives their names."""
     leaves, varies, filled = compare(first, now, data, support, resolution)
     remedy = (
@@ -100,6 +115,6 @@ def warn_of_drift(first, now, data, support, labels, resolution):
         )
 
 
-def _join(told, separator):
+def _join(told: Sequence[str], separator: str) -> str:
     more = f" and {len(told) - N_NAMED} more" if len(told) > N_NAMED else ""
     return separator.join(told[:N_NAMED]) + more

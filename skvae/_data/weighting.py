@@ -1,13 +1,16 @@
 """Read the weights of rows, and the groups that rows belong to."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, _num_samples
 
+from skvae._backend.tensors import Array
 from skvae._data import containers
 
 
-def weigh(sample_weight, X):
+def weigh(sample_weight: Any, X: Any) -> Array | None:
     """Return the weight of each row of X, scaled to a mean of 1 over weights above 0; or None."""
     if sample_weight is None:
         return None
@@ -31,7 +34,9 @@ def weigh(sample_weight, X):
     return np.count_nonzero(weight) * weight / weight.sum()
 
 
-def count_first(X, sample_weight, groups, *, as_table):
+def count_first(
+    X: Any, sample_weight: Any, groups: Any, *, as_table: bool
+) -> tuple[Any, Array | None, Array | None, Array | None]:
     """Find the rows of X that count in `fit`; return X, their indices, weights and groups.
 
     The indices are None if all rows of the returned X count. The weights are None if all are equal,
@@ -41,7 +46,8 @@ def count_first(X, sample_weight, groups, *, as_table):
     weight, group = weigh(sample_weight, X), _number_groups(groups, X)
     if weight is None:
         return X, None, None, group
-    rows = np.flatnonzero(weight)
+    rows: Array | None = np.flatnonzero(weight)
+    assert rows is not None
     if len(rows) < 2:
         raise ValueError(
             "VAETransformer needs at least two rows. Got n_samples = 1 with a sample_weight "
@@ -58,7 +64,7 @@ def count_first(X, sample_weight, groups, *, as_table):
     return X, rows, None if np.ptp(weight) == 0 else weight, group
 
 
-def _number_groups(groups, X):
+def _number_groups(groups: Any, X: Any) -> Array | None:
     """Return the number of each row's group, from 0; None without groups, or with one group only.
 
     A single group cannot be held out, so then each row stands for itself.
@@ -84,16 +90,16 @@ def _number_groups(groups, X):
     return _drop_one_group(_number(labels))
 
 
-def _drop_one_group(group):
+def _drop_one_group(group: Array) -> Array | None:
     """Return the groups; None if there is only one."""
     return group if group.max(initial=0) > 0 else None
 
 
-def _number(labels):
+def _number(labels: Array) -> Array:
     """Number the labels: the index of each among the different labels, sorted if possible."""
     if labels.dtype != object:
         return np.unique(labels, return_inverse=True)[1]
-    values, different = labels.tolist(), {}
+    values, different = labels.tolist(), dict[Any, None]()
     for row, value in enumerate(values):
         try:
             different[value] = None
@@ -110,7 +116,7 @@ def _number(labels):
     return np.array([numbers[value] for value in values])
 
 
-def _read_labels(groups):
+def _read_labels(groups: Any) -> Array:
     """Return groups as an array of one label per row, (n_samples,)."""
     expected = "Expected one label for each row, of shape (n_samples,)"
     if isinstance(groups, str | bytes):
@@ -124,11 +130,11 @@ def _read_labels(groups):
             "column or one row."
         )
     if isinstance(groups, list | tuple):
-        labels = np.empty(len(groups), object)
+        listed = np.empty(len(groups), object)
         for row, label in enumerate(groups):  # one by one, or tuples would become a second axis
-            labels[row] = label
-        return labels
-    labels = np.asarray(containers.to_plain(groups))
+            listed[row] = label
+        return listed
+    labels: Any = np.asarray(containers.to_plain(groups))
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2:
@@ -145,11 +151,11 @@ def _read_labels(groups):
     return labels
 
 
-def check_target(X, y):
+def check_target(X: Any, y: Any) -> None:
     """Raise an error if `y` looks like validation rows, since `fit` would ignore them."""
     if y is None or y is X:
         return
-    shapes = [getattr(value, "shape", ()) for value in (X, y)]
+    shapes: list[Any] = [getattr(value, "shape", ()) for value in (X, y)]
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1]:
         return
     names = [list(getattr(value, "columns", [])) for value in (X, y)]

@@ -213,9 +213,10 @@ def _describe_architecture(
 ) -> Architecture:
     """Return the architecture that the parameters describe, or raise an error."""
     given: Any = vae.hidden_layer_sizes
-    sizes = [given] if isinstance(given, Integral) else list(given)
+    sizes: list[Any] = [given] if isinstance(given, Integral) else list(given)
     if not all(
-        isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes
+        isinstance(size, Integral) and not isinstance(size, bool) and int(size) > 0
+        for size in sizes
     ):
         raise ValueError(
             "The 'hidden_layer_sizes' parameter of VAETransformer must hold positive "

@@ -6,16 +6,20 @@ of the columns. The estimator, its metrics, the imputer and the displays all use
 
 import copy
 import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.utils import check_random_state
+from torch import nn
 
 from skvae._backend import blocks, devices, quadrature
-from skvae._backend.tensors import can_share, to_array, to_tensor
+from skvae._backend.tensors import Array, can_share, to_array, to_tensor
 from skvae._backend.warn import warn
 from skvae._data import arrays, containers
+from skvae._data.schema import Schema
 from skvae._data.units import restore
 from skvae._inference.unseen import Blocks
 from skvae._model.architecture import Architecture
@@ -27,6 +31,12 @@ from skvae._model.state import (
     observation,
     units_of,
 )
+from skvae._model.vae import VAE, State
+from skvae._typing import RandomState
+from skvae.likelihoods import Likelihood
+
+# ``noise(n)`` draws n standard normals for each row and component of a block.
+Noise = Callable[[int], torch.Tensor]
 
 
 class FittedModel:
@@ -51,17 +61,27 @@ class FittedModel:
         The device to compute on.
     """
 
-    def __init__(self, architecture, state, schema, *, seen, knows_holes, device):
+    def __init__(
+        self,
+        architecture: Mapping[str, Any],
+        state: State,
+        schema: Schema,
+        *,
+        seen: Mapping[str, Any] | None,
+        knows_holes: bool | None,
+        device: str,
+    ) -> None:
         self._values, self.state, self.schema = architecture, state, schema
         self.seen, self._knows_holes, self.device = seen, knows_holes, device
-        self._architecture = None
-        self._kept = None  # the arrays of the last call, and the model that was made of them
+        self._architecture: Architecture | None = None
+        # The arrays of the last call, and the model that was made of them.
+        self._kept: tuple[list[Array], VAE] | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # These two are made anew when they are needed.
         return {**vars(self), "_kept": None, "_architecture": None}
 
-    def on(self, device):
+    def on(self, device: str) -> "FittedModel":
         """Return the same model, computed on another device."""
         if device == self.device:
             return self
@@ -70,59 +90,59 @@ class FittedModel:
         return other
 
     @property
-    def architecture(self):
+    def architecture(self) -> Architecture:
         """Sizes and parts of the model."""
         if self._architecture is None:
             self._architecture = Architecture.of(self._values)
         return self._architecture
 
     @property
-    def likelihood(self):
+    def likelihood(self) -> Likelihood:
         """The likelihood of the columns."""
         return self.architecture.likelihood
 
     @property
-    def n_components(self):
+    def n_components(self) -> int:
         """Number of latent features."""
         return self._values["n_components"]
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype[Any]:
         """The dtype of the model's values."""
         return self.state["varies"].dtype
 
     @property
-    def dtype_out(self):
+    def dtype_out(self) -> str:
         """The dtype of latent rows."""
         return self.schema.dtype_out
 
     @property
-    def knows_holes(self):
+    def knows_holes(self) -> bool:
         """Whether the encoder was trained on missing values."""
         return self._values["missing"] if self._knows_holes is None else self._knows_holes
 
     @property
-    def log_jacobian(self):
+    def log_jacobian(self) -> float:
         """log p(y) - log p(x) in nats: y is a row in the model's units."""
         return log_jacobian(self.state)
 
     @property
-    def log_scales(self):
+    def log_scales(self) -> Array:
         """The share of each feature in `log_jacobian`, (n_features,)."""
         return log_scales(self.state)
 
     @property
-    def likelihood_module(self):
+    def likelihood_module(self) -> nn.Module:
         """The module of the likelihood, with its learned values, without the rest of the model."""
         return observation(self.architecture, self.state)
 
-    def to_module(self):
+    def to_module(self) -> VAE:
         """Make a new model, on the CPU, that shares nothing with others."""
         return from_state(self.architecture, self.state)
 
     # --- rows in and out ---
 
-    def read(self, X, *, accept_far=False):
+    def read(self, X: Any, *, accept_far: bool = False) -> Any:
         """Return X as numbers; each block checks later whether the likelihood supports them."""
         containers.check_rows(X, getattr(self.architecture.network, "image_shape", None))
         X = containers.to_validate(X)
@@ -132,7 +152,7 @@ class FittedModel:
             self.warn_of_holes(arrays.count_incomplete(data, n_values == 0), data.shape[0])
         return data
 
-    def warn_of_holes(self, n_incomplete, n_rows):
+    def warn_of_holes(self, n_incomplete: int, n_rows: int) -> None:
         """Warn of rows with missing values if the encoder was not trained on such rows."""
         if not n_incomplete:
             return
@@ -143,7 +163,7 @@ class FittedModel:
             "have missing values, or use VAEImputer, which hides values while it trains."
         )
 
-    def blocks(self, data, *, accept_far=False, row_of=None):
+    def blocks(self, data: Any, *, accept_far: bool = False, row_of: Array | None = None) -> Blocks:
         """Return the function that gives a model a block of rows of `data`, in the model's units.
 
         If `data` is a part of the user's rows, `row_of` has the number of each row there.
@@ -158,24 +178,25 @@ class FittedModel:
             row_of=row_of,
         )
 
-    def restore(self, model, y, *, drawn=False):
+    def restore(self, model: VAE, y: torch.Tensor, *, drawn: bool = False) -> Array:
         """Turn rows y of the model, a tensor, into numbers in the columns and units of X."""
         X = restore(to_array(y), self.state["location"], self.state["scale"])
         return model.likelihood.give_back(X, drawn=drawn)
 
     # --- functions of blocks ---
 
-    def module(self, device):
+    def module(self, device: torch.device) -> VAE:
         """Return the model, whose weights all calls share.
 
         It is kept for the next call if its tensors can share the memory of the arrays, and if there
         is no user's module, which could change them.
         """
-        kept, arrays_now = self._kept, list(self.state.values())
-        is_kept = kept is not None and len(kept[0]) == len(arrays_now)
-        if is_kept and all(map(operator.is_, kept[0], arrays_now)):
-            kept[1].limit = float(self.state["bound"])  # a number, which is not shared
-            return kept[1]
+        arrays_now = list(self.state.values())
+        before, model = self._kept or ([], None)
+        is_same = len(before) == len(arrays_now) and all(map(operator.is_, before, arrays_now))
+        if model is not None and is_same:
+            model.limit = float(self.state["bound"])  # a number, which is not shared
+            return model
         shares = device.type == "cpu" and not self.architecture.is_foreign
         with devices.computing(device, one_thread=True):
             model = from_state(self.architecture, self.state, device, shares=shares)
@@ -184,12 +205,18 @@ class FittedModel:
             self._kept = arrays_now, model
         return model
 
-    def score_noise(self, n_draws):
+    def score_noise(self, n_draws: int | str) -> Array:
         """Return the fixed noise of the score, (n_draws', 1, n_components)."""
         noise = quadrature.score_noise(n_draws, self.n_components)
         return noise[:, None, :].astype(self.dtype)
 
-    def map_rows(self, function, *outputs, n_draws=1, whole_blocks=False):
+    def map_rows(
+        self,
+        function: Callable[[VAE, slice], Iterable[Array]],
+        *outputs: Array,
+        n_draws: int = 1,
+        whole_blocks: bool = False,
+    ) -> None:
         """Fill `outputs` with `function(model, rows)`, block by block of rows.
 
         The number of threads is that of torch, or as many as fit into scikit-learn's working
@@ -219,19 +246,25 @@ class FittedModel:
             max(1, n_threads),
         )
 
-    def map_noise(self, function, random_state, *outputs, n_draws=1):
+    def map_noise(
+        self,
+        function: Callable[[VAE, slice, Noise], Iterable[Array]],
+        random_state: RandomState,
+        *outputs: Array,
+        n_draws: int = 1,
+    ) -> None:
         """Do as `map_rows`; `function` also gets ``noise(n)``, which draws (n, rows, n_components).
 
         Each call of ``noise`` gives new draws.
         """
         seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
-        def call(model, rows):
+        def call(model: VAE, rows: slice) -> Iterable[Array]:
             # Each block has its own generator, so its noise depends on no other block or thread.
             rng = np.random.default_rng([seed, rows.start])
             shape = rows.stop - rows.start, self.n_components
 
-            def noise(n):
+            def noise(n: int) -> torch.Tensor:
                 return to_tensor(rng.standard_normal((n, *shape), self.dtype), model.varies.device)
 
             return function(model, rows, noise)

@@ -13,16 +13,22 @@ costs nats. With n the training rows that have a value in the column,
 The encoder takes the first and the last kind as missing, and it ignores constant columns.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import torch
 
 from skvae._backend import blocks
-from skvae._backend.tensors import to_tensor
+from skvae._backend.tensors import Array, to_tensor
 from skvae._backend.warn import warn
 from skvae._data import arrays
 from skvae._data.codes import UNSEEN
-from skvae._data.units import FARTHEST, check_reach, measure_reach, standardise
-from skvae._data.words import listed, rows_in_words
+from skvae._data.units import FARTHEST, Units, check_reach, measure_reach, standardise
+from skvae._data.words import Labels, listed, rows_in_words
 from skvae._model.rows import Batch, Unseen
+from skvae._model.vae import VAE
+from skvae.likelihoods import Likelihood
 
 
 class Blocks:
@@ -52,7 +58,17 @@ class Blocks:
         The user's number of each row, if X is a part of the user's rows.
     """
 
-    def __init__(self, X, likelihood, units, seen, labels, *, accept_far, row_of=None):
+    def __init__(
+        self,
+        X: Any,
+        likelihood: Likelihood,
+        units: Units,
+        seen: Mapping[str, Any] | None,
+        labels: Labels,
+        *,
+        accept_far: bool,
+        row_of: Array | None = None,
+    ) -> None:
         self.X, self.likelihood, self.labels = X, likelihood, labels
         self.accept_far, self.row_of = accept_far, row_of
         n_columns = X.shape[1]
@@ -66,9 +82,10 @@ class Blocks:
         self.resolution = max(known["resolution"], arrays.resolution_of(X.dtype))
         self.categorical = np.array(sorted(likelihood.categorical(n_columns)), int)
         # Tuples (rows, columns, values): of values that differ from a constant, or are too far.
-        self.beside, self.far = [], []
+        self.beside: list[tuple[Array, Array, Array]] = []
+        self.far: list[tuple[Array, Array, Array]] = []
 
-    def __call__(self, model, rows):
+    def __call__(self, model: VAE, rows: slice) -> Batch:
         """Return the block of these rows for `model`."""
         block, strange = arrays.dense(self.X[rows]), None
         if len(self.categorical) and (block[:, self.categorical] == UNSEEN).any():
@@ -84,7 +101,7 @@ class Blocks:
         unseen = [] if strange is None else self._unseen(strange, n_rows, device)
         return Batch(blocks.to_block(y, n_rows, device), reach=reach, unseen=unseen)
 
-    def _support(self, block, start):
+    def _support(self, block: Array, start: int) -> Array:
         """Return the features of a block, without infinity and counts that are too far."""
         if not self.accept_far:
             return self.likelihood.check_support(block, self.labels)
@@ -103,7 +120,7 @@ class Blocks:
                 self._leave_out(block, far, block, start), self.labels
             )
 
-    def _is_far(self, block):
+    def _is_far(self, block: Array) -> Array:
         """Whether values are too far, in columns that have one feature and vary."""
         location, unit = (t.numpy() for t in self.units[:2])
         counts = np.bincount(self.column_of, minlength=block.shape[1])
@@ -117,13 +134,13 @@ class Blocks:
             distance = np.abs(np.asarray(block, np.float64) - location[feature]) / unit[feature]
         return alone & (distance > FARTHEST)
 
-    def _leave_out(self, block, far, values, start):
+    def _leave_out(self, block: Array, far: Array, values: Array, start: int) -> Array:
         """Note the values that are too far, and return the block with NaN in their place."""
         row, column = np.nonzero(far)
         self.far.append((row + start, column, values[row, column].astype(np.float64)))
         return np.where(far, np.nan, block)
 
-    def _check_reach(self, y, some, block, start):
+    def _check_reach(self, y: torch.Tensor, some: Array, block: Array, start: int) -> float:
         """Return the largest distance of rows y from 0; values too far become NaN or an error."""
         labels = self.labels._replace(indices=self.column_of)
         if not self.accept_far:
@@ -139,8 +156,9 @@ class Blocks:
             reach = np.nan
         return reach
 
-    def _note_beside(self, some, start):
+    def _note_beside(self, some: Array, start: int) -> None:
         """Note values that differ from the constants of `fit` by more than rounding."""
+        assert self.units.constant is not None
         index = self.units.constant.numpy()
         constant = self.units.location.numpy()[index]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -158,7 +176,7 @@ class Blocks:
         if len(cells):
             self.beside.append((cells[:, 0] + start, cells[:, 1], own[row, feature][first]))
 
-    def _unseen(self, strange, n_rows, device):
+    def _unseen(self, strange: Array, n_rows: int, device: torch.device) -> list[Unseen]:
         """Return the rows of each column whose category was not in `fit`, for the model."""
         unseen = []
         for column in np.flatnonzero(strange.any(axis=0)):
@@ -174,14 +192,14 @@ class Blocks:
             )
         return unseen
 
-    def costs(self):
+    def costs(self) -> tuple[Array, Array, Array]:
         """Return rows, columns and nats of the costs that do not depend on z."""
         beside, far = _joined(self.beside), _joined(self.far)
         rows, columns = (np.concatenate([a, b]) for a, b in zip(beside[:2], far[:2], strict=True))
         nats = np.concatenate([self.nats[beside[1]], np.full(len(far[0]), np.inf)])
         return rows, columns, nats
 
-    def warn(self):
+    def warn(self) -> None:
         """Warn of unseen values, and name their columns, the number of rows and the first row."""
         rows, columns, values = _joined(self.beside)
         empty = np.isnan(_constants(self.units, self.column_of))[columns]
@@ -199,7 +217,9 @@ class Blocks:
                 "one."
             )
 
-    def _warn_beside(self, what, costs, rows, columns, values, chosen):
+    def _warn_beside(
+        self, what: str, costs: bool, rows: Array, columns: Array, values: Array, chosen: Array
+    ) -> None:
         if chosen.any():
             nats = (
                 "costs log(n + 1) nats in the score, with n training rows"
@@ -212,19 +232,19 @@ class Blocks:
                 "vary, or drop them."
             )
 
-    def _words(self, rows, columns, values, chosen):
+    def _words(self, rows: Array, columns: Array, values: Array, chosen: Array) -> str:
         """Words for each column: the first chosen value, and the rows that have chosen values."""
         words = []
         for column in np.unique(columns[chosen]):
             own = np.flatnonzero(chosen & (columns == column))
             first = own[np.argmin(rows[own])]
             in_rows = np.unique(rows[own])
-            in_rows = rows_in_words(in_rows if self.row_of is None else self.row_of[in_rows])
-            words.append(f"{values[first]:.10g} in {self.labels.of(column)} ({in_rows})")
+            where = rows_in_words(in_rows if self.row_of is None else self.row_of[in_rows])
+            words.append(f"{values[first]:.10g} in {self.labels.of(column)} ({where})")
         return listed(words)
 
 
-def _joined(pieces):
+def _joined(pieces: list[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
     """Join the rows, columns and values of all blocks, in the order of the rows."""
     if not pieces:
         return np.empty(0, int), np.empty(0, int), np.empty(0)
@@ -233,7 +253,7 @@ def _joined(pieces):
     return rows[order], columns[order], values[order]
 
 
-def _constants(units, column_of):
+def _constants(units: Units, column_of: Array) -> Array:
     """Return the location of each column, read from one of its features."""
     location = np.zeros(column_of.max() + 1)
     location[column_of] = units.location.numpy()
