@@ -390,7 +390,7 @@ def test_encoder_sees_what_is_farther_than_20_deviations_as_that_far(likelihood)
     with torch.no_grad():
         terms, of_seen = model(Batch(y, eps)), model(Batch(seen, eps))
         q = model.posterior.parameters(model.encoder(seen))
-        expected = model.log_prob(y, model.posterior.rsample(q, eps)).sum(-1)
+        expected = model.log_prob(Batch(y), model.posterior.rsample(q, eps)).sum(-1)
     assert torch.equal(terms.kl, of_seen.kl)
     # The likelihood sees all; sums in another order.
     torch.testing.assert_close(terms.log_likelihood, expected, rtol=1e-14, atol=0)
@@ -432,7 +432,7 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
     x = np.linspace(-2e4, 2e4, 40_001)[:, None] + X.mean()
     y = torch.tensor((x - state["location"]) / state["scale"])
     with torch.no_grad():
-        log_density = model.log_prob(y, torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
+        log_density = model.log_prob(Batch(y), torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
     density = np.exp(log_density.numpy() - log_jacobian(state))
     # x itself is rounded to 2e-7 of a step of 1.
     assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
@@ -667,7 +667,7 @@ def test_a_member_of_a_stack_has_the_terms_of_rows_with_missing_values_that_it_h
         stack = stacked([architecture] * 3, states)
         terms, _ = stack.vjp(Batch(y, eps, y[..., :0]), by_draw=False)
         for m, state in enumerate(states):
-            expected = from_state(architecture, state)(y[m], eps[m])
+            expected = from_state(architecture, state)(Batch(y[m], eps[m]))
             torch.testing.assert_close(terms[0][m], expected[0], rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(terms[1][m], expected[1], rtol=1e-12, atol=1e-12)
     # Units of 1e3 and 0.1 are in the terms of what is missing.
