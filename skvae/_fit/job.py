@@ -28,6 +28,7 @@ class Job(NamedTuple):
     n_at_once: int  # rows that may be in memory, all or a part
     architecture: Architecture
     state: State  # units and first weights
+    plan: Plan
     seed: int
     device: torch.device
     precision: str
@@ -36,7 +37,6 @@ class Job(NamedTuple):
     sample_weight: Array | None = None  # (n_rows,), float64, above 0; None: all the same
     progress: Mapping[str, Any] | None = None  # the state that it continues, in arrays and numbers
     keeps_progress: bool = False  # whether each epoch records the state that can be continued
-    plan: Plan = None  # type: ignore[assignment]  # `plan_training` makes it of all others
 
 
 class Trained(NamedTuple):

@@ -111,6 +111,7 @@ def prepare(
         n_at_once=n_at_once,
         architecture=architecture,
         state=cast_state(state, dtype),
+        plan=None,  # type: ignore[arg-type]  # `plan_training` makes it, given all others
         seed=seed,
         device=device,
         precision=vae.precision,
