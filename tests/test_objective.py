@@ -58,7 +58,7 @@ def stacked(models, *shape):
 
 def fixed(log_likelihood, kl):
     """A model that gives these terms whatever it sees."""
-    return lambda y, eps, n_rows: (torch.tensor(log_likelihood), torch.tensor(kl))
+    return lambda batch: (torch.tensor(log_likelihood), torch.tensor(kl))
 
 
 # --- elbo -------------------------------------------------------------------------------------

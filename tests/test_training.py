@@ -17,7 +17,7 @@ from skvae._model.adam import Adam
 from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
 from skvae._model.noise import draw_noise, draw_row_noise
-from skvae._model.rows import Rows
+from skvae._model.rows import Batch, Rows
 from skvae._model.stack import Stack
 from skvae._model.state import cast_state, from_state, initial_state
 from skvae.likelihoods import Bernoulli
@@ -1420,7 +1420,7 @@ def test_judgement_of_importance_samples_is_of_as_many_antithetic_draws(k):
     assert torch.equal(noise[half:], -noise[: k - half])
     model = from_state(job.architecture, job.state)
     with torch.no_grad():
-        log_likelihood, log_ratio = model(rows, noise, by_draw=True)
+        log_likelihood, log_ratio = model(Batch(rows, noise), by_draw=True)
     log_w = log_likelihood - log_ratio.sum(-1)
     bound = torch.logsumexp(log_w, 0) - math.log(k)
     bound = bound - log_ratio.sum(-1).mean(0)  # beta - 1 is 1
