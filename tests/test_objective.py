@@ -216,7 +216,8 @@ def test_loss_gradient_with_free_bits_is_that_of_their_formula(betas, n_draws, n
     free_bits = []
     for m in range(len(betas)):  # beside the divergences of the two components
         with torch.no_grad():
-            kl = linear_model(4, 2, (5,), seed=100 * m)(Batch(y[m], normals(1, 1, 2))).kl.mean((0, 1))
+            batch = Batch(y[m], normals(1, 1, 2))
+            kl = linear_model(4, 2, (5,), seed=100 * m)(batch).kl.mean((0, 1))
         places = {"below": kl.min() / 2, "between": kl.mean(), "above": 2 * kl.max()}
         free_bits.append(places[place].item())
     check_loss_gradient(betas, free_bits, False, n_draws, n_rows)
