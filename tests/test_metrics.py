@@ -533,7 +533,9 @@ def test_number_of_draws_must_be_a_positive_integer(metric):
 
 
 def test_reconstruction_has_no_standard_errors_per_feature():
-    with pytest.raises(ValueError, match="no standard errors per feature.*set one of them to False"):
+    with pytest.raises(
+        ValueError, match=r"no standard errors per feature.*set one of them to False"
+    ):
         metrics.reconstruction(fitted(), rows(), per_feature=True, return_std_error=True)
 
 
