@@ -342,6 +342,14 @@ def reconstruction(
             "reconstruction has no standard errors per feature. Got per_feature=True and "
             "return_std_error=True: set one of them to False."
         )
+    columns = _reconstruct_columns(estimator, X, n_samples, random_state)
+    return columns if per_sample else columns.mean(axis=0)
+
+
+def _reconstruct_columns(
+    estimator: Estimator, X: Rows, n_samples: int, random_state: RandomState
+) -> Array:
+    """Return the reconstruction term of each column, (n_samples, n_columns)."""
     fitted, X = _split(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = fitted.read(X, accept_far=True)
@@ -367,7 +375,7 @@ def reconstruction(
     rows, columns, nats = block.costs()
     np.add.at(result, (rows, columns), nats)
     block.warn()
-    return result if per_sample else result.mean(axis=0)
+    return result
 
 
 @overload
