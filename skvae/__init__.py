@@ -23,17 +23,17 @@ __all__ = [
     "sample",
 ]
 
-# Modules that need packages of their own, and are imported when they are first asked for.
+# Modules that need further packages. Each is imported at its first use.
 _LATE = ("onnx", "safetensors")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The module of `_LATE` called `name`."""
+    """Import the module of `_LATE` with this name."""
     if name in _LATE:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """All names, those of `_LATE` too."""
+    """Return all names, with the modules of `_LATE`."""
     return sorted({*globals(), *_LATE})

@@ -1,13 +1,14 @@
-"""Missing values filled in from what a model says of them.
+"""Imputation: a model fills in missing values.
 
-What is missing, x_m, has the density p(x_m|x_o) = E[p(x_m|z)] over p(z|x_o), given what is there.
-Draws z of the posterior q(z|x_o) with weights p(x_o, z) / q(z|x_o), divided by their sum, stand for
-p(z|x_o): the weighted mean of E[x_m|z] is the imputation (Mattei & Frellsen, MIWAE, 2019,
-arXiv:1812.02633, eq. 11), and one z chosen by its weight, and x_m drawn from p(x_m|z), a draw of it
-(eq. 12).
+Given the observed part x_o of a row, its missing part x_m has the density E[p(x_m|z)] under
+p(z|x_o). Self-normalised importance sampling replaces p(z|x_o): z is drawn from q(z|x_o) and has
+the weight p(x_o, z) / q(z|x_o), divided by the sum of the weights. The imputation is the weighted
+mean of E[x_m|z] (Mattei & Frellsen, MIWAE, 2019, arXiv:1812.02633, eq. 11). A draw of x_m chooses
+one z by its weight and draws x_m from p(x_m|z) (eq. 12).
 """
 
 import copy
+from collections.abc import Callable
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,9 +28,12 @@ from sklearn.utils.validation import (
 )
 
 from skvae._backend import blocks, devices
-from skvae._backend.tensors import to_tensor
+from skvae._backend.tensors import Array, to_tensor
 from skvae._backend.warn import warn
 from skvae._data import codes, containers, schema, weighting, words
+from skvae._inference.fitted import FittedModel
+from skvae._inference.unseen import Blocks
+from skvae._model.vae import VAE
 from skvae._typing import Groups, RandomState, Rows, fit_context
 from skvae._vae import DOC_LINK, VAETransformer
 from skvae.likelihoods import Gaussian, _choice
@@ -37,14 +41,16 @@ from skvae.likelihoods import Gaussian, _choice
 if TYPE_CHECKING:
     from sklearn.impute import MissingIndicator
 
-# Every model is trained on the rows and on copies of them of which further values are hidden, up to
-# half of a row's. An encoder that has seen one pattern of holes in each row remembers rows, and one
-# that has seen complete rows cannot tell a missing value from the mean of its column.
+# Every model is trained on the rows and on copies of them, in which up to half of the values of a
+# row are hidden. An encoder that was trained on one pattern of missing values per row learns the
+# rows by heart. An encoder that was trained on complete rows cannot tell a missing value from the
+# mean of its column.
 N_COPIES, MOST_HIDDEN = 4, 0.5
-# Of the model that estimator=None is, besides its likelihood and seed. On digits the copies took
-# 6 % off the error, and a noise of each column, where one of each value excuses errors, another
-# 8 %; five draws (MIWAE) a little. All rows are trained on, to the last epoch.
-DEFAULT = {
+# Parameters of the default model, besides its likelihood and seed. On digits the copies took 6 %
+# off the error. One noise variance per column took off another 8 %, since a noise variance per
+# value excuses errors. Five draws (MIWAE) took off a little. The model trains on all rows, to the
+# last epoch.
+DEFAULT: dict[str, Any] = {
     "n_components": 16,
     "n_importance_samples": 5,
     "early_stopping": False,
@@ -53,50 +59,51 @@ DEFAULT = {
 
 
 class VAEImputer(TransformerMixin, BaseEstimator):
-    """Fill in missing values by a `VAETransformer`.
+    """Fill in missing values with a `VAETransformer`.
 
-    An imputer as scikit-learn's are: values that are there stay what they are. Of a table with
-    columns of several kinds, such as categories, it gives back a table.
+    It works like the imputers of scikit-learn: it leaves the other values as they are. For a table
+    with columns of several kinds, such as categories, it returns a table.
 
     Parameters
     ----------
     estimator : VAETransformer or None, default=None
-        The model of the columns. It is fitted to X and to four copies of X in which further
-        values are hidden, at random, up to half of a row's: it learns to tell what is missing from
-        what is there, also where X has no holes. The estimator's own `random_state` decides which
-        values are hidden. None is ``VAETransformer(16, likelihood=Gaussian("per_feature"),
-        n_importance_samples=5, early_stopping=False, max_iter=200, random_state=random_state)``,
-        with ``likelihood="auto"`` for a table with columns that are no numbers.
+        The model of the columns. It is fitted to X and to four copies of X, in which up to half of
+        the values of a row are hidden at random. So the model learns to predict missing values from
+        the others, even if X has no missing values. The `random_state` of the estimator decides
+        which values are hidden. None stands for ``VAETransformer(16,
+        likelihood=Gaussian("per_feature"), n_importance_samples=5, early_stopping=False,
+        max_iter=200, random_state=random_state)``, with ``likelihood="auto"`` for a table with
+        columns that are not numeric.
 
     missing_values : int, float or nan, default=np.nan
-        What stands for a missing value in X.
+        The value that marks a missing value in X.
 
     n_draws : int, default=64
-        Draws of z for each row that has missing values.
+        Number of draws of z for each row that has missing values.
 
     sample_posterior : bool, default=False
-        Whether to draw missing values, for multiple imputation: several imputers that differ in
-        `random_state` alone then differ as much as the model is unsure. A row's draws depend on
-        its place in X. Else each is the value to expect, the same at every call.
+        Whether to draw missing values, for multiple imputation. Several imputers that differ only
+        in `random_state` then show how uncertain the model is. The draws of a row depend on its
+        index in X. If False, a missing value becomes its expected value, the same at every call.
 
     add_indicator : bool, default=False
-        Whether to add columns that say which values were missing, as `MissingIndicator` does.
+        Whether to add columns that mark missing values, as `MissingIndicator` does.
 
     keep_empty_features : bool, default=False
-        Whether columns without any value in `fit`, which a warning names, are given back, their
-        missing values filled in with 0, or left out.
+        Whether to keep columns that have no value in `fit`, with 0 for their missing values. If
+        False, they are left out. A warning names them.
 
     random_state : int, RandomState instance or None, default=None
-        Decides the draws of `sample_posterior`, and the fit of the model that None is.
+        Decides the draws of `sample_posterior`, and the fit of the default model.
 
     Attributes
     ----------
     estimator_ : VAETransformer
-        The fitted model: of the columns that have values, and where its likelihood reads tables,
-        as "auto" does, of all columns.
+        The fitted model of the columns that have values. If its likelihood reads tables, as "auto"
+        does, it is the model of all columns.
 
     indicator_ : MissingIndicator or None
-        What adds columns, where `add_indicator` asks for it.
+        The transformer that makes the columns of `add_indicator`.
 
     n_features_in_ : int
         Number of features seen during `fit`.
@@ -168,34 +175,35 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         sample_weight: ArrayLike | None = None,
         groups: Groups | None = None,
     ) -> Self:
-        """Fit the model to what is there of X.
+        """Fit the model to the values of X that are not missing.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows, with or without missing values: others are hidden in copies of the rows.
+            Rows, with or without missing values. `fit` hides further values in copies of the rows.
         y : Ignored
-            Present for the API's sake. One that looks like rows to validate on is refused.
+            Present for the API's sake. A `y` that looks like validation rows raises an error.
         sample_weight : float or array-like of shape (n_samples,), default=None
-            How much each row counts, as in `VAETransformer.fit`. Of an array, infinity is refused
-            in rows of weight 0, too.
+            How much each row counts, as in `VAETransformer.fit`. If X is an array, infinity raises
+            an error even in rows of weight 0.
         groups : array-like of shape (n_samples,), default=None
-            Which rows belong together, as in `VAETransformer.fit`: where the model holds out rows,
-            a group is held out whole. The copies of a row always are.
+            Labels of rows that belong together, as in `VAETransformer.fit`. If the model holds out
+            rows, it holds out whole groups. The copies of a row are always held out together.
 
         Returns
         -------
         self : VAEImputer
             The fitted imputer.
         """
-        fitted = copy.copy(self)  # so that a failure leaves self alone
+        fitted = copy.copy(self)  # a failure leaves self unchanged
         weighting.check_target(X, y)
         fitted._fit(X, sample_weight=sample_weight, groups=groups)
-        vars(self).pop("feature_names_in_", None)
-        vars(self).update(vars(fitted))
+        self.__dict__.pop("feature_names_in_", None)
+        self.__dict__.update(fitted.__dict__)
         return self
 
-    def _fit(self, X, **of_rows):
+    def _fit(self, X: Any, **of_rows: Any) -> None:
+        """Fit to X; `of_rows` are the weights and groups of the rows."""
         containers.check_rows(X)
         if self.estimator is None:
             likelihood = "auto" if _choice.has_categories(X) else Gaussian("per_feature")
@@ -211,21 +219,23 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         empty = np.isnan(X).all(axis=0)
         if empty.all():
             raise ValueError(
-                "Input X has only missing values. VAEImputer needs some to learn from."
+                "Input X has only missing values. VAEImputer needs some values to learn from: fit "
+                "on rows that have values."
             )
         if empty.any():
             labels = words.Labels(getattr(self, "feature_names_in_", None))
+            columns = words.listed(map(labels.of, np.flatnonzero(empty).tolist()))
             what = "fills them with 0" if self.keep_empty_features else "leaves them out"
             warn(
-                f"X has no value in {words.listed(map(labels.of, np.flatnonzero(empty)))}: all "
-                f"are missing. VAEImputer {what}, as keep_empty_features="
-                f"{self.keep_empty_features} says. Drop such columns, or fit on rows that have "
-                "values there."
+                f"X has no value in {columns}: all are missing. VAEImputer {what}, since "
+                f"keep_empty_features={self.keep_empty_features}. Drop such columns, or fit on "
+                "rows that have values there.",
             )
         self.estimator_ = self._fit_model(estimator, X[:, ~empty], of_rows)
         self._end_fit(X, empty)
 
-    def _fit_table(self, estimator, X, of_rows):
+    def _fit_table(self, estimator: VAETransformer, X: Any, of_rows: dict[str, Any]) -> None:
+        """Fit to a table, in which the model reads all columns."""
         if not containers.is_missing(self.missing_values):
             raise ValueError(
                 f"missing_values={self.missing_values!r} is for numbers of one likelihood. Make "
@@ -236,15 +246,19 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X = self.estimator_._fitted.read(X)
         self._end_fit(X, np.isnan(X).all(axis=0))
 
-    def _fit_model(self, estimator, X, of_rows):
+    def _fit_model(
+        self, estimator: VAETransformer, X: Any, of_rows: dict[str, Any]
+    ) -> VAETransformer:
+        """Fit the estimator to the rows of X and to copies in which further values are hidden."""
         seed = int(check_random_state(estimator.random_state).randint(np.iinfo(np.int32).max))
         rng = np.random.default_rng(seed)
         return estimator._fit_changed(X, lambda data: _hide(data, rng), **of_rows)
 
-    def _end_fit(self, X, empty):
+    def _end_fit(self, X: Array, empty: Array) -> None:
+        """Set the attributes that do not belong to the model; `empty` marks columns."""
         self.indicator_ = None
         if self.add_indicator:
-            from sklearn.impute import MissingIndicator  # with half of scikit-learn behind it
+            from sklearn.impute import MissingIndicator  # imports half of scikit-learn
 
             self.indicator_ = MissingIndicator(error_on_new=False).fit(X)
         self._empty = empty
@@ -260,14 +274,15 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         Returns
         -------
         X_filled : ndarray or DataFrame of shape (n_samples, n_features_out)
-            Without columns that had no value in `fit`, and with those of the indicator. A
-            DataFrame where one with columns of several kinds was fitted.
+            The rows without missing values. Columns that had no value in `fit` are left out unless
+            `keep_empty_features` is True, and columns of the indicator are added. It is a DataFrame
+            if `fit` got one with columns of several kinds.
         """
         check_is_fitted(self)
         if self.estimator_._fitted.schema.gives_tables:
             return self._transform_table(X)
         X = self._read(X, reset=False)
-        if not self.estimator_._fitted.knows_holes:  # in a file of an earlier version
+        if not self.estimator_._fitted.knows_holes:  # a file of an earlier version
             n_incomplete = int(np.isnan(X[:, ~self._empty]).any(axis=1).sum())
             self.estimator_._fitted.warn_of_holes(n_incomplete, len(X))
         added = [] if self.indicator_ is None else [self.indicator_.transform(X)]
@@ -282,12 +297,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             filled = filled[:, ~self._empty]
         return np.hstack([filled, *added]) if added else filled
 
-    def _transform_table(self, X):
+    def _transform_table(self, X: Any) -> Any:
+        """Fill in the missing values of a table."""
         X = containers.to_validate(X)
         validate_data(self, X, reset=False, skip_check_array=True)
         fitted, container = self.estimator_._fitted, _get_output_config("transform", self)["dense"]
         numbers = np.array(fitted.read(X))
-        # A category that `fit` has not seen is no hole, though the model doesn't see it.
+        # The model takes a category that `fit` has not seen as missing. The table keeps it.
         for i in fitted.schema.categories:
             numbers[numbers[:, i] == codes.UNSEEN, i] = np.nan
         own = None if container == "default" else container
@@ -303,7 +319,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         added = self.indicator_.transform(np.where(holes, np.nan, 0.0))
         return containers.append(filled, added, self.get_feature_names_out())
 
-    def _read(self, X, reset):
+    def _read(self, X: Any, reset: bool) -> Array:
+        """Return a copy of X as numbers, with NaN for missing values."""
         containers.check_rows(X)
         marked = self.missing_values
         is_nan = containers.is_missing(marked)
@@ -320,7 +337,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             X[marked == X] = np.nan
         return X
 
-    def _fill(self, X):
+    def _fill(self, X: Array) -> Array:
+        """Fill in NaN in numbers X, in place; return X."""
         fitted, missing = self.estimator_._fitted, np.isnan(X)
         wanted = ~self._empty if X.shape[1] == len(self._empty) else slice(None)
         rows = np.flatnonzero(missing[:, wanted].any(axis=1))
@@ -334,14 +352,17 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X[rows] = np.where(missing[rows], filled, data)
         return X
 
-    def _expect(self, fitted, block):
-        """Return a function that computes expected rows, by the fixed draws of the score."""
+    def _expect(self, fitted: FittedModel, block: Blocks) -> Callable[[VAE, slice], list[Array]]:
+        """Return a function that computes expected rows, with the fixed draws of the score."""
         noise = fitted.score_noise(self.n_draws)
 
-        def expect(model, rows):
+        def expect(model: VAE, rows: slice) -> list[Array]:
             batch = block(model, rows)
             eps = to_tensor(noise, model.varies.device)
-            largest, total, mean = torch.tensor(-torch.inf), 0.0, 0.0
+            # Weights are relative to the largest weight so far, so that no exponential overflows.
+            largest = torch.tensor(-torch.inf)
+            total: Any = 0.0
+            mean: Any = 0.0
             for some in eps.split(blocks.draws_at_once(len(batch.y), model.width)):
                 z, log_weight = model.weigh(batch._replace(eps=some))
                 before, largest = largest, torch.maximum(largest, log_weight.max(0).values)
@@ -353,12 +374,12 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
         return expect
 
-    def _draw(self, fitted, block):
-        """Return a function that draws rows, by draws of z chosen by their weights."""
+    def _draw(self, fitted: FittedModel, block: Blocks) -> Callable[[VAE, slice], list[Array]]:
+        """Return a function that draws rows: it chooses a draw of z by its weight, then draws x."""
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         dtype = fitted.dtype
 
-        def draw(model, rows):
+        def draw(model: VAE, rows: slice) -> list[Array]:
             batch, device = block(model, rows), model.varies.device
             # Each block has its own generator, so no draw depends on threads or other blocks.
             rng = np.random.default_rng([seed, rows.start])
@@ -376,17 +397,17 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return draw
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
-        """The names of the columns that `transform` gives back.
+        """Return the names of the columns that `transform` returns.
 
         Parameters
         ----------
         input_features : array-like of str or None, default=None
-            Names of the features, those of `fit` if there are any.
+            Names of the features. If `fit` got names, they must be the same.
 
         Returns
         -------
         names : ndarray of str
-            The features that are kept, and those of the indicator.
+            Names of the features that are kept, then of the columns of the indicator.
         """
         check_is_fitted(self, "estimator_")
         names = _check_feature_names_in(self, input_features)
@@ -402,10 +423,10 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _hide(X, rng):
-    """Rows X and copies of them without some of their values; and which row each is a copy of.
+def _hide(X: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return X and copies with hidden values, and for each row the index of its original in X.
 
-    X holds a code for a category, so that the whole value is hidden.
+    X has one column for a category, its code, so the category is hidden as a whole.
     """
     copies = [X]
     for _ in range(N_COPIES):

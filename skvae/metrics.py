@@ -1,22 +1,23 @@
-"""What a fitted model says of data, in nats: estimates with noise of each row's own.
+"""Metrics of a fitted model on data, in nats, with independent noise for each row.
 
-Every function is a scorer, ``f(estimator, X, y=None)``, of a `VAETransformer` or a Pipeline that
-ends in one, whose earlier steps transform X first: densities are those of what the last step
-sees, as in ``Pipeline.score``. With K independent draws z_k of q(z|x) for each row,
+Every function is a scorer, ``f(estimator, X, y=None)``. The estimator is a `VAETransformer` or a
+Pipeline that ends in one. The earlier steps of a Pipeline transform X first. Densities are those
+of the input of the last step, as in ``Pipeline.score``. With K independent draws z_k of q(z|x) for
+each row,
 
     log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x),
-    ELBO(x) = mean_k log w_k <= log p(x) ~ log mean_k w_k,
+    ELBO(x) = mean_k log w_k <= log p(x) ~ log mean_k w_k.
 
-where the latter estimate is itself below log p(x) on average, and rises with K (Burda, Grosse &
-Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem 1). For it, a
-fifth of the draws come from wider distributions than q(z|x), with weights to match
+The second estimate, too, is below log p(x) on average, and it rises with K (Burda, Grosse &
+Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519, theorem 1). A fifth of its
+draws come from distributions that are wider than q(z|x), with weights to match
 (`skvae._model.importance`).
 
-What `fit` has not seen costs what it does in ``VAETransformer.score_samples``, where log p(x|z) is
-a part of the number: infinity and values out of reach make it infinite. Functions of q(z|x) alone,
-such as `kl`, refuse these.
+A value that `fit` has not seen costs as much as in ``VAETransformer.score_samples``, if log p(x|z)
+is a part of the metric. Infinity and values out of reach make such a metric infinite. Metrics of
+q(z|x) alone, such as `kl`, raise an error for them.
 
-The ELBO is reconstruction + KL, with the signs of losses here:
+The negative ELBO is the sum of two losses:
 
     -ELBO(x) = reconstruction(x) + kl(x),
     mean of kl(x) over rows = mutual information + KL(mean of q(z|x) over rows || p(z)),
@@ -26,6 +27,7 @@ bound, 2016).
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from typing import Any, overload
 
@@ -35,10 +37,13 @@ from sklearn.utils import check_random_state, check_scalar
 
 from skvae import _pipeline
 from skvae._backend import blocks, devices
-from skvae._backend.tensors import to_array, to_tensor
+from skvae._backend.tensors import Array, to_array, to_tensor
 from skvae._backend.warn import warn
+from skvae._inference.fitted import FittedModel
 from skvae._model import importance
+from skvae._model.rows import Batch
 from skvae._model.state import ACTIVE_VARIANCE
+from skvae._model.vae import VAE
 from skvae._typing import Estimator, RandomState, Rows
 
 __all__ = [
@@ -53,6 +58,9 @@ __all__ = [
 
 # Share of the rows that may have a k-hat above 0.7 without a warning.
 MOST_HEAVY = 0.1
+
+# Draws noise (n, B, L) for the rows of a block.
+Noise = Callable[[int], torch.Tensor]
 
 
 @overload
@@ -87,11 +95,11 @@ def log_likelihood(
     return_std_error: bool = False,
     return_pareto_k: bool = False,
 ) -> Any:
-    """Importance-sampled log p(x): mean over the rows of X.
+    """Estimate log p(x) by importance sampling: mean over the rows of X.
 
-    The estimate is good where q(z|x) is close to the true posterior of z, and too low where it is
-    not. The Pareto k-hat of a row tells one from the other: above 0.7 the estimate of the row and
-    its standard error are not to be trusted.
+    The estimate is good if q(z|x) is close to the true posterior of z, and too low otherwise. The
+    Pareto k-hat of a row tells which is the case: if it is above 0.7, do not trust the estimate of
+    the row and its standard error.
 
     Parameters
     ----------
@@ -102,21 +110,21 @@ def log_likelihood(
     y : Ignored
         Present for the API's sake.
     n_samples : int, default=100
-        Draws of z for each row, of its own. More bring the estimate closer to log p(x), from
-        below; 5,000 are usual in papers. From 40 on, a fifth of them is drawn with 1 + c / sqrt(L)
-        times the standard deviation of q(z|x), where L is `n_components` and c is 1.5, 4 or 10;
-        the weights make up for it.
+        Number of draws of z for each row, independent of other rows. With more draws the estimate
+        rises towards log p(x), from below; 5,000 are usual in papers. With 40 draws or more, a
+        fifth of them has 1 + c / sqrt(L) times the standard deviation of q(z|x), where L is
+        `n_components` and c is 1.5, 4 or 10; the weights correct for this.
     random_state : int, RandomState instance or None, default=None
         Decides the draws; None uses numpy's global generator.
     per_sample : bool, default=False
         If True, return an estimate for each row.
     return_std_error : bool, default=False
-        If True, return the standard error too: of a row that of its draws (delta method, which
-        says too little where k-hat is above 0.7); of the mean that of the rows' estimates, by both
-        their draws and the choice of rows.
+        If True, also return the standard error. The error of a row comes from its draws (delta
+        method, too small if k-hat is above 0.7). The error of the mean comes from the spread of
+        the rows' estimates, which contains both the draws and the choice of rows.
     return_pareto_k : bool, default=False
-        If True, return the Pareto k-hat of each row last [1]_: the shape of the tail of its
-        weights.
+        If True, also return, as the last result, the Pareto k-hat of each row [1]_: the shape of
+        the tail of its weights.
 
     Returns
     -------
@@ -125,8 +133,8 @@ def log_likelihood(
     std_error : float or ndarray of shape (n_samples,)
         Only with `return_std_error`.
     pareto_k : ndarray of shape (n_samples,)
-        Only with `return_pareto_k`, also where the estimate is the mean over rows. NaN for fewer
-        than 25 draws.
+        Only with `return_pareto_k`, one number for each row even if the estimate is the mean over
+        rows. NaN for fewer than 25 draws.
 
     Warns
     -----
@@ -148,7 +156,7 @@ def log_likelihood(
     >>> bool(log_likelihood(vae, X, random_state=0) > elbo(vae, X, random_state=0))
     True
     """
-    fitted, X = _last(estimator, X)
+    fitted, X = _split(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = fitted.read(X, accept_far=True)
     block = fitted.blocks(data, accept_far=True)
@@ -156,27 +164,17 @@ def log_likelihood(
     strata = importance.strata(n_samples, fitted.n_components)
     scales = importance.scales(strata).astype(fitted.dtype)
 
-    def measure(model, rows, noise):
-        batch, weights, ratios, start = block(model, rows), [], [], 0
-        for n in _parts(n_samples, batch, model):
-            scale = to_tensor(scales[start : start + n], batch.y.device)
-            eps = scale[:, None, None] * noise(n)
-            terms = model(batch._replace(eps=eps), by_draw=True)
-            ratio = importance.log_ratio(eps, strata)
-            weight = terms.log_likelihood.double() - terms.kl.double().sum(-1)
-            weights.append(weight - ratio)
-            ratios.append(ratio)
-            start += n
-        weights, ratios = torch.cat(weights), torch.cat(ratios)
-        # The error of the mean weight, relative to it, is that of its logarithm.
-        estimates = map(to_array, importance.log_mean(weights, ratios, strata))
-        return [*estimates, importance.pareto_k(to_array(weights))]
+    def measure(model: VAE, rows: slice, noise: Noise) -> list[Array]:
+        log_weight, log_ratio = _weigh_wide(model, block(model, rows), noise, scales, strata)
+        # The error of the logarithm is the relative error of the mean weight.
+        estimates = map(to_array, importance.log_mean(log_weight, log_ratio, strata))
+        return [*estimates, importance.pareto_k(to_array(log_weight))]
 
     fitted.map_noise(measure, random_state, value, error, pareto_k, n_draws=n_samples)
     value -= fitted.log_jacobian
     rows, _, nats = block.costs()
     np.add.at(value, rows, -nats)
-    error[rows[np.isinf(nats)]] = 0.0  # whatever the draws
+    error[rows[np.isinf(nats)]] = 0.0  # minus infinity for any draws
     block.warn()
     _warn_of_tails(pareto_k, n_samples)
     results = _give(value, error, per_sample, return_std_error)
@@ -215,9 +213,9 @@ def elbo(
     per_sample: bool = False,
     return_std_error: bool = False,
 ) -> Any:
-    """Evidence lower bound, with draws of each row's own: mean over the rows of X.
+    """Evidence lower bound, with independent draws for each row: mean over the rows of X.
 
-    `skvae.VAETransformer.score` is the same by fixed draws that all rows share.
+    `skvae.VAETransformer.score` estimates the same with fixed draws that all rows share.
 
     Parameters
     ----------
@@ -228,14 +226,14 @@ def elbo(
     y : Ignored
         Present for the API's sake.
     n_samples : int, default=100
-        Draws of z for each row, of its own.
+        Number of draws of z for each row, independent of other rows.
     random_state : int, RandomState instance or None, default=None
         Decides the draws; None uses numpy's global generator.
     per_sample : bool, default=False
         If True, return an estimate for each row.
     return_std_error : bool, default=False
-        If True, return the standard error too: of a row that of its draws, of the mean that of
-        the rows' estimates.
+        If True, also return the standard error. The error of a row comes from its draws, the error
+        of the mean from the spread of the rows' estimates.
 
     Returns
     -------
@@ -255,8 +253,8 @@ def elbo(
     >>> bool(abs(value - vae.score(X)) < error)
     True
     """
-    totals = _weigh(estimator, X, n_samples, random_state)
-    return _give(totals["mean"], totals["error"], per_sample, return_std_error)
+    totals = _measure_terms(estimator, X, n_samples, random_state)
+    return _give(totals["elbo"], totals["elbo_error"], per_sample, return_std_error)
 
 
 @overload
@@ -302,18 +300,19 @@ def reconstruction(
     y : Ignored
         Present for the API's sake.
     n_samples : int, default=100
-        Draws of z for each row, of its own.
+        Number of draws of z for each row, independent of other rows.
     random_state : int, RandomState instance or None, default=None
         Decides the draws; None uses numpy's global generator.
     per_sample : bool, default=False
         If True, return an estimate for each row.
     per_feature : bool, default=False
-        If True, that of each column, which says which columns make a row unlikely. They sum to
-        the whole. Columns that were constant in `fit` have 0, and log(n + 1) nats where a value is
-        another, as in `VAETransformer.score_samples`. Not with `return_std_error`.
+        If True, return the term of each column, which shows which columns make a row unlikely.
+        The terms of all columns sum to the whole. A column that was constant in `fit` has 0 nats,
+        and log(n + 1) nats for another value, as in `VAETransformer.score_samples`. It cannot be
+        combined with `return_std_error`.
     return_std_error : bool, default=False
-        If True, return the standard error too: of a row that of its draws, of the mean that of
-        the rows' estimates.
+        If True, also return the standard error. The error of a row comes from its draws, the error
+        of the mean from the spread of the rows' estimates.
 
     Returns
     -------
@@ -334,13 +333,24 @@ def reconstruction(
     True
     """
     if not per_feature:
-        totals = _weigh(estimator, X, n_samples, random_state)
+        totals = _measure_terms(estimator, X, n_samples, random_state)
         return _give(
             totals["reconstruction"], totals["reconstruction_error"], per_sample, return_std_error
         )
     if return_std_error:
-        raise ValueError("reconstruction has no standard errors per feature: leave one of both.")
-    fitted, X = _last(estimator, X)
+        raise ValueError(
+            "reconstruction has no standard errors per feature. Got per_feature=True and "
+            "return_std_error=True: set one of them to False."
+        )
+    columns = _reconstruct_columns(estimator, X, n_samples, random_state)
+    return columns if per_sample else columns.mean(axis=0)
+
+
+def _reconstruct_columns(
+    estimator: Estimator, X: Rows, n_samples: int, random_state: RandomState
+) -> Array:
+    """Return the reconstruction term of each column, (n_samples, n_columns)."""
+    fitted, X = _split(estimator, X)
     check_scalar(n_samples, "n_samples", Integral, min_val=1)
     data = fitted.read(X, accept_far=True)
     block = fitted.blocks(data, accept_far=True)
@@ -348,22 +358,24 @@ def reconstruction(
     jacobian = fitted.log_scales
     columns = fitted.likelihood.columns_of(fitted.schema.n_columns)
 
-    def measure(model, rows, noise):
-        batch, total = block(model, rows), 0.0
+    def measure(model: VAE, rows: slice, noise: Noise) -> list[Array]:
+        batch: Batch = block(model, rows)
+        total = torch.zeros((), dtype=torch.float64, device=batch.y.device)
         for n in _parts(n_samples, batch, model):
             batch = batch._replace(eps=noise(n))
             log_prob = model.log_prob(batch, model.encode_draws(batch))
             total = total + log_prob.double().sum(0)
         features = jacobian - to_array(total) / n_samples
         of_columns = np.zeros((len(features), fitted.schema.n_columns))
-        np.add.at(of_columns, (slice(None), columns), features)
+        np.add.at(of_columns.T, columns, features.T)
         return [of_columns]
 
-    fitted.map_noise(measure, random_state, result, n_draws=n_samples)  # those of the whole
+    # The draws are those of the whole term for the same `random_state`.
+    fitted.map_noise(measure, random_state, result, n_draws=n_samples)
     rows, columns, nats = block.costs()
     np.add.at(result, (rows, columns), nats)
     block.warn()
-    return result if per_sample else result.mean(axis=0)
+    return result
 
 
 @overload
@@ -398,7 +410,7 @@ def kl(
 ) -> Any:
     """KL(q(z|x) || p(z)): mean over the rows of X.
 
-    Exact where it has a closed form, else an estimate by draws.
+    It is exact if the divergence has a closed form, and otherwise an estimate by draws.
 
     Parameters
     ----------
@@ -409,14 +421,14 @@ def kl(
     y : Ignored
         Present for the API's sake.
     n_samples : int, default=100
-        Draws of z for each row, of its own.
+        Number of draws of z for each row, independent of other rows.
     random_state : int, RandomState instance or None, default=None
         Decides the draws; None uses numpy's global generator.
     per_sample : bool, default=False
         If True, return an estimate for each row.
     return_std_error : bool, default=False
-        If True, return the standard error too: of a row that of its draws, of the mean that of
-        the rows' estimates.
+        If True, also return the standard error. The error of a row comes from its draws, the error
+        of the mean from the spread of the rows' estimates.
 
     Returns
     -------
@@ -435,7 +447,7 @@ def kl(
     >>> bool(abs(kl(vae, X) - kl_per_component(vae, X).sum()) < 1e-4)  # exact: no draws
     True
     """
-    totals = _weigh(estimator, X, n_samples, random_state, accept_far=False)
+    totals = _measure_terms(estimator, X, n_samples, random_state, accept_far=False)
     return _give(totals["kl"], totals["kl_error"], per_sample, return_std_error)
 
 
@@ -454,13 +466,13 @@ def kl_per_component(estimator: Estimator, X: Rows, y: Any = None) -> np.ndarray
     Returns
     -------
     kl : ndarray of shape (n_components,)
-        Nats per row; about 0 for a component that says nothing of X.
+        Nats per row; about 0 for a component that carries no information about the rows.
 
     Raises
     ------
     ValueError
-        If the divergence is no sum over components: a posterior other than "diagonal", or a
-        prior other than "standard_normal".
+        If the divergence is not a sum over components, because the posterior is not "diagonal" or
+        the prior is not "standard_normal".
 
     Examples
     --------
@@ -472,19 +484,19 @@ def kl_per_component(estimator: Estimator, X: Rows, y: Any = None) -> np.ndarray
     >>> kl_per_component(vae, X).shape
     (2,)
     """
-    fitted, X = _last(estimator, X)
+    fitted, X = _split(estimator, X)
     model = fitted.architecture
     if not (model.has_kl and model.posterior.factorises):
         raise ValueError(
             "The KL divergence is a sum over the components only for posterior='diagonal' and "
             f"prior='standard_normal'. Got posterior={model.posterior!r} and "
-            f"prior={model.prior!r}: see active_units, which needs neither."
+            f"prior={model.prior!r}: see active_units, which works with any of them."
         )
     data = fitted.read(X)
     block = fitted.blocks(data)
     result = np.empty((data.shape[0], fitted.n_components))
 
-    def measure(model, rows):
+    def measure(model: VAE, rows: slice) -> list[Array]:
         q = model.encode_posterior(block(model, rows))
         return [to_array(model.posterior.kl(q))]
 
@@ -542,9 +554,10 @@ def mutual_information(
     n_samples: int = 1,
     random_state: RandomState = None,
 ) -> float:
-    """What a draw of z tells of which row of X it came from, under q(z|x).
+    """Mutual information of z and the index of its row in X, under q(z|x).
 
-    With N rows, at most log N: the estimate for data beyond X is good where it is far below.
+    With N rows it is at most log N. It is a good estimate for rows beyond X if it is far below
+    log N.
 
     Parameters
     ----------
@@ -555,7 +568,8 @@ def mutual_information(
     y : Ignored
         Present for the API's sake.
     n_samples : int, default=1
-        Draws of z for each row. Each is compared with all rows: N**2 densities.
+        Number of draws of z for each row. Each draw needs its density under all N posteriors, so
+        time grows with N**2.
     random_state : int, RandomState instance or None, default=None
         Decides the draws; None uses numpy's global generator.
 
@@ -567,7 +581,7 @@ def mutual_information(
     Raises
     ------
     ValueError
-        If the posterior's density is not known for any z: `Flow`.
+        If the posterior, such as `Flow`, knows the density of its own draws only.
 
     References
     ----------
@@ -584,7 +598,7 @@ def mutual_information(
     >>> bool(mutual_information(vae, X, random_state=0) < kl(vae, X))
     True
     """
-    fitted, X = _last(estimator, X)
+    fitted, X = _split(estimator, X)
     posterior = fitted.architecture.posterior
     if not posterior.has_density:
         raise ValueError(
@@ -598,17 +612,109 @@ def mutual_information(
     n_rows, n_raw = data.shape[0], posterior.n_outputs(fitted.n_components)
     raw = np.empty((n_rows, n_raw), fitted.dtype)
 
-    def read(model, rows):
+    def read(model: VAE, rows: slice) -> list[Array]:
         return [to_array(model.raw_posterior(block(model, rows)))]
 
     fitted.map_rows(read, raw)
     block.warn()
+    flow = fitted.to_module().flow
+    return _compare_posteriors(posterior, flow, raw, fitted.n_components, n_samples, seed)
+
+
+# --- draws --------------------------------------------------------------------------------
+
+
+def _split(estimator: Estimator, X: Rows) -> tuple[FittedModel, Any]:
+    """Return the fitted model, and X transformed by the earlier steps of a Pipeline."""
+    before, vae = _pipeline.split(estimator, "Metrics expect")
+    return vae._fitted, _pipeline.transform(before, X)
+
+
+def _parts(n_samples: int, batch: Batch, model: VAE) -> Iterator[int]:
+    """Split `n_samples` draws into parts that fit into a block's memory."""
+    size = blocks.draws_at_once(len(batch.y), model.width)
+    for start in range(0, n_samples, size):
+        yield min(size, n_samples - start)
+
+
+def _weigh_wide(
+    model: VAE, batch: Batch, noise: Noise, scales: Array, strata: importance.Strata
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log weights of draws with these scales, and the log ratios, each (S, B)."""
+    weights, ratios, start = [], [], 0
+    for n in _parts(len(scales), batch, model):
+        scale = to_tensor(scales[start : start + n], batch.y.device)
+        eps = scale[:, None, None] * noise(n)
+        terms = model(batch._replace(eps=eps), by_draw=True)
+        ratio = importance.log_ratio(eps, strata)
+        weight = terms.log_likelihood.double() - terms.kl.double().sum(-1)
+        weights.append(weight - ratio)
+        ratios.append(ratio)
+        start += n
+    return torch.cat(weights), torch.cat(ratios)
+
+
+def _measure_terms(
+    estimator: Estimator,
+    X: Rows,
+    n_samples: int,
+    random_state: RandomState,
+    *,
+    accept_far: bool = True,
+) -> dict[str, Array]:
+    """Return the ELBO of each row, its two terms, and the standard errors of all three."""
+    fitted, X = _split(estimator, X)
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    data = fitted.read(X, accept_far=accept_far)
+    block = fitted.blocks(data, accept_far=accept_far)
+    names = ("elbo", "elbo_error", "reconstruction", "reconstruction_error", "kl", "kl_error")
+    totals = {name: np.empty(data.shape[0]) for name in names}
+
+    def measure(model: VAE, rows: slice, noise: Noise) -> Iterable[Array]:
+        return map(to_array, _terms_of(model, block(model, rows), noise, n_samples))
+
+    fitted.map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
+    totals["elbo"] -= fitted.log_jacobian
+    totals["reconstruction"] += fitted.log_jacobian
+    rows, _, nats = block.costs()
+    np.add.at(totals["elbo"], rows, -nats)
+    np.add.at(totals["reconstruction"], rows, nats)
+    for name in ("elbo_error", "reconstruction_error"):
+        totals[name][rows[np.isinf(nats)]] = 0.0  # infinite for any draws
+    block.warn()
+    return totals
+
+
+def _terms_of(model: VAE, batch: Batch, noise: Noise, n_samples: int) -> list[torch.Tensor]:
+    """Return ELBO, reconstruction and KL of each row, each followed by its error, (B,)."""
+    likelihoods, divergences = [], []
+    for n in _parts(n_samples, batch, model):
+        terms = model(batch._replace(eps=noise(n)), by_draw=True)
+        likelihoods.append(terms.log_likelihood.double())
+        divergences.append(terms.kl.double().sum(-1))
+    log_likelihood, kl = torch.cat(likelihoods), torch.cat(divergences)
+    mean_kl, error_kl, error = kl.mean(0), _error(kl), _error(log_likelihood - kl)
+    if model.has_kl:  # a closed form replaces the estimate
+        mean_kl = model.posterior.kl(model.encode_posterior(batch)).double().sum(-1)
+        error_kl, error = torch.zeros_like(mean_kl), _error(log_likelihood)
+    mean = log_likelihood.mean(0)
+    return [mean - mean_kl, error, -mean, _error(log_likelihood), mean_kl, error_kl]
+
+
+def _compare_posteriors(
+    posterior: Any, flow: torch.nn.Module, raw: Array, n_components: int, n_samples: int, seed: int
+) -> float:
+    """Mean of log q(z|x) less the log-density of z under the mixture of all rows' posteriors.
+
+    `raw` are the encoder's outputs of all rows. Each row is compared for `n_samples` draws of z.
+    """
+    n_rows = len(raw)
     rng, total = np.random.default_rng(seed), 0.0
-    size = max(1, (1 << 20) // (n_rows * fitted.n_components))
+    size = max(1, (1 << 20) // (n_rows * n_components))
     with devices.computing(torch.device("cpu"), one_thread=False):
-        all_rows, flow = posterior.parameters(torch.from_numpy(raw)), fitted.to_module().flow
+        all_rows = posterior.parameters(torch.from_numpy(raw))
         for _ in range(n_samples):
-            eps = torch.from_numpy(rng.standard_normal((n_rows, fitted.n_components), raw.dtype))
+            eps = torch.from_numpy(rng.standard_normal((n_rows, n_components), raw.dtype))
             for start in range(0, n_rows, size):
                 own = posterior.parameters(torch.from_numpy(raw[start : start + size]))
                 z, log_q = posterior.draw(flow, own, eps[None, start : start + size])
@@ -618,86 +724,33 @@ def mutual_information(
     return total / (n_rows * n_samples)
 
 
-# --- draws --------------------------------------------------------------------------------
-
-
-def _last(estimator, X):
-    """The model, and X as its Pipeline's earlier steps make it."""
-    before, vae = _pipeline.split(estimator, "Metrics expect")
-    return vae._fitted, _pipeline.transform(before, X)
-
-
-def _parts(n_samples, batch, model):
-    """`n_samples` draws in parts that fit into a block's memory."""
-    size = blocks.draws_at_once(len(batch.y), model.width)
-    for start in range(0, n_samples, size):
-        yield min(size, n_samples - start)
-
-
-def _weigh(estimator, X, n_samples, random_state, *, accept_far=True):
-    """Means over the draws of each row's log weight and of its two parts."""
-    fitted, X = _last(estimator, X)
-    check_scalar(n_samples, "n_samples", Integral, min_val=1)
-    data = fitted.read(X, accept_far=accept_far)
-    block = fitted.blocks(data, accept_far=accept_far)
-    names = ["mean", "error"]
-    names += ["reconstruction", "reconstruction_error", "kl", "kl_error"]
-    totals = {name: np.empty(data.shape[0]) for name in names}
-
-    def measure(model, rows, noise):
-        batch, likelihoods, divergences = block(model, rows), [], []
-        for n in _parts(n_samples, batch, model):
-            terms = model(batch._replace(eps=noise(n)), by_draw=True)
-            likelihoods.append(terms.log_likelihood.double())
-            divergences.append(terms.kl.double().sum(-1))
-        log_likelihood, kl = torch.cat(likelihoods), torch.cat(divergences)
-        mean_kl, error_kl, error = kl.mean(0), _error(kl), _error(log_likelihood - kl)
-        if model.has_kl:  # what is known needs no estimate
-            mean_kl = model.posterior.kl(model.encode_posterior(batch)).double().sum(-1)
-            error_kl, error = torch.zeros_like(mean_kl), _error(log_likelihood)
-        mean = log_likelihood.mean(0)
-        results = [mean - mean_kl, error]
-        results += [-mean, _error(log_likelihood), mean_kl, error_kl]
-        return map(to_array, results)
-
-    fitted.map_noise(measure, random_state, *totals.values(), n_draws=n_samples)
-    constant = fitted.log_jacobian
-    totals["mean"] -= constant
-    totals["reconstruction"] += constant
-    rows, _, nats = block.costs()
-    for name in ("mean", "reconstruction"):
-        np.add.at(totals[name], rows, nats if name == "reconstruction" else -nats)
-    for name in ("error", "reconstruction_error"):
-        totals[name][rows[np.isinf(nats)]] = 0.0  # whatever the draws
-    block.warn()
-    return totals
-
-
-def _warn_of_tails(pareto_k, n_samples):
+def _warn_of_tails(pareto_k: Array, n_samples: int) -> None:
     """Warn once if the weights of many rows have a heavy tail."""
     n_heavy = int((pareto_k > importance.LARGEST_K).sum())
     if n_heavy > MOST_HEAVY * len(pareto_k):
         warn(
             f"Pareto k-hat is above {importance.LARGEST_K} for {n_heavy} of {len(pareto_k)} rows: "
-            "a few draws have most of the weight there, so that log_likelihood is likely too low "
-            f"and its standard error too small. Got n_samples={n_samples}. Take more draws, for "
-            f"example n_samples={10 * n_samples}; where k-hat stays large, take the value as a "
-            "lower bound. return_pareto_k=True tells which rows they are.",
+            "a few draws have most of the weight there, so log_likelihood is likely too low and "
+            f"its standard error too small. Got n_samples={n_samples}. Use more draws, for example "
+            f"n_samples={10 * n_samples}. If k-hat stays large, take the value as a lower bound. "
+            "return_pareto_k=True returns k-hat for each row.",
             UserWarning,
         )
 
 
-def _error(draws):
+def _error(draws: torch.Tensor) -> torch.Tensor:
     """Standard error of the mean over the first axis; NaN for one draw."""
     if len(draws) < 2:
         return torch.full_like(draws[0], math.nan)
     return draws.std(0) / math.sqrt(len(draws))
 
 
-def _give(values, errors, per_sample, return_std_error):
-    if not per_sample:
-        n_rows, errors = len(values), math.nan
-        if n_rows > 1 and np.isfinite(values).all():
-            errors = float(np.std(values, ddof=1) / math.sqrt(n_rows))
-        values = float(values.mean())
-    return (values, errors) if return_std_error else values
+def _give(values: Array, errors: Array, per_sample: bool, return_std_error: bool) -> Any:
+    """Return the values or their mean, with the standard errors if asked for."""
+    if per_sample:
+        return (values, errors) if return_std_error else values
+    n_rows, error = len(values), math.nan
+    if n_rows > 1 and np.isfinite(values).all():
+        error = float(np.std(values, ddof=1) / math.sqrt(n_rows))
+    mean = float(values.mean())
+    return (mean, error) if return_std_error else mean

@@ -1,12 +1,12 @@
 """ONNX: encoder and decoder of a fitted model as graphs that other runtimes compute.
 
-A graph takes and gives numbers in the units of X. As in `transform`, the location is subtracted and
-the scale divided by in float64, in the graph itself, so that a column of 1.7e9 +- 1e3 keeps its
-digits; what follows is in the precision of the model. A missing value is NaN, and is always looked
-for: where none is there, what stands in for it stands in for nothing.
+A graph takes and returns numbers in the units of X. As in `transform`, it subtracts the location
+and divides by the scale in float64, so that a column of 1.7e9 +- 1e3 keeps its digits. The rest is
+in the precision of the model. A missing value is NaN. Every graph has the operators that replace
+missing values, which change nothing if there are none.
 
-torch's exporter follows the Python code of the model and writes down its operators, whatever
-network it has. `register` puts the same graph into what skl2onnx makes of a Pipeline.
+torch's exporter follows the Python code of the model and writes down its operators, for any
+network. `register` puts the same graph into the graph that skl2onnx makes of a Pipeline.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ import importlib
 import logging
 import threading
 import warnings
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,16 +23,18 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from skvae._backend import files
+from skvae._backend.tensors import Array
 from skvae._model.rows import Batch
+from skvae._model.vae import VAE
 from skvae._typing import Path
 from skvae._vae import VAETransformer
 
 __all__ = ["export", "register"]
 
-# Of the operators: what torch's exporter has without converting, since torch 2.6.
+# Version of the operators. torch's exporter writes it without conversion since torch 2.6.
 OPSET = 18
 
-# Filters of warnings and of loggers are everybody's.
+# All threads share the filters of warnings and of loggers.
 _borrowing = threading.Lock()
 
 
@@ -40,31 +43,31 @@ def export(
 ) -> None:
     """Write the encoder or the decoder of a fitted model as an ONNX file.
 
-    The encoder takes "X" and gives "Z", as `transform` does; the decoder takes "Z" and gives "X",
-    as `inverse_transform` does. Both are of any number of rows, in the units of X, and of the dtype
-    that results of the estimator have: float32 where the X of `fit` was, else float64. Numbers are
-    the same up to rounding. Missing values are NaN.
+    The encoder takes "X" and returns "Z", as `transform` does. The decoder takes "Z" and returns
+    "X", as `inverse_transform` does. Both take any number of rows, in the units of X. The dtype is
+    that of the estimator's results: float32 if the X of `fit` was float32, otherwise float64. The
+    numbers are the same up to rounding. Missing values are NaN.
 
     Parameters
     ----------
     vae : VAETransformer
-        A fitted model of any likelihood, posterior and network, unless columns are categories.
+        A fitted model with any likelihood, posterior and network, but without categories.
     file : str or path-like
-        Where to. A file that is there is replaced when the new one is complete.
+        Path of the file. An existing file is replaced when the new one is complete.
     part : {"encoder", "decoder"}, default="encoder"
-        "encoder" is from (n_samples, n_features) to (n_samples, n_components), "decoder" back.
+        "encoder" maps (n_samples, n_features) to (n_samples, n_components), "decoder" maps back.
 
     Raises
     ------
     sklearn.exceptions.NotFittedError
         If the model is not fitted.
     ImportError
-        If what the extra `onnx` brings is not installed.
+        If a package of the extra `onnx` is not installed.
     TypeError
-        If `vae` is no VAETransformer.
+        If `vae` is not a VAETransformer.
     ValueError
-        If there is no such part, if columns are categories, which are no numbers, or if a network
-        of callables does what torch cannot export.
+        If `part` is neither, if columns are categories, which are not numbers, or if torch cannot
+        export a network of callables.
 
     See Also
     --------
@@ -74,10 +77,11 @@ def export(
     -----
     Operators are those of opset 18. Needs the packages of ``pip install "skvae[onnx]"``.
 
-    A graph raises no errors: of values that `transform` refuses, such as a negative count or
-    infinity, it makes what comes of them. Of a table it gives expected values also where
-    `inverse_transform` gives whole numbers back. With ``precision="float64"`` its operators are in
-    float64, of which a runtime may lack some: onnxruntime 1.31 has no "gelu" and no convolutions.
+    A graph raises no errors. It computes some number even for values for which `transform` raises
+    an error, such as a negative count or infinity. For a column of whole numbers
+    in a table the decoder returns expected values, while `inverse_transform` rounds them. With
+    ``precision="float64"`` the operators are in float64, and a runtime may lack some of them:
+    onnxruntime 1.31 has no "gelu" and no convolutions.
 
     Examples
     --------
@@ -100,7 +104,7 @@ def export(
         raise ValueError(f"part must be 'encoder' or 'decoder'. Got {part!r}.")
     if not isinstance(vae, VAETransformer):
         raise TypeError(
-            f"export expects a VAETransformer. Got a {type(vae).__name__}: of a search take its "
+            f"export expects a VAETransformer. Got a {type(vae).__name__}: for a search pass its "
             "best_estimator_, for a Pipeline call skvae.onnx.register() and skl2onnx.to_onnx."
         )
     check_is_fitted(vae)
@@ -110,16 +114,16 @@ def export(
 
 
 def register() -> None:
-    """Teach skl2onnx what to make of a VAETransformer, alone or in a Pipeline.
+    """Teach skl2onnx to convert a VAETransformer, alone or in a Pipeline.
 
-    ``skl2onnx.to_onnx`` then exports a fitted Pipeline with a VAETransformer in it as a whole: each
-    such step is the graph of its encoder, as `export` makes it. Once in a process is enough, and
-    more do no harm.
+    ``skl2onnx.to_onnx`` then exports a fitted Pipeline with a VAETransformer in it as a whole. Each
+    such step becomes the graph of its encoder, as `export` makes it. One call in a process is
+    enough; further calls change nothing.
 
     Raises
     ------
     ImportError
-        If what the extra `onnx` brings is not installed.
+        If a package of the extra `onnx` is not installed.
 
     See Also
     --------
@@ -127,9 +131,9 @@ def register() -> None:
 
     Notes
     -----
-    Needs a `target_opset` of at least 18, which that of skl2onnx is by itself. Results have the
-    dtype of what the step is given, float32 or float64, and digits that an earlier step loses are
-    lost: give `to_onnx` rows of float64 where columns are such as 1.7e9 +- 1e3.
+    Needs a `target_opset` of at least 18, as the default of skl2onnx is. Results have the dtype of
+    the input of the step, float32 or float64. The step cannot restore digits that an earlier step
+    loses: pass `to_onnx` rows of float64 if columns have values such as 1.7e9 +- 1e3.
 
     Examples
     --------
@@ -154,8 +158,8 @@ def register() -> None:
     )
 
 
-def _need(name):
-    """A package of the extra."""
+def _need(name: str) -> Any:
+    """Import a package of the extra."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -169,104 +173,118 @@ def _need(name):
 
 
 class _Encoder(nn.Module):
-    """Rows of X, (n, D), to posterior means (n, L), as `transform` has them."""
+    """Map rows of X, (n, D), to posterior means (n, L), as `transform` does."""
 
-    def __init__(self, model, columns):
+    varies: torch.Tensor
+    unit: torch.Tensor
+
+    def __init__(self, model: VAE, columns: Array) -> None:
         super().__init__()
         self.model, self.columns = model, columns
-        self.register_buffer("varies", model.scale > 0)
-        self.register_buffer("unit", torch.where(self.varies, model.scale, 1.0))
+        varies = model.scale > 0
+        self.register_buffer("varies", varies)
+        self.register_buffer("unit", torch.where(varies, model.scale, 1.0))
 
-    def forward(self, rows):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the posterior means."""
         x = _take(rows.double(), self.columns)
-        # A column that was constant in `fit` is 0, whatever comes, NaN too.
+        # A column that was constant in `fit` becomes 0 for any value, even NaN.
         y = torch.where(self.varies, (x - self.model.location) / self.unit, 0.0)
         return self.model.encode_mean(Batch(y.to(self.model.varies.dtype))).to(rows.dtype)
 
 
 class _Decoder(nn.Module):
-    """Latent rows, (n, L), to expected rows (n, D), as `inverse_transform` has them."""
+    """Map latent rows, (n, L), to expected rows (n, D), as `inverse_transform` does."""
 
-    def __init__(self, model, columns):
+    def __init__(self, model: VAE, columns: Array) -> None:
         super().__init__()
-        self.model, self.places = model, np.argsort(columns)
+        self.model, self.index = model, np.argsort(columns)
 
-    def forward(self, rows):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the expected rows."""
         y = self.model.decode_mean(rows.to(self.model.varies.dtype))
         x = self.model.location + self.model.scale * y.double()
-        return _take(x, self.places).to(rows.dtype)
+        return _take(x, self.index).to(rows.dtype)
 
 
-def _take(x, places):
-    """Columns of x in the order of `places`, if that is another one."""
-    return x if (np.diff(places) == 1).all() else x[:, places.tolist()]
+def _take(x: torch.Tensor, index: Array) -> torch.Tensor:
+    """Return the columns of x at `index`; x itself if that changes nothing."""
+    return x if (np.diff(index) == 1).all() else x[:, index.tolist()]
 
 
-# Each with the names of its input and its output.
-PARTS: dict[str, tuple[type[nn.Module], str, str]] = {
+# The module of each part, and the names of its input and its output.
+PARTS: dict[str, tuple[type[_Encoder] | type[_Decoder], str, str]] = {
     "encoder": (_Encoder, "X", "Z"),
     "decoder": (_Decoder, "Z", "X"),
 }
 
 
-def _graph(vae, part, dtype):
-    """The ONNX model of a part of a fitted model, from numbers of a dtype to the same."""
+def _graph(vae: VAETransformer, part: str, dtype: torch.dtype) -> Any:
+    """Make the ONNX model of a part of a fitted model, with input and output of this dtype."""
     schema = vae._fitted.schema
     if schema.categories:
         columns = ", ".join(map(str, sorted(schema.categories)))
         raise ValueError(
-            f"The model has categories in columns {columns}, and an ONNX graph of it would take "
-            "numbers only. Fit on numbers, such as those of a OneHotEncoder with Bernoulli(), or "
-            "save the model with joblib.dump."
+            f"An ONNX graph takes numbers only. Got a model with categories in columns {columns}. "
+            "Fit on numbers, such as those of a OneHotEncoder with Bernoulli(), or save the model "
+            "with joblib.dump."
         )
     _need("onnx")
     _need("onnxscript")
     make, name_in, name_out = PARTS[part]
     with _tracing():
-        model = vae.to_module()
+        model: Any = vae.to_module()
         columns = model.likelihood.columns_of(vae.n_features_in_)
         module = make(model, columns).eval()
         n_columns = vae.n_features_in_ if part == "encoder" else vae._fitted.n_components
         rows = torch.zeros(3, n_columns, dtype=dtype, device="cpu")
-        n_rows = torch.export.Dim("n_samples", min=1)
-        try:
-            program = torch.export.export(
-                module, (rows,), dynamic_shapes=({0: n_rows},), strict=False
-            )
-        except Exception as error:  # of whatever a user's own module does
-            raise ValueError(
-                f"torch cannot export the {part} of network={model.network!r}. Got "
-                f"{_reason(error)} A forward must consist of torch's operations, and neither look "
-                "at values nor at the number of rows: change it, or save the model with "
-                "joblib.dump."
-            ) from error
-        try:
-            written = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[name_in],
-                output_names=[name_out],
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise ValueError(
-                f"torch has no operators of ONNX for the {part} of network={model.network!r}. Got "
-                f"{_reason(error)} Take other operations, or save the model with joblib.dump."
-            ) from error
-    return _anonymous(written.model_proto)
+        label = f"{part} of network={model.network!r}"
+        written = _write(_trace(module, rows, label), name_in, name_out, label)
+    return _anonymous(written)
 
 
-def _reason(error):
-    """The first line of what an error came from."""
+def _trace(module: nn.Module, rows: torch.Tensor, label: str) -> torch.export.ExportedProgram:
+    """Follow the module's Python code for any number of rows; `label` names it in errors."""
+    n_rows = torch.export.Dim("n_samples", min=1)
+    try:
+        return torch.export.export(module, (rows,), dynamic_shapes=({0: n_rows},), strict=False)
+    except Exception as error:  # a user's module may raise anything
+        raise ValueError(
+            f"torch cannot export the {label}. Got {_reason(error)} A forward must consist of "
+            "torch's operations, and must depend neither on values nor on the number of rows: "
+            "change it, or save the model with joblib.dump."
+        ) from error
+
+
+def _write(program: Any, name_in: str, name_out: str, label: str) -> Any:
+    """Write the operators of a traced module as an ONNX model."""
+    try:
+        written: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[name_in],
+            output_names=[name_out],
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ValueError(
+            f"torch has no operators of ONNX for the {label}. Got {_reason(error)} Use other "
+            "operations, or save the model with joblib.dump."
+        ) from error
+    return written.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error at the start of a chain of errors."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {line}"
 
 
-def _anonymous(model):
-    """The model without what torch tells of the code, with paths, and of its own symbols."""
+def _anonymous(model: Any) -> Any:
+    """Remove torch's notes on the code, which contain paths, and its own symbols."""
     graph = model.graph
     for proto in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         proto.ClearField("metadata_props")
@@ -277,8 +295,8 @@ def _anonymous(model):
 
 
 @contextlib.contextmanager
-def _tracing():
-    """The modes that torch's exporter needs, and nothing of what it says of itself."""
+def _tracing() -> Iterator[None]:
+    """Set the modes that torch's exporter needs, and silence its own messages."""
     log = logging.getLogger("torch.onnx._internal.exporter._registration")
     plain = (
         torch.inference_mode(False),
@@ -290,25 +308,25 @@ def _tracing():
         stack.enter_context(_borrowing)
         for mode in plain:
             stack.enter_context(mode)
-        # torch 2.13 copies trees whose class it has deprecated itself.
+        # torch 2.13 uses a class that it has deprecated itself.
         warnings.filterwarnings(
             "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
         )
-        # That a package which nobody asked for is not installed.
-        log.addFilter(_is_news)
-        stack.callback(log.removeFilter, _is_news)
+        # torch logs that torchvision is not installed, which is not needed here.
+        log.addFilter(_is_relevant)
+        stack.callback(log.removeFilter, _is_relevant)
         yield
 
 
-def _is_news(record):
+def _is_relevant(record: logging.LogRecord) -> bool:
     return "torchvision is not installed" not in record.getMessage()
 
 
 # --- skl2onnx -----------------------------------------------------------------------------
 
 
-def _set_output_type(operator):
-    """Tell skl2onnx what a step gives: as many rows as it takes, of float32 or float64."""
+def _set_output_type(operator: Any) -> None:
+    """Set the shape and type of a step's output: the rows of its input, float32 or float64."""
     types = importlib.import_module("skl2onnx.common.data_types")
     (first, *_) = operator.inputs
     double = isinstance(first.type, types.DoubleTensorType)
@@ -317,8 +335,8 @@ def _set_output_type(operator):
     operator.outputs[0].type = make(shape)
 
 
-def _convert(scope, operator, container):
-    """Give skl2onnx the encoder's graph, from and to whatever numbers the neighbours have."""
+def _convert(scope: Any, operator: Any, container: Any) -> None:
+    """Add the encoder's graph, with casts from and to the dtypes of the neighbouring steps."""
     onnx = _need("onnx")
     types = importlib.import_module("skl2onnx.common.data_types")
     double, single = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
@@ -326,10 +344,10 @@ def _convert(scope, operator, container):
     model = _graph(operator.raw_operator, "encoder", torch.float64)
     graph = onnx.compose.add_prefix(model, prefix).graph
 
-    def node(*args, **attributes):
+    def node(*args: Any, **attributes: Any) -> Any:
         return onnx.helper.make_node(*args, name=f"{prefix}{args[2][0]}_node", **attributes)
 
-    # Columns may come one by one.
+    # The step may have one input for each column.
     pieces = [f"{prefix}piece_{i}" for i in range(len(operator.inputs))]
     given = [variable.full_name for variable in operator.inputs]
     casts = [

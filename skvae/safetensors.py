@@ -1,16 +1,18 @@
-"""Fitted models in files that run no code when they are read.
+"""Files of fitted models that run no code when they are read.
 
-A file of safetensors: the arrays as tensors, by names such as ``state_.decoder.0.weight``, and all
-else as JSON in its metadata. Needs the extra ``skvae[safetensors]``.
+A file of safetensors has the arrays as tensors, with names such as ``state_.decoder.0.weight``, and
+everything else as JSON in its metadata. Needs the extra ``skvae[safetensors]``.
 """
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 
 from skvae import likelihoods
 from skvae._backend import files
+from skvae._backend.tensors import Array
 from skvae._typing import Path
 from skvae._vae import FITTED, VAETransformer
 from skvae.networks import MLP, Conv
@@ -19,7 +21,7 @@ from skvae.priors import Mixture, StandardNormal, Vamp
 
 __all__ = ["load", "save"]
 
-# What may be built of a file, by name.
+# The classes that a file may build, by name.
 _LIKELIHOODS = [getattr(likelihoods, name) for name in likelihoods.__all__]
 _PARTS = {
     part.__name__: part
@@ -27,7 +29,7 @@ _PARTS = {
 }
 _PLAIN = (bool, int, float, str, type(None))
 _SEALED = {"_skvae_format", "_skvae_checksum"}
-# What may be set.
+# The attributes that a file may set.
 _NAMES = {*VAETransformer._get_param_names(), *FITTED, *_SEALED, "_sklearn_output_config"}
 
 
@@ -39,17 +41,17 @@ def save(vae: VAETransformer, file: Path) -> None:
     vae : VAETransformer
         The model, with all of its parameters and fitted attributes.
     file : str or path-like
-        Where to. What is there is replaced once the new file is whole.
+        Path of the file. An existing file is replaced when the new one is complete.
 
     Raises
     ------
     ImportError
         If safetensors is not installed.
     TypeError
-        If `vae` is no VAETransformer: a Pipeline, say, is for joblib or skops.
+        If `vae` is not a VAETransformer. Save a Pipeline, for example, with joblib or skops.
     ValueError
-        If it holds what only code can make again, such as a likelihood or a network of your own, a
-        random generator, a callback or a category that is neither string nor number.
+        If the model has a value that only code can rebuild, such as a likelihood or a network of
+        your own, a random generator, a callback, or a category that is neither string nor number.
 
     Examples
     --------
@@ -68,7 +70,7 @@ def save(vae: VAETransformer, file: Path) -> None:
     _, to_bytes = _library()
     if type(vae) is not VAETransformer:
         raise TypeError(f"save takes a VAETransformer. Got {vae!r}: use joblib or skops for it.")
-    arrays = {}
+    arrays: dict[str, Array] = {}
     attributes = {name: _encode(value, name, arrays) for name, value in vae.__getstate__().items()}
     content = to_bytes(arrays, {"skvae": json.dumps(attributes)})
     with files.replacing(file) as opened:
@@ -76,24 +78,24 @@ def save(vae: VAETransformer, file: Path) -> None:
 
 
 def load(file: Path) -> VAETransformer:
-    """Load a model that `save` has saved.
+    """Load a model from a file that `save` wrote.
 
     Parameters
     ----------
     file : str or path-like
-        The file. Reading it runs no code that it could bring along.
+        Path of the file. Reading it runs no code from the file.
 
     Returns
     -------
     vae : VAETransformer
-        With the parameters and the fitted attributes that it had.
+        The model, with the parameters and fitted attributes that were saved.
 
     Raises
     ------
     ImportError
         If safetensors is not installed.
     ValueError
-        If the file is damaged, of something else, or of a newer format.
+        If the file is damaged, holds something else, or has a newer format.
 
     Examples
     --------
@@ -109,7 +111,7 @@ def load(file: Path) -> VAETransformer:
     3
     """
     safe_open, _ = _library()
-    with open(file, "rb"):  # what the system says of it is said as it is
+    with open(file, "rb"):  # errors of the system, such as a missing file, go to the caller
         pass
     try:
         with safe_open(file, framework="numpy") as opened:
@@ -122,17 +124,18 @@ def load(file: Path) -> VAETransformer:
         if strange or not attributes.keys() >= _SEALED:
             raise ValueError(f"it has other attributes than a model: {sorted(strange)}")
         state = {name: _decode(value, arrays) for name, value in attributes.items()}
-    except Exception as error:  # hostile files fail in any way
+    except Exception as error:  # a hostile file may raise any error
         raise ValueError(
-            f"{file} is damaged, or no model of this version of skvae: {type(error).__name__}: "
-            f"{error}."
+            f"{file} is damaged, or no model of this version of skvae. Got {type(error).__name__}: "
+            f"{error}. Expected a file that skvae.safetensors.save wrote: save the model again."
         ) from None
     vae = VAETransformer()
     vae.__setstate__(state)
     return vae
 
 
-def _library():
+def _library() -> tuple[Any, Any]:
+    """Import the functions that open a file, and that turn arrays into bytes."""
     try:
         from safetensors import safe_open
         from safetensors.numpy import save
@@ -146,11 +149,11 @@ def _library():
 # --- values as JSON -----------------------------------------------------------------------
 
 
-def _encode(value, path, arrays):
-    """`value` for JSON; arrays of numbers go to `arrays`, by their paths."""
+def _encode(value: Any, path: str, arrays: dict[str, Array]) -> Any:
+    """Return a value as JSON has it; put arrays of numbers into `arrays`, by their paths."""
     if type(value) in _PLAIN:
         return value
-    if isinstance(value, str):  # numpy's, too
+    if isinstance(value, str):  # also a string of numpy
         return str(value)
     if type(value) in (list, tuple):
         kind = type(value).__name__
@@ -174,13 +177,13 @@ def _encode(value, path, arrays):
         values = [[n, _encode(getattr(value, n), f"{path}.{n}", arrays)] for n in names]
         return {"part": type(value).__name__, "values": values}
     raise ValueError(
-        f"{path} is {value!r}, which only code can make again. Give the model a number or a value "
-        "of skvae there, or nothing, or save it by joblib or skops."
+        f"{path} is {value!r}, which only code can make again. Use a number or a value of skvae "
+        "there, or the default, or save the model with joblib or skops."
     )
 
 
-def _decode(value, arrays):
-    """The opposite of `_encode`."""
+def _decode(value: Any, arrays: dict[str, Array]) -> Any:
+    """Invert `_encode`."""
     if not isinstance(value, dict):
         return value
     if "list" in value:

@@ -250,6 +250,23 @@ def test_loss_curves_leave_out_a_steep_beginning_and_nothing_else(pipe):
         assert ((low < history[term][2:]) & (history[term][2:] < high)).all()
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+@pytest.mark.parametrize("kept_iter", [0, 10, None])
+@pytest.mark.parametrize("size", [None, (5, 3), (9, 6)])
+def test_legend_of_loss_curves_covers_neither_title_nor_axes(quick, X, warmup, kept_iter, size):
+    vae = quick(max_iter=10, beta_warmup=warmup).fit(X)
+    ax = None if size is None else plt.subplots(figsize=size, layout="constrained")[1]
+    display = LossCurveDisplay(history=vae.history_, kept_iter=kept_iter).plot(ax)
+    display.ax_.set_title("Losses of a model, in a title as wide as the axes")
+    display.figure_.canvas.draw()
+    legend = display.ax_.get_legend().get_window_extent()
+    assert not legend.overlaps(display.ax_.title.get_window_extent())
+    assert not legend.overlaps(display.ax_.get_window_extent())
+    if display.beta_ax_ is not None:
+        assert not legend.overlaps(display.beta_ax_.yaxis.get_tightbbox())
+    assert display.figure_.bbox.count_contains(legend.corners()) == 4
+
+
 # --- searches -----------------------------------------------------------------------------
 
 

@@ -270,7 +270,7 @@ def test_heavy_tails_of_many_rows_are_one_warning_that_says_how_many():
     assert len(caught) == 1
     message = str(caught[0].message)
     assert f"for {(k > 0.7).sum()} of 60 rows" in message
-    assert "n_samples=50. Take more draws, for example n_samples=500" in message
+    assert "n_samples=50. Use more draws, for example n_samples=500" in message
     assert caught[0].filename == __file__
 
 
@@ -533,7 +533,9 @@ def test_number_of_draws_must_be_a_positive_integer(metric):
 
 
 def test_reconstruction_has_no_standard_errors_per_feature():
-    with pytest.raises(ValueError, match="no standard errors per feature: leave one of both"):
+    with pytest.raises(
+        ValueError, match=r"no standard errors per feature.*set one of them to False"
+    ):
         metrics.reconstruction(fitted(), rows(), per_feature=True, return_std_error=True)
 
 

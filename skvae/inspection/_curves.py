@@ -1,6 +1,7 @@
-"""Displays of losses: those of a training run, and those of the candidates of a search."""
+"""Displays of losses: the loss curves of a fit, and the losses of the candidates of a search."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,40 +12,43 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
 from skvae import _pipeline
+from skvae._backend.tensors import Array
 from skvae._typing import Estimator
 from skvae.inspection._display import BESIDE, COLOURS, Display, Source
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_TICKS = 8  # one for each value
+MOST_TICKS = 8  # largest number of values with a tick for each value
+BETA_INCHES = 0.6  # width of the ticks and the label of the axis of beta
 ELBO = "ELBO (nats per row)"
+RING: dict[str, Any] = {"color": "k", "mfc": "none", "ms": 12, "linestyle": "none"}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LossCurveDisplay(Display):
     """The negative ELBO of each epoch, and its two parts.
 
-    These are the reconstruction term, -E[log p(x|z)], and the KL divergence. Dashed lines are of
-    the rows that were held out. The epoch whose weights were kept is marked: with early stopping,
-    that where the held-out loss with its final beta was least, in which rows far above the others
-    count less. It need not be where the negative ELBO was least.
+    The parts are the reconstruction term, -E[log p(x|z)], and the KL divergence. Dashed lines show
+    the held-out rows. A vertical line marks the epoch whose weights were kept. With early stopping,
+    this is the epoch of the least held-out loss at the final beta, in which rows far above the
+    others count less. The negative ELBO may be least in another epoch.
 
     Parameters
     ----------
     history : dict of str to ndarray of shape (n_iter,)
         Numbers of every epoch, in nats per row, as in `VAETransformer.history_`.
     kept_iter : int or None, default=None
-        The epoch that was kept, counted from 1; 0 for factor analysis. None is not known.
+        The epoch that was kept, counted from 1; 0 for factor analysis. None: not known.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        What was drawn on.
+        The axes of the curves.
     beta_ax_ : matplotlib Axes or None
-        The axis of beta on the right, where beta changes from epoch to epoch.
+        The axis of beta on the right; None if beta is the same in all epochs.
     figure_ : matplotlib Figure
-        Its figure.
+        Their figure.
 
     Examples
     --------
@@ -71,7 +75,7 @@ class LossCurveDisplay(Display):
         estimator : VAETransformer, Pipeline or fitted search
             The model.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
 
         Returns
         -------
@@ -79,7 +83,7 @@ class LossCurveDisplay(Display):
             The numbers, drawn.
         """
         vae = Source(cls, estimator).vae
-        # A file that was saved by an earlier version has no such number.
+        # A file of an earlier version has no such number.
         kept_iter = getattr(vae, "kept_iter_", None)
         return cls(history=vae.history_, kept_iter=kept_iter).plot(ax)
 
@@ -89,23 +93,23 @@ class LossCurveDisplay(Display):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
 
         Returns
         -------
         display : LossCurveDisplay
             Itself.
         """
-        ax = self._begin(ax, (6.4, 4.2))
+        ax = self._begin(ax, (7.4, 4.2))
         self.beta_ax_: Axes | None = None
         history, beta = self.history, self.history["beta"]
-        epochs = 1 + np.arange(len(beta))
         changes = bool(np.any(beta != beta[-1]))
         labels = {
             "negative_elbo": "Negative ELBO",
             "reconstruction": "Reconstruction",
             "kl": "KL divergence" if changes else f"KL divergence (β = {beta[-1]:g})",
         }
+        epochs = 1 + np.arange(len(beta))
         for (term, label), colour in zip(labels.items(), COLOURS, strict=False):
             ax.plot(epochs, history[term], color=colour, label=label)
             if f"validation_{term}" in history:
@@ -118,17 +122,32 @@ class LossCurveDisplay(Display):
             label = f"Epoch kept: {self.kept_iter}"
             ax.axvline(self.kept_iter, color="0.3", linestyle=":", label=label)
         if changes:
-            self.beta_ax_ = ax.twinx()
-            self.beta_ax_.step(epochs, beta, where="mid", color="0.7")
-            self.beta_ax_.set(ylim=(0, 1.05 * beta.max()))
-            self.beta_ax_.set_ylabel("β", color="0.5", rotation=0, labelpad=10)
-            self.beta_ax_.tick_params(axis="y", colors="0.5")
+            self.beta_ax_ = _add_beta(ax, epochs, beta)
         ax.set(xlabel="Epoch", ylabel="Nats per row", ylim=_limits(history))
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
+        _add_legend(ax, BETA_INCHES if changes else 0.0)
         return self
 
 
-def _limits(history):
+def _add_beta(ax: "Axes", epochs: Array, beta: Array) -> "Axes":
+    """Draw beta on an axis of its own, on the right."""
+    beta_ax = ax.twinx()
+    beta_ax.step(epochs, beta, where="mid", color="0.7")
+    beta_ax.set(ylim=(0, 1.05 * beta.max()))
+    beta_ax.set_ylabel("β", color="0.5", rotation=0, labelpad=10)
+    beta_ax.tick_params(axis="y", colors="0.5")
+    return beta_ax
+
+
+def _add_legend(ax: "Axes", inches: float) -> None:
+    """Add a legend to the right of the axes, at this distance: titles are above the axes."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure: Any = ax.figure
+    shift = ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+    ax.legend(**BESIDE, bbox_transform=ax.transAxes + shift)
+
+
+def _limits(history: Mapping[str, Array]) -> tuple[float, float]:
     """Limits of the curves without the first epochs, which may be thousands of nats above."""
     terms = [f"{rows}{term}" for rows in ("", "validation_") for term in ("reconstruction", "kl")]
     terms += ["negative_elbo", "validation_negative_elbo"]
@@ -140,11 +159,11 @@ def _limits(history):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SearchDisplay(Display):
-    """What a search has found: held-out negative ELBO, or rate and distortion.
+    """Results of a search over `beta` and `n_components`: negative ELBO, or rate and distortion.
 
-    Over `beta` and `n_components`. Where other parameters vary, too, the best candidate of each
-    pair is shown. Of a search by successive halving the last iteration is shown, whose candidates
-    alone can be compared with the best.
+    All numbers are of held-out rows. If other parameters vary, too, the best candidate of each pair
+    of values is shown. For a search by successive halving the last iteration is shown, since only
+    its candidates can be compared with the best.
 
     Parameters
     ----------
@@ -153,20 +172,20 @@ class SearchDisplay(Display):
     n_components : ndarray of shape (n_sizes,)
         Values of `n_components`, ascending.
     negative_elbo : ndarray of shape (n_sizes, n_betas)
-        Mean over the folds, in nats per row; NaN where there was no candidate.
+        Mean over the folds, in nats per row; NaN if there is no candidate.
     std_error : ndarray of shape (n_sizes, n_betas)
-        Standard error of the difference from the best candidate, over the folds: 0 for this. What
-        makes a fold hard for all candidates is no part of it. It takes folds to be independent,
-        which they are not quite: they share training rows.
+        Standard error, over the folds, of the difference from the best candidate; 0 for the best.
+        A fold that is hard for all candidates does not make it larger. The formula assumes that
+        folds are independent, although they share training rows.
     kl, reconstruction : ndarray of shape (n_sizes, n_betas) or None, default=None
-        Held-out rate and distortion in nats per row, where the search has measured them.
+        Held-out rate and distortion in nats per row, if the search has measured them.
     name : str, default="negative ELBO (nats per row)"
-        What `negative_elbo` is called, with its units.
+        Name of `negative_elbo` on its axis, with its units.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        What was drawn on.
+        The axes of the picture.
     figure_ : matplotlib Figure
         Its figure.
 
@@ -206,7 +225,7 @@ class SearchDisplay(Display):
         ax: "Axes | None" = None,
         **options: Any,
     ) -> Self:
-        """Draw what a fitted search has found.
+        """Draw the results of a fitted search.
 
         Parameters
         ----------
@@ -214,9 +233,9 @@ class SearchDisplay(Display):
             Over a VAETransformer or a Pipeline that ends in one.
         score : str, default=None
             The name of a score in `scoring`, in nats per row: `skvae.metrics.elbo` or
-            `log_likelihood`. None: "elbo", or that of the estimator.
+            `log_likelihood`. None: "elbo", or the score of the estimator.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
         **options : dict
             Options of `plot`.
 
@@ -236,21 +255,23 @@ class SearchDisplay(Display):
             np.unique([getattr(vae, name) for vae in candidates], return_inverse=True)
             for name in ("n_components", "beta")
         )
-        shape, places = (len(sizes), len(betas)), (i, j)
+        shape, cells = (len(sizes), len(betas)), (i, j)
         folds = np.stack([results[f"split{k}_test_{score}"] for k in range(search.n_splits_)])
         from_best, n_folds = folds - folds[:, -1:], len(folds)
         std = from_best.std(axis=0, ddof=1) if n_folds > 1 else np.full(folds.shape[1], np.nan)
+        terms = {
+            name: _lay_out(results[f"mean_test_{name}"], cells, shape)
+            for name in ("kl", "reconstruction")
+            if f"mean_test_{name}" in results
+        }
         display = cls(
             beta=betas,
             n_components=sizes,
-            negative_elbo=-_lay_out(results[f"mean_test_{score}"], places, shape),
-            std_error=_lay_out(std / math.sqrt(n_folds), places, shape),
+            negative_elbo=-_lay_out(results[f"mean_test_{score}"], cells, shape),
+            std_error=_lay_out(std / math.sqrt(n_folds), cells, shape),
+            kl=terms.get("kl"),
+            reconstruction=terms.get("reconstruction"),
             name=f"negative {_describe(search, score)}",
-            **{
-                name: _lay_out(results[f"mean_test_{name}"], places, shape)
-                for name in ("kl", "reconstruction")
-                if f"mean_test_{name}" in results
-            },
         )
         return display.plot(ax, **options)
 
@@ -265,15 +286,15 @@ class SearchDisplay(Display):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
         kind : {"negative_elbo", "rate_distortion"}, default="negative_elbo"
-            "negative_elbo" is drawn over `beta`, or over `n_components` where `beta` has one
-            value: on a logarithmic axis if there are more than eight. Bars are of one standard
-            error of the difference from the best candidate, `std_error`. "rate_distortion" [1]_
-            has the reconstruction term against the KL divergence, whose sum is the negative ELBO;
-            a dashed line has that of the best. The search must have measured them, by the
-            functions of `skvae.metrics`: ``scoring={"elbo": elbo, "kl": kl, "reconstruction":
-            reconstruction}, refit="elbo"``.
+            "negative_elbo" is drawn over `beta`, or over `n_components` if `beta` has one value.
+            With more than eight values the axis is logarithmic. Error bars show one `std_error`,
+            of the difference from the best candidate. "rate_distortion" [1]_ shows the
+            reconstruction term against the KL divergence. Their sum is the negative ELBO, and it
+            is the same everywhere on the dashed line, which goes through the best candidate. The
+            search must have measured both with the functions of `skvae.metrics`:
+            ``scoring={"elbo": elbo, "kl": kl, "reconstruction": reconstruction}, refit="elbo"``.
 
         Returns
         -------
@@ -287,7 +308,8 @@ class SearchDisplay(Display):
         """
         if kind not in ("negative_elbo", "rate_distortion"):
             raise ValueError(f"kind must be 'negative_elbo' or 'rate_distortion'. Got {kind!r}.")
-        if kind == "rate_distortion" and (self.kl is None or self.reconstruction is None):
+        rate, distortion = self.kl, self.reconstruction
+        if kind == "rate_distortion" and (rate is None or distortion is None):
             raise ValueError(
                 "The rate-distortion curve needs the held-out KL divergence and reconstruction, "
                 "which this search has not measured. Search with scoring={'elbo': metrics.elbo, "
@@ -295,14 +317,16 @@ class SearchDisplay(Display):
                 "functions of skvae.metrics."
             )
         ax = self._begin(ax, (5.6, 4.0))
-        best = np.unravel_index(np.nanargmin(self.negative_elbo), self.negative_elbo.shape)
+        i, j = np.unravel_index(np.nanargmin(self.negative_elbo), self.negative_elbo.shape)
+        best = int(i), int(j)
         if kind == "negative_elbo":
-            self._draw_scores(ax, *best)
+            self._draw_scores(ax, best)
         else:
-            self._draw_rates(ax, *best)
+            self._draw_rates(ax, rate, distortion, best)
         return self
 
-    def _draw_scores(self, ax, *best):
+    def _draw_scores(self, ax: "Axes", best: tuple[int, int]) -> None:
+        """Draw the negative ELBO over the values of one parameter, with a ring around the best."""
         over_beta = len(self.beta) > 1
         values, errors, lines, ticks = (
             self.negative_elbo,
@@ -312,20 +336,20 @@ class SearchDisplay(Display):
         )
         if not over_beta:
             values, errors, lines, ticks = values.T, errors.T, self.beta, self.n_components
-        line, place = best if over_beta else best[::-1]
-        colours, style = _shades(len(lines)), {"marker": "o", "markersize": 4, "capsize": 2}
+        line, tick = best if over_beta else best[::-1]
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2}
+        colours = _shades(len(lines))
         if len(ticks) <= MOST_TICKS:
-            places = np.arange(len(ticks)) + 0.06 * (np.arange(len(lines))[:, None] - line)
-            ax.set_xticks(range(len(ticks)), [f"{tick:g}" for tick in ticks])
+            x = np.arange(len(ticks)) + 0.06 * (np.arange(len(lines))[:, None] - line)
+            ax.set_xticks(range(len(ticks)), [f"{value:g}" for value in ticks])
         else:
-            places, style["linestyle"] = np.tile(ticks, (len(lines), 1)), "none"
+            x, style["linestyle"] = np.tile(ticks, (len(lines), 1)), "none"
             _make_logarithmic(ax, ticks)
-        shown = [
-            ax.errorbar(places[i], values[i], errors[i], label=label, color=colours[i], **style)
-            for i, label in _seen(lines, values)
+        shown: list[Any] = [
+            ax.errorbar(x[i], values[i], errors[i], label=label, color=colours[i], **style)
+            for i, label in _labelled(lines, values)
         ]
-        ring = {"color": "k", "mfc": "none", "ms": 12, "linestyle": "none"}
-        shown += ax.plot(places[line, place], values[line, place], "o", label="Best", **ring)
+        shown += ax.plot(x[line, tick], values[line, tick], "o", label="Best", **RING)
         if np.isfinite(errors).any():
             label = "Standard error of the\ndifference from the best"
             shown += ax.plot([], [], "|", color="0.3", ms=10, label=label)
@@ -333,29 +357,34 @@ class SearchDisplay(Display):
         ax.set(xlabel=label, ylabel=f"Held-out {self.name}")
         ax.legend(handles=shown, title=title, **BESIDE)
 
-    def _draw_rates(self, ax, *best):
+    def _draw_rates(self, ax: "Axes", rate: Any, distortion: Any, best: tuple[int, int]) -> None:
+        """Draw distortion over rate, with a line through the best of equal negative ELBO."""
         colours, (line, _) = _shades(len(self.n_components)), best
-        for i, label in _seen(self.n_components, self.kl):
-            ax.plot(self.kl[i], self.reconstruction[i], "o-", color=colours[i], ms=4, label=label)
-        ax.margins(0.2, 0.12)  # with room for words
-        known = np.flatnonzero(np.isfinite(self.kl[line]))
-        for j in {known[0], known[-1]}:  # of the best line: more would lie on each other
-            place = self.kl[line, j], self.reconstruction[line, j]
-            style = {"textcoords": "offset points", "fontsize": "x-small", "color": "0.3"}
-            ax.annotate(f"β = {self.beta[j]:g}", place, (0, 9), ha="center", **style)
-        ring = {"color": "k", "mfc": "none", "ms": 12, "linestyle": "none"}
-        ax.plot(self.kl[best], self.reconstruction[best], "o", label="Best", **ring)
-        whole = self.kl[best] + self.reconstruction[best]
-        ends = np.array(ax.get_xlim())
-        ax.set(xlim=ends, ylim=ax.get_ylim())
+        for i, label in _labelled(self.n_components, rate):
+            ax.plot(rate[i], distortion[i], "o-", color=colours[i], ms=4, label=label)
+        ax.margins(0.2, 0.12)  # room for the words
+        known = np.flatnonzero(np.isfinite(rate[line]))
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": "x-small"}
+        # Only the ends of the best line have words, since words at all points would overlap.
+        for j in {known[0], known[-1]}:
+            point = rate[line, j], distortion[line, j]
+            ax.annotate(f"β = {self.beta[j]:g}", point, (0, 9), ha="center", color="0.3", **style)
+        ax.plot(rate[best], distortion[best], "o", label="Best", **RING)
+        whole = rate[best] + distortion[best]
+        low, high = ax.get_xlim()
+        ends = np.array([low, high])
+        ax.set(xlim=(low, high), ylim=ax.get_ylim())
         ax.plot(ends, whole - ends, color="0.3", lw=0.8, linestyle="--", label="Its negative ELBO")
         ax.set_xlabel("Rate: KL divergence (nats per row)")
         ax.set_ylabel("Distortion: reconstruction (nats per row)")
         ax.legend(title="n_components", **BESIDE)
 
 
-def _ranked(results, score):
-    """`cv_results_` of the last iteration, which only halving counts, the best candidate last."""
+def _ranked(results: Mapping[str, Any], score: str) -> dict[str, Array]:
+    """Sort `cv_results_`, the best candidate last; of successive halving, keep the last iteration.
+
+    Other searches have no iterations.
+    """
     results = {name: np.asarray(values) for name, values in results.items()}
     iteration = results.get("iter", np.zeros(len(results["params"])))
     last = np.flatnonzero(iteration == iteration.max())
@@ -364,50 +393,51 @@ def _ranked(results, score):
     return {name: values[order] for name, values in results.items()}
 
 
-def _lay_out(values, places, shape):
-    """A table of the values of candidates: the last, where several have one place."""
+def _lay_out(values: Array, cells: tuple[Array, Array], shape: tuple[int, int]) -> Array:
+    """Put the values of candidates into the cells of a table; the last one of a cell stays."""
     table = np.full(shape, np.nan)
-    table[places] = values
+    table[cells] = values
     return table
 
 
-def _candidate(search, params):
-    """The VAETransformer of a candidate, not fitted."""
+def _candidate(search: Any, params: Mapping[str, Any]) -> Any:
+    """Return the VAETransformer of a candidate, not fitted."""
     estimator = clone(search.estimator).set_params(**clone(params, safe=False))
     return _pipeline.split(estimator, "SearchDisplay expects a search over")[1]
 
 
-def _score_of(search, score):
-    """The name in `cv_results_` of the score to show."""
+def _score_of(search: Any, score: str | None) -> str:
+    """Return the name in `cv_results_` of the score to show."""
     names = [key[10:] for key in search.cv_results_ if key.startswith("mean_test_")]
     if score is None:
         score = "elbo" if "elbo" in names else "score"
         if score not in names or _describe(search, score) != ELBO:
             raise ValueError(
-                "SearchDisplay cannot tell which score of this search is the ELBO. Say so by "
+                "SearchDisplay cannot tell which score of this search is the ELBO. Name it by "
                 f"score=, one of {names}."
             )
     if score not in names:
-        raise ValueError(f"score must be one of {names}, those of the search. Got {score!r}.")
+        raise ValueError(f"score must be one of {names}, the scores of the search. Got {score!r}.")
     return score
 
 
-def _describe(search, score):
-    """What a score of the search is called, with its units where these are known."""
+def _describe(search: Any, score: str) -> str:
+    """Return the name of a score of the search, with its units if these are known."""
     name = score
-    if score == "score":  # the only one, which has a name of its own
-        scorer = getattr(search.scoring, "func", search.scoring)  # that of a partial
+    if score == "score":  # a single score, whose function has a name
+        scorer = getattr(search.scoring, "func", search.scoring)  # the function of a partial
         name = "elbo" if scorer is None else getattr(scorer, "__name__", score)
     return {"elbo": ELBO, "log_likelihood": "log-likelihood (nats per row)"}.get(name, name)
 
 
-def _seen(labels, rows):
-    """Places and labels of the rows of a table that have a value."""
-    return [(i, f"{labels[i]:g}") for i in np.flatnonzero(np.isfinite(rows).any(axis=1))]
+def _labelled(labels: Array, rows: Array) -> list[tuple[int, str]]:
+    """Return the indices and labels of the rows of a table that have a value."""
+    has_value = np.isfinite(rows).any(axis=1)
+    return [(i, f"{labels[i]:g}") for i in np.flatnonzero(has_value).tolist()]
 
 
-def _make_logarithmic(ax, values):
-    """Let the x axis be logarithmic; linear from 0 to the first power of ten where 0 is a value."""
+def _make_logarithmic(ax: "Axes", values: Array) -> None:
+    """Make the x axis logarithmic; if 0 is a value, it is linear up to the first power of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     if values.min() > 0:
@@ -421,8 +451,8 @@ def _make_logarithmic(ax, values):
     ax.xaxis.set_major_formatter("{x:g}")
 
 
-def _shades(n):
-    """Colours for n values in their order, from dark to light."""
+def _shades(n: int) -> Any:
+    """Return colours for n values in their order, from dark to light."""
     import matplotlib as mpl
 
     return mpl.colormaps["viridis"](np.linspace(0, 0.85, n))

@@ -1,4 +1,4 @@
-"""Displays of the latent space: what components tell of rows, and where rows lie."""
+"""Displays of the latent space: how active its components are, and where rows lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
+from skvae._backend.tensors import Array
 from skvae._data import containers
 from skvae._model.state import ACTIVE_VARIANCE
 from skvae._typing import Estimator, Rows
@@ -26,23 +27,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import EllipseCollection, PathCollection
 
-LABEL_POINTS = 18  # the width of a component's number below its bar, with room beside it
+LABEL_POINTS = 18  # width of a component's number below its bar, with some space beside it
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ComponentsDisplay(Display):
-    """What each component tells of a row, sorted: the scree plot of a VAE.
+    """Bars of how many nats each component tells of a row, sorted: the scree plot of a VAE.
 
-    That is KL(q(z_j|x) || p(z_j)) of component j, mean over rows. Where the divergence is no sum
-    over components, with a posterior other than "diagonal" or a prior other than "standard_normal",
-    it is the variance of the posterior mean over rows. Whichever is shown, a component is active
-    if that variance is above 0.01 [1]_. All others are collapsed: they tell next to nothing of the
-    row.
+    The height of the bar of component j is KL(q(z_j|x) || p(z_j)), the mean over rows. The
+    divergence is a sum over components only for a posterior "diagonal" and a prior
+    "standard_normal". For other models the height is the variance of the posterior mean over rows.
+    In both cases a component is active if this variance is above 0.01 [1]_. The other components
+    are collapsed: they tell next to nothing of the row.
 
     Parameters
     ----------
     kl : ndarray of shape (n_components,) or None
-        Nats per row; None where the divergence is no sum over components.
+        Nats per row; None if the divergence is not a sum over components.
     variance : ndarray of shape (n_components,)
         Variance of the posterior means over rows.
     threshold : float, default=0.01
@@ -51,11 +52,11 @@ class ComponentsDisplay(Display):
     Attributes
     ----------
     order : ndarray of shape (n_components,)
-        The components as they are drawn: the one that tells most first.
+        Indices of the components from left to right, the most active first.
     active : ndarray of shape (n_components,)
         Whether each component is active, in the order of the model.
     ax_ : matplotlib Axes
-        What was drawn on.
+        The axes of the picture.
     figure_ : matplotlib Figure
         Its figure.
 
@@ -96,7 +97,7 @@ class ComponentsDisplay(Display):
         threshold: float = ACTIVE_VARIANCE,
         ax: "Axes | None" = None,
     ) -> Self:
-        """Draw what the components of a fitted estimator tell of rows.
+        """Draw how active the components of a fitted estimator are for rows.
 
         Parameters
         ----------
@@ -107,7 +108,7 @@ class ComponentsDisplay(Display):
         threshold : float, default=0.01
             Variance of the posterior mean over rows above which a component is active.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
 
         Returns
         -------
@@ -128,7 +129,7 @@ class ComponentsDisplay(Display):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
 
         Returns
         -------
@@ -137,25 +138,42 @@ class ComponentsDisplay(Display):
         """
         n = len(self.variance)
         ax = self._begin(ax, (min(max(4.8, 0.3 * n + 1.5), 10), 3.6))
-        heights = self.variance if self.kl is None else self.kl
-        styles = {"Active": {"color": COLOURS[0]}, "Collapsed": {"color": "w", "hatch": "////"}}
-        for (name, style), active in zip(styles.items(), (True, False), strict=True):
-            places = np.flatnonzero(self.active[self.order] == active)
-            if len(places):
-                label, bars = f"{name}: {len(places)}", heights[self.order][places]
-                ax.bar(places, bars, edgecolor="0.4", label=label, **style)
+        heights = (self.variance if self.kl is None else self.kl)[self.order]
+        self._draw_bars(ax, heights)
         if self.kl is None:
             ax.axhline(
                 self.threshold, color="0.3", linestyle=":", label=f"Threshold: {self.threshold:g}"
             )
         name = "Variance of posterior means" if self.kl is None else "KL divergence (nats per row)"
         ax.set(xlabel="Component, sorted", ylabel=name)
-        box = ax.get_window_extent()
-        fitting = max(1, int(box.width / self.figure_.dpi * 72 / LABEL_POINTS))
+        self._label_bars(ax)
+        self._add_legend(ax, heights)
+        return self
+
+    def _draw_bars(self, ax: "Axes", heights: Array) -> None:
+        """Draw the bars of active and of collapsed components."""
+        styles: dict[str, Any] = {
+            "Active": {"color": COLOURS[0]},
+            "Collapsed": {"color": "w", "hatch": "////"},
+        }
+        for (name, style), active in zip(styles.items(), (True, False), strict=True):
+            x = np.flatnonzero(self.active[self.order] == active)
+            if len(x):
+                ax.bar(x, heights[x], edgecolor="0.4", label=f"{name}: {len(x)}", **style)
+
+    def _label_bars(self, ax: "Axes") -> None:
+        """Write the indices of components below their bars, as many as there is room for."""
+        n, inches = len(self.order), ax.get_window_extent().width / self.figure_.dpi
+        fitting = max(1, int(inches * 72 / LABEL_POINTS))
         labelled = range(0, n, 1 + (n - 1) // fitting)
-        ax.set_xticks(labelled, self.order[labelled])
-        for label, component in zip(ax.get_xticklabels(), self.order[labelled], strict=True):
+        components = self.order[labelled].tolist()
+        ax.set_xticks(labelled, [str(component) for component in components])
+        for label, component in zip(ax.get_xticklabels(), components, strict=True):
             label.set_color("k" if self.active[component] else "0.6")
+
+    def _add_legend(self, ax: "Axes", heights: Array) -> None:
+        """Add a legend inside the axes, and raise their upper limit so that it covers no bar."""
+        n, box = len(heights), ax.get_window_extent()
         criterion = f"Active: variance of means > {self.threshold:g}"
         legend = ax.legend(
             title=None if self.kl is None else criterion,
@@ -166,13 +184,13 @@ class ComponentsDisplay(Display):
             title_fontsize="small",
         )
         # Bars end below the legend, or in a very small picture at half of the height.
-        width, height = legend.get_window_extent().size / box.size
+        width, height = np.asarray(legend.get_window_extent().size) / np.asarray(box.size)
         left, right = ax.get_xlim()
         under = np.arange(n) + 0.5 > right - (width + 0.05) * (right - left)
-        highest = heights[self.order][under].max()
-        ax.update_datalim([(0, highest / max(0.5, 0.98 - height))])  # axes that share it grow too
+        highest = heights[under].max()
+        # Data limits also raise the limits of axes that share this axis.
+        ax.update_datalim([(0, highest / max(0.5, 0.98 - height))])
         ax.autoscale_view()
-        return self
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -182,20 +200,21 @@ class LatentSpaceDisplay(Display):
     Parameters
     ----------
     mean, std : ndarray of shape (n_samples, 2)
-        Means and standard deviations of the rows' posteriors, of the two components.
+        Means and standard deviations of the rows' posteriors, for the two components.
     components : tuple of 2 int
-        Which components these are, counted from 0.
+        Indices of the two components, counted from 0.
     y : array-like of shape (n_samples,) or None, default=None
-        What colours the rows. Its name, if it is a Series, is that of the colour bar.
+        Values that colour the rows. If it is a Series, the colour bar has its name.
 
     Attributes
     ----------
     scatters_ : list of matplotlib PathCollection
-        The rows: those of each class, or all; then those whose `y` is missing, if any.
+        The points, one collection for each class or one for all rows, then one for the rows
+        whose `y` is missing, if any.
     ellipses_ : matplotlib EllipseCollection or None
         The ellipses.
     ax_ : matplotlib Axes
-        What was drawn on.
+        The axes of the picture.
     figure_ : matplotlib Figure
         Its figure.
 
@@ -234,18 +253,18 @@ class LatentSpaceDisplay(Display):
         Parameters
         ----------
         estimator : VAETransformer, Pipeline or fitted search
-            The model, of at least two components.
+            The model, with at least two components.
         X : array-like of shape (n_samples, n_features)
             Rows.
         y : array-like of shape (n_samples,), default=None
-            What colours the rows. Fewer than 20 different values, and values that are no numbers,
-            are classes, in a legend; other numbers have a colour bar. Where it is missing, rows
-            are grey.
+            Values that colour the rows. Fewer than 20 different values, or values that are not
+            numbers, are classes, in a legend. Other numbers have a colour bar. Rows with a
+            missing value are grey.
         components : tuple of 2 int, default=None
-            Which components, counted from 0. None: the two most active, by KL divergence, or
-            by the variance of their means where that is no sum over components.
+            Indices of the components, counted from 0. None: the two most active, by KL divergence,
+            or by the variance of their means if the divergence is not a sum over components.
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
         **options : dict
             Options of `plot`.
 
@@ -257,19 +276,19 @@ class LatentSpaceDisplay(Display):
         source = Source(cls, estimator)
         if source.n_components < 2:
             raise ValueError(
-                "LatentSpaceDisplay shows two components. Got a model of n_components=1, whose "
-                "latent space a histogram of transform(X) shows."
+                "LatentSpaceDisplay shows two components. Got a model of n_components=1: draw a "
+                "histogram of transform(X)."
             )
         kl, variance, mean, std = activity(source, X)
         if components is None:
-            components = most_active(kl, variance)[:2]
-        components = check_components(components, source.n_components)
-        if len(components) != 2:
-            raise ValueError(f"components must be two. Got {components!r}.")
+            components = most_active(kl, variance)[:2].tolist()
+        chosen = check_components(components, source.n_components)
+        if len(chosen) != 2:
+            raise ValueError(f"components must be two. Got {chosen!r}.")
         if y is not None:
             check_consistent_length(mean, y)
-        mean, std = mean[:, components], std[:, components]
-        return cls(mean=mean, std=std, components=components, y=y).plot(ax, **options)
+        mean, std = mean[:, chosen], std[:, chosen]
+        return cls(mean=mean, std=std, components=chosen, y=y).plot(ax, **options)
 
     def plot(self, ax: "Axes | None" = None, *, ellipses: bool = False) -> Self:
         """Draw the rows.
@@ -277,10 +296,10 @@ class LatentSpaceDisplay(Display):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; None makes a figure.
+            Axes to draw on; None makes a figure.
         ellipses : bool, default=False
-            Whether to draw an ellipse of one posterior standard deviation around each mean, along
-            the axes whatever the posterior.
+            Whether to draw an ellipse of one posterior standard deviation around each mean. Its
+            axes are those of the picture, for any posterior.
 
         Returns
         -------
@@ -292,7 +311,8 @@ class LatentSpaceDisplay(Display):
         edges = np.empty((len(self.mean), 4))
         groups = _groups(self.y, len(self.mean))
         for own, look in groups:
-            points = ax.scatter(*self.mean[own].T, s=12, linewidths=0, **look)
+            x, y = self.mean[own].T
+            points = ax.scatter(x, y, s=12, linewidths=0, **look)
             points.update_scalarmappable()
             edges[own] = points.get_facecolor()
             self.scatters_.append(points)
@@ -300,16 +320,18 @@ class LatentSpaceDisplay(Display):
         if has_bar:
             self.figure_.colorbar(self.scatters_[0], ax=ax, label=_name(self.y))
         if any("label" in look for _, look in groups):
-            ax.legend(markerscale=2, **({} if has_bar else BESIDE))
+            where: dict[str, Any] = {} if has_bar else BESIDE
+            ax.legend(markerscale=2, **where)
         self.ellipses_: EllipseCollection | None = (
             self._add_ellipses(ax, edges) if ellipses else None
         )
-        for axis, component in zip("xy", self.components, strict=True):
-            ax.set(**{f"{axis}label": f"Posterior mean of component {component}"})
+        x_label, y_label = (f"Posterior mean of component {i}" for i in self.components)
+        ax.set(xlabel=x_label, ylabel=y_label)
         ax.set_aspect("equal", adjustable="datalim")
         return self
 
-    def _add_ellipses(self, ax, edges):
+    def _add_ellipses(self, ax: "Axes", edges: Array) -> "EllipseCollection":
+        """Draw an ellipse around each mean, in the colour of its point."""
         from matplotlib.collections import EllipseCollection
 
         widths, heights = 2 * self.std.T
@@ -326,18 +348,20 @@ class LatentSpaceDisplay(Display):
             alpha=0.6,
         )
         ax.update_datalim(np.concatenate([self.mean - self.std, self.mean + self.std]))
-        return ax.add_collection(ellipses)
+        ax.add_collection(ellipses)
+        return ellipses
 
 
-def _groups(y, n):
-    """Which of n rows are drawn at once, and how they look."""
+def _groups(y: Any, n: int) -> list[tuple[Array, dict[str, Any]]]:
+    """Split n rows into groups of one look; return a mask and the look of each group."""
     if y is None:
         return [(np.full(n, True), {"c": COLOURS[0]})]
     y = column_or_1d(y)
     missing = np.array([containers.is_missing(value) for value in y.tolist()])
-    known = np.array(y[~missing].tolist())  # numbers that a None has made objects are so again
+    # A None makes numbers objects. A new array of the others has their dtype again.
+    known = np.array(y[~missing].tolist())
     labels, codes = np.unique(known, return_inverse=True)
-    groups = []
+    groups: list[tuple[Array, dict[str, Any]]] = []
     if known.dtype.kind in "iuf" and len(labels) >= _choice.FEW_VALUES:
         groups.append((~missing, {"c": known, "cmap": "viridis"}))
     else:
@@ -351,6 +375,6 @@ def _groups(y, n):
     return groups
 
 
-def _name(y):
-    """What y is called: a Series, a column of a DataFrame, or else "y"."""
+def _name(y: Any) -> str:
+    """Return the name of y if it is a Series or a DataFrame of one column, otherwise "y"."""
     return getattr(y, "name", None) or next(iter(getattr(y, "columns", [])), "y")

@@ -1,7 +1,7 @@
 """Displays of rows as images or by feature: data, reconstructions, traversals and samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import norm
 from sklearn.utils import check_scalar
 
+from skvae._backend.tensors import Array
 from skvae._typing import Estimator, RandomState, Rows
 from skvae.inspection._display import (
     BESIDE,
@@ -34,10 +35,10 @@ class RowsDisplay(Display):
     image_shape: tuple[int, int, int] | None = None
     units: str | None = None
 
-    def _begin_panels(self, ax, x, y):
-        """A panel for each feature, within `ax`, which itself shows nothing any more.
+    def _begin_panels(self, ax: "Axes | None", x: str, y: str) -> "list[Axes]":
+        """Make a panel for each feature inside `ax`, which becomes invisible.
 
-        `x` and `y` are the labels of the outer panels' axes.
+        `x` and `y` are the labels of the axes of the outer panels.
         """
         n = len(self.feature_names)
         n_columns = n if n <= 3 else min(4, math.ceil(math.sqrt(n)))
@@ -45,7 +46,10 @@ class RowsDisplay(Display):
         ax = self._begin(ax, (max(2.3 * n_columns, 4.0), 2.1 * n_rows + 0.4))
         ax.set_axis_off()
         spec = ax.get_subplotspec()
-        gaps = {} if self.figure_.get_layout_engine() else {"wspace": 0.5, "hspace": 0.7}
+        gaps: dict[str, Any] = {}
+        if not self.figure_.get_layout_engine():
+            gaps = {"wspace": 0.5, "hspace": 0.7}
+        grid: Any
         if spec is None:
             (left, bottom), (right, top) = ax.get_position().get_points()
             gaps |= {"left": left, "bottom": bottom, "right": right, "top": top}
@@ -64,16 +68,25 @@ class RowsDisplay(Display):
                 panel.set_ylabel(y, fontsize="small")
         return panels
 
-    def _in_units(self, label):
-        """The label of an axis of values, with their units where they are not the input's."""
+    def _in_units(self, label: str) -> str:
+        """Return the label of an axis of values, with units unless they are the input's."""
         return label if self.units is None else f"{label} ({self.units})"
 
-    def _draw_images(self, ax, images, cmap, like, rows, columns=()):
+    def _draw_images(
+        self,
+        ax: "Axes | None",
+        images: Array,
+        cmap: "str | Colormap",
+        like: Array,
+        rows: Sequence[str],
+        columns: Sequence[str] = (),
+    ) -> "Axes":
         """Draw images (R, C, n_shown) in rows, with labels of rows and columns.
 
         Black and white are about the least and the largest value of `like`. NaN is left blank.
         """
-        n_channels, height, width = self.image_shape
+        shape: Any = self.image_shape
+        n_channels, height, width = shape
         n_rows, n_columns, _ = images.shape
         inches = min(0.75, 9 / n_columns) * n_columns
         size = inches + 1.2, inches * n_rows * height / (n_columns * width) + 0.7
@@ -83,7 +96,7 @@ class RowsDisplay(Display):
             low, high = np.nanmin(like), np.nanmax(like)
         gap = max(1, height // 14)
         canvas = np.full((n_rows, height + gap, n_columns, width + gap, n_channels), np.nan)
-        images = images.reshape(n_rows, n_columns, *self.image_shape)
+        images = images.reshape(n_rows, n_columns, *shape)
         canvas[:, :height, :, :width] = images.transpose(0, 3, 1, 4, 2)
         canvas = canvas.reshape(n_rows * (height + gap), n_columns * (width + gap), n_channels)
         canvas = canvas[:-gap, :-gap]
@@ -103,7 +116,8 @@ class RowsDisplay(Display):
 class ReconstructionDisplay(RowsDisplay):
     """Rows beside their reconstructions, E[x|z] at the posterior mean z.
 
-    As images, if they are; else values against reconstructions, in a panel for each feature.
+    Images are drawn as images. Other rows have a panel for each feature, with reconstructions
+    against values.
 
     Parameters
     ----------
@@ -112,16 +126,16 @@ class ReconstructionDisplay(RowsDisplay):
     image_shape : tuple of 3 int or None, default=None
         (channels, height, width) of rows that are images.
     units : str or None, default=None
-        The units of rows, where they are not those of the estimator's input.
+        The units of rows, if they are not those of the estimator's input.
     data, reconstruction : ndarray of shape (n_samples, n_shown)
         Rows and their reconstructions.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        What was drawn on, or within.
+        The axes of the picture, or around the panels.
     axes_ : ndarray of matplotlib Axes or None
-        The panels of features.
+        The panels of the features.
     figure_ : matplotlib Figure
         Their figure.
 
@@ -153,7 +167,7 @@ class ReconstructionDisplay(RowsDisplay):
         ax: "Axes | None" = None,
         **options: Any,
     ) -> Self:
-        """Draw rows and what a fitted estimator makes of them.
+        """Draw rows and their reconstructions by a fitted estimator.
 
         Parameters
         ----------
@@ -162,13 +176,13 @@ class ReconstructionDisplay(RowsDisplay):
         X : array-like of shape (n_samples, n_features)
             Rows.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width) of rows that are images. None: that of the
-            network, if it is a `skvae.networks.Conv`; else rows are no images.
+            (height, width) or (channels, height, width) of rows that are images. None: the shape
+            of a `skvae.networks.Conv`; with other networks rows are not images.
         features : list of str or int, default=None
-            Names or places of the features to show, which must be numbers, where rows are no
-            images. None: the first 16 that are.
+            Names or indices of the features to show if rows are not images; their values must be
+            numbers. None: the first 16 features of numbers.
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         **options : dict
             Options of `plot`.
 
@@ -178,22 +192,22 @@ class ReconstructionDisplay(RowsDisplay):
             The numbers, drawn.
         """
         source = Source(cls, estimator)
-        reconstruction = source.decode(source.vae.encode(source.see(X))[0])
-        places, shown = source.choose(reconstruction, image_shape, features)
-        data, reconstruction = take(source.data(X), places), take(reconstruction, places)
+        reconstruction = source.decode(source.vae.encode(source.transform(X))[0])
+        index, shown = source.choose(reconstruction, image_shape, features)
+        data, reconstruction = take(source.to_shown(X), index), take(reconstruction, index)
         return cls(data=data, reconstruction=reconstruction, **shown).plot(ax, **options)
 
     def plot(
         self, ax: "Axes | None" = None, *, n_images: int = 10, cmap: "str | Colormap" = "gray"
     ) -> Self:
-        """Draw the rows.
+        """Draw the rows and their reconstructions.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         n_images : int, default=10
-            How many rows, the first ones, are shown where they are images.
+            Number of images to show; they are the first rows.
         cmap : str or matplotlib Colormap, default="gray"
             Colours of images of one channel.
 
@@ -217,9 +231,10 @@ class ReconstructionDisplay(RowsDisplay):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TraversalDisplay(RowsDisplay):
-    """What the decoder makes of latent rows along components, or in the plane of two.
+    """Decoded rows E[x|z] for z along single components, or in the plane of two components.
 
-    As images, if rows are, a component in a row; else curves or maps, in a panel for each feature.
+    Images are drawn as images, with one component in each row of the picture. Other rows have a
+    panel for each feature, with a curve for each component or a map of the plane.
 
     Parameters
     ----------
@@ -228,23 +243,23 @@ class TraversalDisplay(RowsDisplay):
     image_shape : tuple of 3 int or None, default=None
         (channels, height, width) of rows that are images.
     units : str or None, default=None
-        The units of rows, where they are not those of the estimator's input.
+        The units of rows, if they are not those of the estimator's input.
     components : tuple of int
-        Which components are moved, counted from 0; all others are 0.
+        Indices of the components that change, counted from 0; all others are 0.
     grid : ndarray of shape (n_steps,)
-        Where to.
+        Values of these components.
     values : ndarray of shape (n_moved, n_steps, n_shown) or (n_steps, n_steps, n_shown)
-        E[x|z]: ``values[i, j]`` where ``components[i]`` is ``grid[j]``; in the plane of two, where
-        the first component is ``grid[j]`` and the second ``grid[i]``.
+        E[x|z]. For "components", ``values[i, j]`` has ``components[i]`` at ``grid[j]``. For
+        "manifold", it has the first component at ``grid[j]`` and the second at ``grid[i]``.
     kind : {"components", "manifold"}, default="components"
-        Along components, or in the plane of two.
+        Whether z moves along single components, or in the plane of two.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
-        What was drawn on, or within.
+        The axes of the picture, or around the panels.
     axes_ : ndarray of matplotlib Axes or None
-        The panels of features.
+        The panels of the features.
     figure_ : matplotlib Figure
         Their figure.
 
@@ -281,30 +296,32 @@ class TraversalDisplay(RowsDisplay):
         ax: "Axes | None" = None,
         **options: Any,
     ) -> Self:
-        """Draw what a fitted estimator makes of latent rows.
+        """Draw decoded rows of a fitted estimator for a grid of latent rows.
 
         Parameters
         ----------
         estimator : VAETransformer, Pipeline or fitted search
             The model.
         X : array-like of shape (n_samples, n_features), default=None
-            Rows that say which components are the most active: these come first. None: in the
-            order of the model, which means nothing.
+            Rows to measure how active components are; the most active come first. None: the order
+            of the model, which has no meaning.
         kind : {"components", "manifold"}, default="components"
-            "components" moves each from -3 to 3, of which N(0, I) has 99.7 %. "manifold" moves
-            two over quantiles of N(0, 1), so that every place stands for as much probability [1]_.
+            "components" moves each component from -3 to 3, an interval that has 99.7 % of N(0, 1).
+            "manifold" moves two components over quantiles of N(0, 1), so that all cells of the
+            grid have the same probability [1]_.
         components : sequence of int, default=None
-            Which components, counted from 0. None: the first ten, for the manifold two.
+            Indices of the components, counted from 0. None: the first ten, or the first two for
+            "manifold".
         n_steps : int, default=11
-            To how many values.
+            Number of values of each component.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width) of rows that are images. None: that of the
-            network, if it is a `skvae.networks.Conv`; else rows are no images.
+            (height, width) or (channels, height, width) of rows that are images. None: the shape
+            of a `skvae.networks.Conv`; with other networks rows are not images.
         features : list of str or int, default=None
-            Names or places of the features to show, which must be numbers, where rows are no
-            images. None: the first 16 that are.
+            Names or indices of the features to show if rows are not images; their values must be
+            numbers. None: the first 16 features of numbers.
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         **options : dict
             Options of `plot`.
 
@@ -323,16 +340,17 @@ class TraversalDisplay(RowsDisplay):
             raise ValueError(f"kind must be 'components' or 'manifold'. Got {kind!r}.")
         check_scalar(n_steps, "n_steps", int, min_val=2)
         if components is None:
-            order = range(source.n_components) if X is None else activity(source, X)[:2]
-            order = order if X is None else most_active(*order)
+            order = list(range(source.n_components))
+            if X is not None:
+                order = most_active(*activity(source, X)[:2]).tolist()
             components = order[: 10 if kind == "components" else 2]
-        components = check_components(components, source.n_components)
+        chosen = check_components(components, source.n_components)
         move = _move_each if kind == "components" else _move_two
-        grid, Z = move(components, n_steps, source.n_components)
+        grid, Z = move(chosen, n_steps, source.n_components)
         decoded = source.decode(Z.reshape(-1, source.n_components))
-        places, shown = source.choose(decoded, image_shape, features)
-        values = take(decoded, places).reshape(*Z.shape[:2], -1)
-        display = cls(components=components, grid=grid, values=values, kind=kind, **shown)
+        index, shown = source.choose(decoded, image_shape, features)
+        values = take(decoded, index).reshape(*Z.shape[:2], -1)
+        display = cls(components=chosen, grid=grid, values=values, kind=kind, **shown)
         return display.plot(ax, **options)
 
     def plot(self, ax: "Axes | None" = None, *, cmap: "str | Colormap" = "gray") -> Self:
@@ -341,7 +359,7 @@ class TraversalDisplay(RowsDisplay):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         cmap : str or matplotlib Colormap, default="gray"
             Colours of images of one channel.
 
@@ -369,18 +387,21 @@ class TraversalDisplay(RowsDisplay):
                     bar.set_label(self._in_units("E[x|z]"), fontsize="small")
         return self
 
-    def _draw_all_images(self, ax, cmap, labels):
+    def _draw_all_images(
+        self, ax: "Axes | None", cmap: "str | Colormap", labels: list[str]
+    ) -> None:
+        """Draw the decoded rows as images, with the values of the components beside them."""
         steps = [f"{step:.1f}" for step in self.grid]
         if self.kind == "components":
             ax = self._draw_images(ax, self.values, cmap, self.values, labels, steps)
             ax.set_xlabel("Value of the component, all others at 0")
-        else:  # the second component rises as an axis does
+        else:  # the second component rises from bottom to top
             ax = self._draw_images(ax, self.values[::-1], cmap, self.values, steps[::-1], steps)
             ax.set(xlabel=labels[0], ylabel=labels[1])
 
 
-def _move_each(components, n_steps, n_components):
-    """Values to which components are moved, and latent rows (n_moved, n_steps, n_components)."""
+def _move_each(components: tuple[int, ...], n_steps: int, n_components: int) -> tuple[Array, Array]:
+    """Return the values of each component, and latent rows (n_moved, n_steps, n_components)."""
     grid = np.linspace(-3, 3, n_steps)
     Z = np.zeros((len(components), n_steps, n_components))
     for i, component in enumerate(components):
@@ -388,12 +409,12 @@ def _move_each(components, n_steps, n_components):
     return grid, Z
 
 
-def _move_two(components, n_steps, n_components):
-    """Values to which two components are moved, and latent rows of all pairs of them."""
+def _move_two(components: tuple[int, ...], n_steps: int, n_components: int) -> tuple[Array, Array]:
+    """Return the values of two components, and latent rows of all pairs of values."""
     if len(set(components)) != 2 or len(components) != 2:
         raise ValueError(
             "kind='manifold' moves two components. Got "
-            f"components={components!r} of a model with n_components={n_components}."
+            f"components={components!r} of a model with n_components={n_components}: name two."
         )
     grid = norm.ppf((np.arange(n_steps) + 0.5) / n_steps)
     Z = np.zeros((n_steps, n_steps, n_components))
@@ -403,9 +424,9 @@ def _move_two(components, n_steps, n_components):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SampleDisplay(RowsDisplay):
-    """Rows drawn from the model, beside the data where these are given.
+    """Rows drawn from the model, beside rows of data if they are given.
 
-    As images, if they are; else histograms, in a panel for each feature.
+    Images are drawn as images. Other rows have a panel for each feature, with histograms.
 
     Parameters
     ----------
@@ -414,7 +435,7 @@ class SampleDisplay(RowsDisplay):
     image_shape : tuple of 3 int or None, default=None
         (channels, height, width) of rows that are images.
     units : str or None, default=None
-        The units of rows, where they are not those of the estimator's input.
+        The units of rows, if they are not those of the estimator's input.
     samples : ndarray of shape (n_samples, n_shown)
         Drawn rows.
     data : ndarray of shape (n_rows, n_shown) or None, default=None
@@ -423,9 +444,9 @@ class SampleDisplay(RowsDisplay):
     Attributes
     ----------
     ax_ : matplotlib Axes
-        What was drawn on, or within.
+        The axes of the picture, or around the panels.
     axes_ : ndarray of matplotlib Axes or None
-        The panels of features.
+        The panels of the features.
     figure_ : matplotlib Figure
         Their figure.
 
@@ -475,13 +496,13 @@ class SampleDisplay(RowsDisplay):
         random_state : int, RandomState instance or None, default=None
             Decides the draws; None uses numpy's global generator.
         image_shape : tuple of int, default=None
-            (height, width) or (channels, height, width) of rows that are images. None: that of the
-            network, if it is a `skvae.networks.Conv`; else rows are no images.
+            (height, width) or (channels, height, width) of rows that are images. None: the shape
+            of a `skvae.networks.Conv`; with other networks rows are not images.
         features : list of str or int, default=None
-            Names or places of the features to show, which must be numbers, where rows are no
-            images. None: the first 16 that are.
+            Names or indices of the features to show if rows are not images; their values must be
+            numbers. None: the first 16 features of numbers.
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         **options : dict
             Options of `plot`.
 
@@ -491,10 +512,10 @@ class SampleDisplay(RowsDisplay):
             The numbers, drawn.
         """
         source = Source(cls, estimator)
-        samples = source.show(source.vae.sample(n_samples, random_state, mean=mean))
-        places, shown = source.choose(samples, image_shape, features)
-        data = None if X is None else take(source.data(X), places)
-        return cls(samples=take(samples, places), data=data, **shown).plot(ax, **options)
+        samples = source.invert(source.vae.sample(n_samples, random_state, mean=mean))
+        index, shown = source.choose(samples, image_shape, features)
+        data = None if X is None else take(source.to_shown(X), index)
+        return cls(samples=take(samples, index), data=data, **shown).plot(ax, **options)
 
     def plot(
         self, ax: "Axes | None" = None, *, n_images: int = 30, cmap: "str | Colormap" = "gray"
@@ -504,9 +525,9 @@ class SampleDisplay(RowsDisplay):
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw, panels within it; None makes a figure.
+            Axes to draw in, with panels inside; None makes a figure.
         n_images : int, default=30
-            How many rows, the first ones of either, are shown where they are images.
+            Number of images to show of the samples and of the data; they are the first rows.
         cmap : str or matplotlib Colormap, default="gray"
             Colours of images of one channel.
 
@@ -522,20 +543,22 @@ class SampleDisplay(RowsDisplay):
             check_scalar(n_images, "n_images", int, min_val=1)
             self._draw_blocks(ax, {name: rows[:n_images] for name, rows in kinds.items()}, cmap)
             return self
-        styles = {
+        styles: dict[str, dict[str, Any]] = {
             "Data": {"color": "0.75", "histtype": "stepfilled"},
             "Samples": {"color": COLOURS[0], "histtype": "step", "linewidth": 1.5},
         }
         panels = self._begin_panels(ax, self._in_units("Value"), "Density")
         for i, panel in enumerate(panels):
-            bins = _bins(np.concatenate([rows[:, i] for rows in kinds.values()]))
+            bins: Any = _bins(np.concatenate([rows[:, i] for rows in kinds.values()]))
             for name, rows in kinds.items():
                 panel.hist(rows[:, i], bins, density=True, label=name, **styles[name])
         self._last_of_row.legend(**BESIDE)
         return self
 
-    def _draw_blocks(self, ax, kinds, cmap):
-        """Images of each kind, in rows of ten."""
+    def _draw_blocks(
+        self, ax: "Axes | None", kinds: Mapping[str, Array], cmap: "str | Colormap"
+    ) -> None:
+        """Draw the images of each kind, in rows of ten."""
         n_columns = min(10, max(map(len, kinds.values())))
         blocks, labels = [], []
         for name, rows in kinds.items():
@@ -547,8 +570,8 @@ class SampleDisplay(RowsDisplay):
         self._draw_images(ax, np.concatenate(blocks), cmap, blocks[0], labels)
 
 
-def _bins(values):
-    """Edges of bins of a histogram: one for each number where these are whole and few."""
+def _bins(values: Array) -> Array:
+    """Return edges of bins of a histogram: a bin for each number if they are whole and few."""
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.005, 0.995])
     if high - low < 50 and np.all(values == np.rint(values)):

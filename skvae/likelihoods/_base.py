@@ -90,7 +90,7 @@ class Likelihood(Part, ABC):
     # --- columns and features ---
 
     def check_support(self, X: Array, labels: Labels = UNNAMED) -> Array:
-        """Return the features of columns X, if all values are possible; by default X as it is.
+        """Return the features of columns X if all values are possible; by default X itself.
 
         Parameters
         ----------

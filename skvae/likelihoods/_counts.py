@@ -47,9 +47,9 @@ class _Counts(Likelihood):
     """Whole numbers. The decoder gives their mean as a factor of the column's mean.
 
     The encoder sees log(1 + x), and the decoder gives the logarithm of the factor. The unit of both
-    is about the standard deviation of log(1 + x), which is std / (1 + mean) by the slope at the
-    mean, and at most 1, since long tails make this too large. So counts of a million that vary by a
-    thousandth train like any column.
+    is about the standard deviation of log(1 + x). The slope of the logarithm at the mean gives
+    std / (1 + mean) for it. The unit is at most 1, since long tails make this estimate too large.
+    So counts of a million that vary by a thousandth train like other columns.
     """
 
     is_mass: ClassVar[bool] = True
@@ -116,8 +116,8 @@ def _draw_poisson(rate: torch.Tensor, generator: torch.Generator) -> torch.Tenso
 class Poisson(_Counts):
     """Counts of independent events, whose variance equals their mean.
 
-    A value that is no whole number, by more than rounding, negative or above 1e10 is a ValueError
-    that names it. The score is a log-probability.
+    A ValueError names a value that is negative, above 1e10, or further from a whole number than
+    rounding explains. The score is a log-probability.
 
     Examples
     --------
@@ -153,11 +153,11 @@ class Poisson(_Counts):
 
 @dataclass(frozen=True)
 class NegativeBinomial(_Counts):
-    """Counts with more variance than a Poisson distribution has, such as those of genes.
+    """Counts with more variance than a Poisson distribution has, such as counts of genes.
 
-    The variance is m + m**2 / r of a mean m, with a dispersion r that is learned for each column.
-    A value that is no whole number, by more than rounding, negative or above 1e10 is a ValueError
-    that names it. The score is a log-probability.
+    For a mean m the variance is m + m**2 / r, with a dispersion r that is learned for each column.
+    A ValueError names a value that is negative, above 1e10, or further from a whole number than
+    rounding explains. The score is a log-probability.
 
     Examples
     --------
@@ -215,7 +215,7 @@ class ZeroInflated(_Counts):
     Raises
     ------
     ValueError
-        If `likelihood` is none of these.
+        If `likelihood` is neither.
 
     Examples
     --------

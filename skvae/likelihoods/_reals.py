@@ -46,7 +46,7 @@ DEVIATION_BOUND = 5.0
 # row had its own variance from the start, a large variance would explain what the mean has not
 # learned yet, and the mean would never learn it: a ring and the S curve collapsed.
 MEAN_FIRST = 0.3
-# Least learned degrees of freedom; and the largest logarithm of what they may be above that.
+# Least learned degrees of freedom, and the largest logarithm of the distance from it.
 LEAST_DF, DF_BOUND = 2.1, 8.0
 
 
@@ -219,11 +219,11 @@ class Gaussian(_RealValues):
           learned. With 0.5 the loss is the squared error plus the KL divergence, up to a
           constant: ``||x - x_hat||**2 + KL``.
 
-        The noise's standard deviation is at least 0.01 of the column's, unless it is
-        given; for "shared", which has no column of its own, 0.01 of the smallest column's
-        and 1e-4 of their root mean square. Under "per_feature" and "per_sample", a column of which
-        more than half of the training rows have one value has a noise variance of at least
-        (2 / (n + 1))**2 of the column's, with n the rows that have another value.
+        Learned noise has a floor. For "per_feature" and "per_sample" its standard deviation is at
+        least 0.01 of the column's. If more than half of the training rows have one value in a
+        column, its noise variance is at least (2 / (n + 1))**2 of the column's, with n the number
+        of rows that have another value. For "shared" the standard deviation is at least 0.01 of
+        the smallest column's, and at least 1e-4 of the root mean square of all columns'.
 
     Raises
     ------
@@ -232,11 +232,12 @@ class Gaussian(_RealValues):
 
     Notes
     -----
-    "per_feature" and "per_sample" don't depend on the scale of the columns. "shared" and a
-    number do, as PCA does: columns should then have one unit, or be scaled first.
+    Models with "per_feature" and "per_sample" noise don't depend on the scale of the columns.
+    Models with "shared" or given noise do, as PCA does: use them for columns of one unit, or scale
+    the columns first.
 
-    A column that hardly varies in `fit` makes rows that differ there unlikely under "per_feature"
-    and "per_sample" noise, as under FactorAnalysis: drop such columns (VarianceThreshold), or use
+    Under "per_feature" and "per_sample" noise, as under FactorAnalysis, a row is unlikely if it
+    differs in a column that hardly varies in `fit`. Drop such columns (VarianceThreshold), or use
     "shared".
 
     Examples
@@ -308,7 +309,9 @@ class Gaussian(_RealValues):
 
 @dataclass(frozen=True)
 class Laplace(_RealValues):
-    """Real values with Laplace noise: the median of a column matters, not its outliers.
+    """Real values with Laplace noise, for columns with outliers.
+
+    It fits the median of a column instead of the mean.
 
     Parameters
     ----------
@@ -348,7 +351,7 @@ class Laplace(_RealValues):
 
 @dataclass(frozen=True)
 class StudentT(_RealValues):
-    """Real values with noise of Student's t distribution, which expects rows far from all others.
+    """Real values with noise of Student's t distribution, which allows for outliers.
 
     Parameters
     ----------
@@ -361,7 +364,7 @@ class StudentT(_RealValues):
     Raises
     ------
     ValueError
-        If a parameter is none of these.
+        If `noise` or `df` is none of these.
 
     Examples
     --------

@@ -73,9 +73,9 @@ class Bernoulli(_UnitInterval):
     Parameters
     ----------
     resample : bool, default=False
-        Whether grey values are probabilities, from which zeros and ones are drawn afresh for
-        each epoch of training, as for the usual binarised MNIST. Held-out rows are drawn once.
-        The score takes the rows that it is given as they are.
+        Whether grey values are probabilities, from which zeros and ones are drawn anew in each
+        epoch of training, as for the usual binarised MNIST. Held-out rows are drawn once. Scores
+        draw nothing: they take grey values as they are.
 
     Examples
     --------
