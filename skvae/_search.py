@@ -1,9 +1,9 @@
 """Grid search that trains all its candidates and folds together.
 
-A `GridSearchCV` whose fits have been done before it asks for them: the search is handed a
-clone of the estimator whose clones in turn, one for each candidate and fold, carry the
-state that a stack of models was trained to. Their `fit` sets that state, if it is asked
-about the same rows; everything else, scoring above all, is scikit-learn's.
+The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Each
+candidate and fold gets a clone of the estimator whose training is done already: its `fit` only sets
+the trained state. It does so only if rows and parameters are those that the state was trained for;
+otherwise it trains. Everything else, such as scoring, is scikit-learn's.
 """
 
 import contextlib
@@ -11,10 +11,10 @@ import copy
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import joblib
 import numpy as np
@@ -30,27 +30,31 @@ from sklearn.utils.validation import _check_method_params
 
 from skvae._backend.warn import warn
 from skvae._fit import packing, report
-from skvae._fit.preparation import n_varying, prepare
-from skvae._model.member import Plan, Record
+from skvae._fit.job import Job, Trained
+from skvae._fit.preparation import Outcome, n_varying, prepare
+from skvae._model.member import Plan
 from skvae._typing import Estimator, Rows, Splitter
 from skvae._vae import DOC_LINK, VAETransformer
+
+Fingerprint: TypeAlias = tuple[Any, Any]  # hashes of rows and of parameters of `fit`
+Key: TypeAlias = tuple[Fingerprint, Any]
 
 
 class VAEGridSearchCV(GridSearchCV):
     """`GridSearchCV` that trains all candidates and folds as stacks of models.
 
-    The same as scikit-learn's `GridSearchCV` in parameters, attributes and results, and two to
-    five times faster for models as small as those of a table: candidates and folds whose tensors
-    have one shape are trained at once, with stacked weights, each with its own rows, noise,
+    It has the parameters, attributes and results of scikit-learn's `GridSearchCV`, and is two to
+    five times faster for models as small as those of a table. Candidates and folds whose tensors
+    have one shape are trained at once, with stacked weights. Each model has its own rows, noise,
     `beta`, `beta_warmup`, `learning_rate`, `weight_decay`, `max_iter`, patience and
-    `random_state`. Models that differ in `n_components` share a stack; another value of
-    `likelihood`, `network`, `hidden_layer_sizes`, `activation`, `batch_size` or another
-    number of rows makes another stack. What cannot be stacked is fitted by itself.
+    `random_state`. Models that differ in `n_components` share a stack. Another value of
+    `likelihood`, `network`, `hidden_layer_sizes`, `activation` or `batch_size`, or another number
+    of rows, makes another stack. A model that cannot be stacked is fitted by itself.
 
     Parameters
     ----------
     estimator : VAETransformer or Pipeline
-        What to tune. The earlier steps of a Pipeline that ends in a VAETransformer are
+        The estimator to tune. The earlier steps of a Pipeline that ends in a VAETransformer are
         fitted once for each fold and each of their own candidates.
 
     param_grid : dict or list of dict
@@ -60,8 +64,8 @@ class VAEGridSearchCV(GridSearchCV):
         As in `GridSearchCV`. None is the estimator's `score`, the mean ELBO.
 
     n_jobs : int, default=None
-        Processes that score the trained models, and fit what cannot be stacked. The
-        stacks use torch's threads whatever `n_jobs`.
+        Number of processes that score the trained models, and that fit models which cannot be
+        stacked. Stacks use torch's threads for every `n_jobs`.
 
     refit : bool, str or callable, default=True
         As in `GridSearchCV`. The best candidate is refitted by itself.
@@ -76,16 +80,17 @@ class VAEGridSearchCV(GridSearchCV):
         As in `GridSearchCV`.
 
     error_score : "raise" or numeric, default=np.nan
-        As in `GridSearchCV`: a candidate whose loss was not finite in its first
-        epoch has this score.
+        As in `GridSearchCV`: the score of a candidate whose loss is not finite in its first
+        epoch.
 
     return_train_score : bool, default=False
         As in `GridSearchCV`.
 
     max_stack : int or "auto", default="auto"
-        Most models in a stack. "auto" takes as many as scikit-learn's `working_memory`
-        (1 GiB) has room for, shared by the stacks that train at once, and at most 32, on a
-        CPU; on a CUDA device, as half of its free memory has room for, if that is more.
+        Largest number of models in a stack. "auto" takes as many as scikit-learn's
+        `working_memory` (1 GiB) has room for, shared by the stacks that train at once, and at most
+        32 on a CPU. On a CUDA device it takes as many as half of its free memory has room for, if
+        that is more.
 
     Attributes
     ----------
@@ -108,14 +113,15 @@ class VAEGridSearchCV(GridSearchCV):
     nearly so, may then be ranked in another order. With ``precision="float64"`` they agree to
     1e-6 at the end of a default fit.
 
-    Folds train together as long as `working_memory` holds the rows of all of them, and else
-    one after the other. The weights of all models of these folds are in memory before they are
-    trained, and those of all models of the search until they are scored.
+    Folds train together if `working_memory` holds the rows of all of them, and one after the other
+    otherwise. The weights of all models of these folds are in memory before they are trained, and
+    the weights of all models of the search until they are scored.
 
-    Ctrl-C while stacks train ends the search; in a model that is fitted by itself, such as
-    the refit, only that fit, which keeps what it has. A callback that asks to stop stops its
-    stack, whose models are then scored as they are. A model's own `verbose` prints nothing in a
-    stack; callbacks of the search, such as scikit-learn's `ProgressBar`, see its epochs.
+    Ctrl-C while stacks train ends the search. In a model that is fitted by itself, such as the
+    refit, it ends that fit only, which keeps the weights of its last complete epoch. A callback
+    that asks to stop stops its stack, whose models are then scored as they are. A model's own
+    `verbose` prints nothing in a stack; callbacks of the search, such as scikit-learn's
+    `ProgressBar`, see its epochs.
 
     Examples
     --------
@@ -186,10 +192,10 @@ class VAEGridSearchCV(GridSearchCV):
         y : array-like of shape (n_samples,), default=None
             For the splitter, the scorer and the earlier steps of a Pipeline.
         **params : dict of str -> object
-            As in `GridSearchCV`. `groups` are for the splitter and for the `fit` of the
-            VAETransformer, which holds out whole groups; where metadata routing is enabled, for
-            what requests them. With other parameters for the `fit` of the estimator than
-            `sample_weight` of the VAETransformer, all candidates are fitted by themselves.
+            As in `GridSearchCV`. `groups` go to the splitter and to the `fit` of the
+            VAETransformer, which holds out whole groups; if metadata routing is enabled, they go
+            to the objects that request them. If `fit` of the estimator gets parameters other than
+            `sample_weight` and `groups` of the VAETransformer, each candidate is fitted by itself.
 
         Returns
         -------
@@ -199,8 +205,8 @@ class VAEGridSearchCV(GridSearchCV):
         Raises
         ------
         ValueError
-            If `sample_weight` is zero in all rows that a fold trains on or is scored on, beside
-            what `GridSearchCV` raises.
+            If `sample_weight` is zero in all rows that a fold trains on or is scored on. All errors
+            of `GridSearchCV` are raised, too.
         """
         self._validate_params()
         if not _can_stack(self.estimator):
@@ -224,12 +230,12 @@ class VAEGridSearchCV(GridSearchCV):
         search.estimator, search.cv = handout.entry(), check_cv(splits)
         super(VAEGridSearchCV, search).fit(X, y, **passed)
         results = vars(search).keys() - self.get_params(deep=False).keys()
-        vars(self).update({name: vars(search)[name] for name in results})
+        self.__dict__.update({name: vars(search)[name] for name in results})
         self._checked_cv_orig = cv  # as `GridSearchCV` keeps it, and not the rows of all folds
         handout.tell_times(self.cv_results_)
         return self
 
-    def _get_routed_params_for_fit(self, params):
+    def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
         """Route as scikit-learn does, and give the groups of the splitter to `fit` as well."""
         routed = super()._get_routed_params_for_fit(params)
         groups = params.get("groups")
@@ -237,9 +243,11 @@ class VAEGridSearchCV(GridSearchCV):
             routed.estimator.fit[_name_of(self.estimator, "groups")] = groups
         return routed
 
-    def _run_search(self, evaluate_candidates, *, callback_ctx=None):
+    def _run_search(
+        self, evaluate_candidates: Callable[..., Any], *, callback_ctx: Any = None
+    ) -> None:
         """Train all candidates on all folds, then let scikit-learn score them."""
-        handout = vars(self).pop("_handout", None)
+        handout: _Handout | None = self.__dict__.pop("_handout", None)
         if handout is None:
             context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
             return super()._run_search(evaluate_candidates, **context)
@@ -269,7 +277,14 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def _task(search, parent, name, task_id=None, max_subtasks=0, sequential_subtasks=True):
+def _task(
+    search: Any,
+    parent: Any,
+    name: str,
+    task_id: int | None = None,
+    max_subtasks: int = 0,
+    sequential_subtasks: bool = True,
+) -> Iterator[Any]:
     """A task of scikit-learn's callbacks."""
     with _one_at_a_time:
         task = parent.subcontext(name, task_id, max_subtasks, sequential_subtasks)
@@ -280,11 +295,11 @@ def _task(search, parent, name, task_id=None, max_subtasks=0, sequential_subtask
 
 
 @contextlib.contextmanager
-def _watch(search, training, number, n_epochs):
-    """The task of a stack; what is to be called after each of its epochs."""
+def _watch(search: Any, training: Any, number: int, n_epochs: int) -> Iterator[Callable[[], bool]]:
+    """Yield the function to call after each epoch of a stack, within the task of the stack."""
     with _task(search, training, "stack", number, n_epochs) as stack:
 
-        def end_epoch():
+        def end_epoch() -> bool:
             with _one_at_a_time:
                 epoch = stack.subcontext("epoch").call_on_fit_task_begin(estimator=search)
                 return epoch.call_on_fit_task_end(estimator=search)
@@ -295,31 +310,31 @@ def _watch(search, training, number, n_epochs):
 # --- training, and handing it out ---------------------------------------------------------
 
 
-def _last_step(estimator):
+def _last_step(estimator: Any) -> Any:
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
-def _name_of(estimator, argument):
-    """What `fit` calls an argument that its VAETransformer, and no other step, gets."""
+def _name_of(estimator: Any, argument: str) -> str:
+    """Return the name by which `fit` passes an argument to its VAETransformer only."""
     if isinstance(estimator, Pipeline):
         return f"{estimator.steps[-1][0]}__{argument}"
     return argument
 
 
-def _of_rows(estimator):
-    """What `fit` calls all that its VAETransformer may know of rows."""
+def _of_rows(estimator: Any) -> set[str]:
+    """Return the names of the arguments about rows that `fit` passes to its VAETransformer."""
     return {_name_of(estimator, argument) for argument in ("sample_weight", "groups")}
 
 
-def _is_vae(estimator):
-    """Whether the last step is a VAETransformer, whose `fit` knows groups."""
+def _is_vae(estimator: Any) -> bool:
+    """Whether the last step is a VAETransformer, whose `fit` takes groups."""
     try:
         return isinstance(_last_step(estimator), VAETransformer)
     except Exception:  # scikit-learn says what is wrong with the steps
         return False
 
 
-def _can_stack(estimator):
+def _can_stack(estimator: Any) -> bool:
     """True for a VAETransformer, or a plain Pipeline ending in one, without callbacks."""
     try:
         vae = _last_step(estimator)
@@ -331,7 +346,7 @@ def _can_stack(estimator):
     return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
 
 
-def _check_weights(name, splits, of_fit, of_score):
+def _check_weights(name: str, splits: Sequence[Any], of_fit: Any, of_score: Any) -> None:
     """Refuse weights that are zero in all rows that a fold trains on, or is scored on.
 
     The score of such a fold is NaN, and so is the mean of each candidate: none would be the best.
@@ -348,13 +363,13 @@ def _check_weights(name, splits, of_fit, of_score):
                 )
 
 
-def _fingerprint(X, params):
-    """What tells these rows and parameters of `fit` from others."""
+def _fingerprint(X: Any, params: Mapping[str, Any]) -> Fingerprint:
+    """Return hashes of rows and of parameters of `fit`."""
     return joblib.hash(np.asarray(X)), joblib.hash(params)
 
 
-def _key(estimator, names, fingerprint):
-    """What tells this fit from others: its rows and the parameters of these names."""
+def _key(estimator: Any, names: Iterable[str], fingerprint: Fingerprint) -> Key:
+    """Return a key of a fit: its rows, and the parameters of these names."""
     params = estimator.get_params()
     return fingerprint, joblib.hash([(name, params[name]) for name in sorted(names)])
 
@@ -362,25 +377,27 @@ def _key(estimator, names, fingerprint):
 class _Prepared(NamedTuple):
     """A candidate on a fold, before training."""
 
-    key: tuple[tuple[str, str], str]
+    key: Key
     steps: list[tuple[str, Any]]  # the steps before the last, fitted
     plan: Plan
     n_varying: int  # columns that are not constant in the rows trained on
-    fitted: Callable[[Record, dict], dict]  # outcome to attributes
+    fitted: Outcome  # from the record and the state to attributes
 
 
 class _Fit:
-    """The `fit` of a clone whose training is done: good for its own key only."""
+    """The `fit` of a clone whose training is done; with another key, the clone trains."""
 
-    def __init__(self, estimator, names, prepared, trained):
+    def __init__(
+        self, estimator: Any, names: list[str], prepared: _Prepared, trained: Trained
+    ) -> None:
         self.estimator, self.names = estimator, names
         self.key, self.steps = prepared.key, prepared.steps
         self.trained, self.plan, self.n_varying = trained, prepared.plan, prepared.n_varying
         self.attributes = prepared.fitted(trained.record, trained.state)
 
-    def __call__(self, X, y=None, **params):
+    def __call__(self, X: Any, y: Any = None, **params: Any) -> Any:
         estimator = self.estimator
-        del estimator.fit  # from here on its class's
+        del estimator.fit  # the method of its class comes back
         if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
             return estimator.fit(X, y, **params)
         report.check_outcome(self.trained, self.plan, self.n_varying)
@@ -391,50 +408,57 @@ class _Fit:
 
 
 class _Handout:
-    """Trains the candidates of a search on its folds, and hands them to its clones."""
+    """It trains the candidates of a search on its folds, and hands the results to clones."""
 
-    def __init__(self, estimator, X, y, splits, params):
+    def __init__(
+        self, estimator: Any, X: Any, y: Any, splits: list[Any], params: Mapping[str, Any]
+    ) -> None:
         self.estimator, self.X, self.y, self.splits = estimator, X, y, splits
         self.params = params  # of `fit`
-        self.waiting = deque()  # one for each candidate and fold, in the order of the clones
+        # One for each candidate and fold, in the order of the clones: names of the parameters that
+        # the search sets, and the job before and after training, if it was trained.
+        self.waiting: deque[tuple[list[str], _Prepared | None, Trained | None]] = deque()
 
-    def entry(self):
+    def entry(self) -> Any:
         """Return an estimator for the search: clones of its first clone are trained already."""
         entry, source = clone(self.estimator), clone(self.estimator)
 
-        def give_source():
-            del entry.__sklearn_clone__  # what belongs to all is not sent to each worker
+        def give_source() -> Any:
+            del entry.__sklearn_clone__  # otherwise each worker would get the models of all
             return source
 
         entry.__sklearn_clone__, source.__sklearn_clone__ = give_source, self.hand_out
         return entry
 
-    def hand_out(self):
+    def hand_out(self) -> Any:
         """Return the clone for the next candidate and fold; after the last one, a plain clone."""
         estimator = clone(self.estimator)
         if self.waiting:
             names, prepared, trained = self.waiting.popleft()
-            if trained is not None:
+            if prepared is not None and trained is not None:
                 estimator.fit = _Fit(estimator, names, prepared, trained)
         return estimator
 
-    def plan(self, candidates):
+    def plan(self, candidates: list[dict[str, Any]]) -> list[range]:
         """Return groups of folds that train together: as many as `working_memory` holds, or one."""
         self.candidates = candidates
-        self.prepared, self.trained, self.seconds, self.errors = {}, {}, {}, {}
+        self.prepared: dict[int, _Prepared] = {}
+        self.trained: dict[int, Trained] = {}
+        self.seconds: dict[int, float] = {}
+        self.errors: dict[int, Exception] = {}
         room = get_config()["working_memory"] * 2**20
         n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
         at_once, folds = max(1, int(room // n_bytes)), range(len(self.splits))
         return [folds[first : first + at_once] for first in folds[::at_once]]
 
-    def prepare(self, folds, max_stack, verbose):
-        """Make the jobs of all candidates on these folds; returns the stacks of them."""
-        shared, n_folds = {}, len(self.splits)
-        self.jobs = {}
+    def prepare(self, folds: Iterable[int], max_stack: int | str, verbose: int) -> list[list[int]]:
+        """Make the jobs of all candidates on these folds, and return stacks of their numbers."""
+        shared, n_folds = dict[Any, Any](), len(self.splits)
+        self.jobs: dict[int, Job] = {}
         for (i, params), fold in product(enumerate(self.candidates), folds):
             try:
                 prepared, job = self._prepare(params, fold, shared)
-            except (TypeError, ValueError):  # its own `fit` says what is wrong
+            except (TypeError, ValueError):  # the candidate's own `fit` raises it again
                 continue
             except Exception as error:
                 self.errors[i * n_folds + fold] = error
@@ -445,11 +469,13 @@ class _Handout:
             print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
         return stacks
 
-    def _prepare(self, params, fold, shared):
+    def _prepare(
+        self, params: dict[str, Any], fold: int, shared: dict[Any, Any]
+    ) -> tuple[_Prepared, Job]:
         """Prepare a candidate on a fold: return it and its job.
 
-        Raises where it must be fitted by itself. `shared` keeps what is the same for several
-        candidates of a fold, failures too.
+        It raises an error if the candidate must be fitted by itself. `shared` keeps results, and
+        failures, that several candidates of a fold have in common.
         """
         estimator = clone(self.estimator).set_params(**clone(params, safe=False))
         if not _can_stack(estimator) or not self.params.keys() <= _of_rows(estimator):
@@ -461,23 +487,24 @@ class _Handout:
             shared[fold] = X, y, own, _fingerprint(X, own)
         X, y, of_rows, fingerprint = shared[fold]
         key = _key(estimator, params, fingerprint)
-        steps, own = [], ""
+        steps: Any = []
+        of_steps: Any = None
         if isinstance(estimator, Pipeline):
             steps = estimator.steps[:-1]
             last = estimator.steps[-1][0]
             names = {n for n in params if n != last and not n.startswith(last + "__")}
-            own = _key(estimator, names, fingerprint)
-        if (fold, own) not in shared:
+            of_steps = _key(estimator, names, fingerprint)
+        if (fold, of_steps) not in shared:
             try:
                 if steps:
                     first = estimator[:-1]
                     X, steps = first.fit_transform(X, y), first.steps
-                shared[fold, own] = X, steps, {}
+                shared[fold, of_steps] = X, steps, {}
             except Exception as error:
-                shared[fold, own] = error
-        if isinstance(shared[fold, own], Exception):
-            raise ValueError("An earlier step failed.") from shared[fold, own]
-        X, steps, known = shared[fold, own]
+                shared[fold, of_steps] = error
+        if isinstance(shared[fold, of_steps], Exception):
+            raise ValueError("An earlier step failed.") from shared[fold, of_steps]
+        X, steps, known = shared[fold, of_steps]
         vae = _last_step(estimator)
         vae._validate_params()
         weight, groups = (
@@ -487,33 +514,34 @@ class _Handout:
         prepared = _Prepared(key, steps, job.plan, n_varying(job), fitted)
         return prepared, job._replace(keeps_progress=False)
 
-    def train(self, stacks, watch):
+    def train(self, stacks: list[list[int]], watch: Callable[..., Any]) -> None:
         """Train the stacks."""
         trained, seconds, errors = packing.run_all(self.jobs, stacks, watch)
-        for kept, new in ((self.trained, trained), (self.seconds, seconds), (self.errors, errors)):
-            kept.update(new)
+        self.trained.update(trained)
+        self.seconds.update(seconds)
+        self.errors.update(errors)
         del self.jobs
 
-    def finish(self):
+    def finish(self) -> None:
         """Queue the outcomes of all models for `hand_out`."""
         if self.errors:
             error = next(iter(self.errors.values()))
             warn(
                 f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
                 f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
-                "themselves, which takes longer. Where memory is short, set max_stack; in place "
-                "of a lambda in param_grid, use a function of a module."
+                "themselves, which takes longer. If memory is short, set max_stack. Use a function "
+                "of a module in place of a lambda in param_grid."
             )
         for i, (params, _) in enumerate(product(self.candidates, self.splits)):
             outcome = self.prepared.get(i), self.trained.get(i)
             self.waiting.append((list(params), *outcome))
-        n_models = len(self.waiting)
-        self.seconds = np.array([self.seconds.get(i, np.nan) for i in range(n_models)])
         del self.prepared, self.trained
 
-    def tell_times(self, results):
+    def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
         """Write each model's share of its stack's time into the results."""
-        seconds = self.seconds.reshape(-1, len(self.splits))
+        n_models = len(self.candidates) * len(self.splits)
+        of_each = [self.seconds.get(i, np.nan) for i in range(n_models)]
+        seconds = np.reshape(of_each, (-1, len(self.splits)))
         known = np.isfinite(seconds).all(axis=1)
         results["mean_fit_time"][known] = seconds[known].mean(axis=1)
         results["std_fit_time"][known] = seconds[known].std(axis=1)
