@@ -24,7 +24,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
-from skvae import VAEGridSearchCV, VAETransformer
+from skvae import VAEGridSearchCV, VAETransformer, _search, _vae
 from skvae._fit import execution, packing
 from skvae._model import loop
 from skvae._model.adam import Adam
@@ -683,14 +683,14 @@ def test_no_rows_are_held_while_models_are_scored(wine):
         alive.append(sum(reference() is not None for reference in references))
         return estimator.score(X)
 
-    references, prepare = [], VAETransformer._prepare
+    references, prepare = [], _search.prepare
 
-    def watched(self, X, *args):
-        job, fitted = prepare(self, X, *args)
+    def watched(*args):
+        job, fitted = prepare(*args)
         references.append(weakref.ref(job.data))
         return job, fitted
 
-    with mock.patch.object(VAETransformer, "_prepare", watched):
+    with mock.patch.object(_search, "prepare", watched):
         VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, scoring=scorer, refit=False).fit(
             wine
         )
@@ -782,14 +782,15 @@ class Watch:
     """Notes the rows that each fit holds out, and their groups."""
 
     def __init__(self, monkeypatch):
-        self.seen, prepare = [], VAETransformer._prepare
+        self.seen, prepare = [], _vae.prepare
 
         def watch(vae, *args, **more):
             job, fitted = prepare(vae, *args, **more)
             self.seen.append((job.held_out, job.group))
             return job, fitted
 
-        monkeypatch.setattr(VAETransformer, "_prepare", watch)
+        for module in (_vae, _search):
+            monkeypatch.setattr(module, "prepare", watch)
 
     def assert_groups_are_whole(self):
         assert self.seen
