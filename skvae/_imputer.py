@@ -307,17 +307,15 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         for i in fitted.schema.categories:
             numbers[numbers[:, i] == codes.UNSEEN, i] = np.nan
         own = None if container == "default" else container
-        filled = fitted.schema.write(self._fill(numbers), getattr(X, "index", None), own)
-        holes = containers.holes(X)
-        for i in np.flatnonzero(self._empty).tolist():
-            filled = containers.replace(filled, i, 0)
-        filled = containers.fill(X, filled, holes)
-        if not self.keep_empty_features and self._empty.any():
-            filled = containers.take(filled, ~self._empty)
-        if self.indicator_ is None:
-            return filled
-        added = self.indicator_.transform(np.where(holes, np.nan, 0.0))
-        return containers.append(filled, added, self.get_feature_names_out())
+        filled = fitted.schema.write(self._fill(numbers), containers.index_of(X), own)
+        holes, wanted = containers.holes(X), ~self._empty | self.keep_empty_features
+        columns = containers.fill(X, filled, holes, self._empty)
+        columns = [columns[i] for i in np.flatnonzero(wanted)]
+        names = [n for n, own in zip(containers.column_names(filled), wanted, strict=False) if own]
+        if self.indicator_ is not None:
+            columns += list(self.indicator_.transform(np.where(holes, np.nan, 0.0)).T)
+            names = list(self.get_feature_names_out())
+        return containers.join(columns, names, filled)
 
     def _read(self, X: Any, reset: bool) -> Array:
         """Return a copy of X as numbers, with NaN for missing values."""

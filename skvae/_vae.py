@@ -803,9 +803,7 @@ class VAETransformer(
             return [fitted.restore(model, model.decode_mean(z))]
 
         fitted.map_rows(decode, decoded)
-        return self._contain(
-            fitted, decoded, getattr(X, "index", None) if hasattr(X, "iloc") else None
-        )
+        return self._contain(fitted, decoded, containers.index_of(X))
 
     def sample(
         self, n_samples: int = 1, random_state: RandomState = None, *, mean: bool = False

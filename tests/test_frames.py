@@ -1,6 +1,7 @@
 """Containers of rows: what is no table of rows is refused, with what to pass in its place."""
 
 import pathlib
+import pickle
 import re
 import warnings
 
@@ -262,3 +263,124 @@ def test_a_column_that_had_no_value_in_fit_is_said_to_be_so(quick):
     message = "'d' in column 0 ('s') (10 rows, the first is 0), where the data of fit had no value."
     with pytest.warns(UserWarning, match=re.escape(message)):
         vae.score_samples(X.assign(s=["d", None, None] * 10))
+
+
+# --- pyarrow ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pyarrow():
+    return pytest.importorskip("pyarrow")
+
+
+@pytest.fixture
+def mixed():
+    """Columns of each kind that pandas, polars and pyarrow share, with missing values."""
+    rng = np.random.default_rng(0)
+    columns = {
+        "real": rng.normal(size=60).tolist(),
+        "whole": rng.integers(-100, 100, 60).tolist(),
+        "flag": (rng.random(60) < 0.5).tolist(),
+        "word": rng.choice(["u", "v", "w"], 60).tolist(),
+        "level": rng.choice(["low", "high"], 60).tolist(),
+    }
+    for i, values in enumerate(columns.values()):
+        values[i] = values[i + 7] = None
+    return columns
+
+
+def as_table(pyarrow, mixed):
+    own = {"whole": pyarrow.int16(), "level": pyarrow.dictionary(pyarrow.int8(), pyarrow.string())}
+    fields = [(name, own.get(name)) for name in mixed]
+    return pyarrow.table({name: pyarrow.array(mixed[name], type_) for name, type_ in fields})
+
+
+def as_pandas(mixed):
+    levels = [level for level in dict.fromkeys(mixed["level"]) if level]  # the order of pyarrow
+    dtypes = {"whole": "Int16", "flag": "boolean", "level": pd.CategoricalDtype(levels)}
+    return pd.DataFrame(mixed).astype(dtypes)
+
+
+def test_a_table_of_pyarrow_is_read_as_the_frame_of_pandas_with_its_values(pyarrow, mixed, quick):
+    table, frame = as_table(pyarrow, mixed), as_pandas(mixed)
+    vae, expected = (quick(likelihood="auto").fit(X) for X in (table, frame))
+    assert vae.likelihood_ == expected.likelihood_
+    np.testing.assert_array_equal(vae.feature_names_in_, expected.feature_names_in_)
+    np.testing.assert_array_equal(vae.transform(table), expected.transform(frame))
+    np.testing.assert_array_equal(vae.score_samples(table), vae.score_samples(frame))
+
+
+def test_rows_come_back_in_the_table_of_pyarrow_that_they_came_in(pyarrow, mixed, quick):
+    table = as_table(pyarrow, mixed)
+    vae = quick(likelihood="auto").fit(table)
+    for back in (vae.sample(20, random_state=0), vae.inverse_transform(vae.transform(table))):
+        assert isinstance(back, pyarrow.Table)
+        assert back.column_names == table.column_names
+        types = dict(zip(back.column_names, map(str, back.schema.types), strict=True))
+        assert types.pop("level").startswith("dictionary<values=string")
+        assert list(types.values()) == ["double", "int16", "bool", "string"]
+        assert set(back["word"].to_pylist()) <= {"u", "v", "w"}
+        assert set(back["level"].to_pylist()) <= {"low", "high"}
+    again = pickle.loads(pickle.dumps(vae))
+    assert again.sample(5, random_state=0).equals(vae.sample(5, random_state=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_table_of_numbers_is_read_as_their_array(pyarrow, dtype, quick):
+    rows = ROWS.astype(dtype)
+    table = pyarrow.table(dict(zip("abc", rows.T, strict=True)))
+    vae, expected = quick().fit(table), quick().fit(rows)
+    latent = vae.transform(table)
+    np.testing.assert_array_equal(latent, expected.transform(rows))
+    back = vae.inverse_transform(latent)
+    assert isinstance(back, pyarrow.Table)
+    assert (back.column_names, back["a"].to_numpy().dtype) == (list("abc"), dtype)
+    np.testing.assert_array_equal(np.asarray(back), expected.inverse_transform(latent))
+
+
+def test_messages_name_the_columns_of_a_table_of_pyarrow(pyarrow, quick):
+    table = pyarrow.table({"a": ROWS[:, 0], "day": pd.date_range("2020", periods=30)})
+    with pytest.raises(ValueError, match=r"Got dtype timestamp.* in column 1"):
+        quick().fit(table)
+    table = pyarrow.table({"a": ROWS[:, 0], "b": [*ROWS[:29, 1], np.inf]})
+    with pytest.raises(ValueError, match=r"infinity in column 1 \('b'\), row 29"):
+        quick().fit(table)
+    table = pyarrow.table({"a": ROWS[:, 0], "b": ["x", "y"] * 15})
+    with pytest.raises(ValueError, match=r"'x' in column 1 \('b'\), which is no number"):
+        quick().fit(table)
+    table = pyarrow.table([ROWS[:, 0], ROWS[:, 1]], names=["a", "a"])
+    with pytest.raises(ValueError, match=r"columns of one name: 'a' \(2 columns\).*rename"):
+        quick().fit(table)
+
+
+def test_weights_and_groups_choose_rows_of_a_table_of_pyarrow(pyarrow, mixed, quick):
+    table, weight = as_table(pyarrow, mixed), np.ones(60)
+    weight[::3] = 0
+    kept = np.flatnonzero(weight)
+    vae = quick(likelihood="auto").fit(table, sample_weight=pyarrow.array(weight))
+    expected = quick(likelihood="auto").fit(table.take(kept))
+    np.testing.assert_array_equal(vae.score_samples(table), expected.score_samples(table))
+
+
+def test_the_imputer_fills_a_table_of_pyarrow(pyarrow, mixed, quick):
+    table = as_table(pyarrow, mixed)
+    for imputer in (
+        VAEImputer(quick(likelihood="auto")),
+        VAEImputer(quick(likelihood="auto"), add_indicator=True),
+    ):
+        filled = imputer.fit(table).transform(table)
+        assert isinstance(filled, pyarrow.Table)
+        assert sum(column.null_count for column in filled.columns) == 0
+        assert filled.schema.types[:4] == table.schema.types[:4]
+        for name in mixed:
+            pairs = zip(filled[name].to_pylist(), mixed[name], strict=True)
+            assert all(new == old for new, old in pairs if old is not None)
+    assert filled.column_names == list(imputer.get_feature_names_out())
+
+
+def test_a_model_fitted_on_one_frame_reads_those_of_other_packages(pyarrow, mixed, quick):
+    frames = as_table(pyarrow, mixed), as_pandas(mixed), pl.DataFrame(mixed)
+    vae = quick(likelihood="auto").fit(frames[2])
+    scores = [vae.score_samples(frame) for frame in frames]
+    np.testing.assert_array_equal(scores[0], scores[2])
+    np.testing.assert_array_equal(scores[1], scores[2])

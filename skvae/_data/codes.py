@@ -23,22 +23,24 @@ def learn_categories(X: Any, likelihood: Any) -> dict[int, Array]:
     """Return the sorted categories of each categorical column; empty if all values are missing."""
     if not containers.is_table(X):
         return {}
-    return {
-        i: _learn(X, i, Labels(containers.names(X))) for i in likelihood.categorical(X.shape[1])
-    }
+    labels, chosen = Labels(containers.names(X)), likelihood.categorical(X.shape[1])
+    if not chosen:
+        return {}
+    columns = enumerate(containers.columns(X))
+    return {i: _learn(column, labels.of(i)) for i, column in columns if i in chosen}
 
 
-def _learn(X: Any, i: int, labels: Labels) -> Array:
-    categories = containers.own_categories(X, i)
+def _learn(column: containers.Column, where: str) -> Array:
+    categories = containers.own_categories(column)
     if categories is None:
-        values = _distinct(containers.items(X, i), labels.of(i))
+        values = _distinct(containers.items(column), where)
         present = [value for value in values if not containers.is_missing(value)]
         try:
             categories = sorted(present)
         except TypeError:
             kinds = sorted({type(value).__name__ for value in present})
             raise ValueError(
-                f"The values in {labels.of(i)} are of the types {', '.join(kinds)}, which cannot "
+                f"The values in {where} are of the types {', '.join(kinds)}, which cannot "
                 "be sorted as categories. Make them strings, say."
             ) from None
     array = np.empty(len(categories), object)
@@ -65,22 +67,23 @@ def encode(X: Any, categories: Mapping[int, Array], likelihood: Any) -> Array:
     labels, unknown = Labels(containers.names(X)), []
     numbers = np.empty(X.shape)
     handle = likelihood.categorical(X.shape[1])
-    for i in range(X.shape[1]):
+    for i, column in enumerate(containers.columns(X)):
+        where = labels.of(i)
         if i not in categories:
-            numbers[:, i] = to_numbers(X, i, labels)
+            numbers[:, i] = to_numbers(column, where)
             continue
-        values = containers.items(X, i)
-        codes = _code(_distinct(values, labels.of(i)), categories[i], labels.of(i))
+        values = containers.items(column)
+        codes = _code(_distinct(values, where), categories[i], where)
         numbers[:, i] = np.fromiter(map(codes.__getitem__, values), np.float64, len(values))
         strange = numbers[:, i] == UNSEEN
         if strange.any():
-            what = f"{values[np.argmax(strange)]!r} in {labels.of(i)}"
+            what = f"{values[np.argmax(strange)]!r} in {where}"
             if handle[i].handle_unknown == "error":
                 raise ValueError(
                     f"X has the category {what}, which was not in the data of fit. Fit on such "
                     "data, or use Categorical(handle_unknown='warn') to take it as missing."
                 )
-            unknown.append(_new(values, strange, labels.of(i), len(categories[i])))
+            unknown.append(_new(values, strange, where, len(categories[i])))
     if unknown:
         warn(
             f"X has categories that were not in the data of fit, taken as missing: "
@@ -116,12 +119,12 @@ def _code(values: Iterable[Any], categories: Array, where: str) -> dict[Any, flo
     return codes
 
 
-def to_numbers(X: Any, i: int, labels: Labels) -> Array:
+def to_numbers(column: containers.Column, where: str) -> Array:
     """Return a column as numbers; an error names the first value that is no number."""
-    numbers = containers.numbers(X, i)
+    numbers = containers.numbers(column)
     if numbers is not None:
         return numbers
-    values = containers.items(X, i)
+    values = containers.items(column)
     numbers = np.full(len(values), np.nan)
     for row, value in enumerate(values):
         if containers.is_missing(value):
@@ -129,12 +132,12 @@ def to_numbers(X: Any, i: int, labels: Labels) -> Array:
         if not isinstance(value, containers.NUMBERS):
             if not isinstance(value, str):  # scikit-learn has this message
                 raise TypeError(
-                    f"X has a value of type {type(value).__name__} in {labels.of(i)}: a value of "
+                    f"X has a value of type {type(value).__name__} in {where}: a value of "
                     "this argument must be a string or a number. Make it a number; categories are "
                     "for likelihood='auto' or skvae.likelihoods.Columns."
                 )
             raise ValueError(
-                f"X has the value {value!r} in {labels.of(i)}, which is no number{_reads(value)}. "
+                f"X has the value {value!r} in {where}, which is no number{_reads(value)}. "
                 "Give numbers there; categories are for likelihood='auto' or "
                 "skvae.likelihoods.Columns."
             )

@@ -1,26 +1,27 @@
 """Containers: read rows from the user's container, and give rows back in it.
 
-Tables come as numpy arrays, masked or not, lists, torch tensors, pandas or polars DataFrames. They
-leave as arrays, or as a frame like the one of `fit`. A fitted estimator keeps plain values that
-describe this frame.
+Tables come as numpy arrays, masked or not, lists, torch tensors, or frames of any package that
+narwhals knows, such as pandas, polars and pyarrow. They leave as arrays, or as a frame like the one
+of `fit`. A fitted estimator keeps plain values that describe this frame.
 """
 
-import importlib
 import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from datetime import date, timedelta
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
+import narwhals.stable.v2 as nw
 import numpy as np
 import torch
 
 from skvae._backend.tensors import Array
+from skvae._data.words import listed
 
 NUMBERS = Real | Decimal | np.bool_  # types of values that are numbers
-LOOSE = ("object", "Object")  # dtypes for values of any kind, in pandas and numpy, and in polars
+Column: TypeAlias = Any  # a series of narwhals or an array
 
 
 def check_rows(X: Any, image_shape: tuple[int, int, int] | None = None) -> None:
@@ -64,18 +65,18 @@ def check_rows(X: Any, image_shape: tuple[int, int, int] | None = None) -> None:
             f"n_features): {rows}.reshape(-1, 1) is one feature of many samples, "
             f"{rows}.reshape(1, -1) one sample."
         )
-    if len(shape) > 2 and not hasattr(X, "columns"):
+    if len(shape) > 2:
         raise ValueError(
             f"X has {len(shape)} dimensions, of shape {tuple(shape)}. Expected 2 dimensions, "
             f"(n_samples, n_features): {_flatten(X, tuple(shape), image_shape, rows)}."
         )
-    if hasattr(X, "iloc") and hasattr(X, "columns") and not X.columns.is_unique:
-        twice = [(name, n) for name, n in Counter(X.columns).items() if n > 1]
-        words = [f"{name!r} ({n} columns)" for name, n in twice[:5]]
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+    twice = [(name, n) for name, n in Counter(column_names(X)).items() if n > 1]
+    if twice:
+        shown = listed(f"{name!r} ({n} columns)" for name, n in twice)
         raise ValueError(
-            f"X has columns of one name: {', '.join(words)}{more}. Give each a name of its own, "
-            "or number them with X.set_axis(range(X.shape[1]), axis=1)."
+            f"X has columns of one name: {shown}. Give each a name of its own, or number them with "
+            f"X.{'set_axis' if hasattr(X, 'set_axis') else 'rename_columns'}"
+            "(range(X.shape[1]), axis=1)."
         )
 
 
@@ -136,15 +137,7 @@ def to_validate(X: Any, *, is_rows: bool = True) -> Any:
         rows, X = X, np.asarray(X)
         if X.dtype.kind in "US":  # numpy has turned numbers beside strings into strings, too
             X = np.asarray(rows, dtype=object)
-    for column, dtype in enumerate(dtypes(X)):
-        if getattr(dtype, "kind", "f") in "mM" or str(dtype).startswith(("Date", "Duration")):
-            raise _no_number(f"dtype {dtype} in column {column}")
-    dates = np.datetime64 | np.timedelta64 | date | timedelta
-    for column, dtype in enumerate(dtypes(X)):
-        if str(dtype) in LOOSE:
-            values = items(X, column) if hasattr(X, "columns") else np.ravel(X).tolist()
-            if any(issubclass(type_, dates) for type_ in set(map(type, values))):
-                raise _no_number(repr(next(v for v in values if isinstance(v, dates))))
+    _refuse_dates(X)
     return X
 
 
@@ -162,6 +155,34 @@ def to_plain(X: Any) -> Any:
     return X
 
 
+def _refuse_dates(X: Any) -> None:
+    """Raise an error if a table or a series holds dates or durations."""
+    dates = np.datetime64 | np.timedelta64 | date | timedelta
+    for i, column in _possible_dates(X):
+        if not _is_loose(column):
+            raise _no_number(f"dtype {_own_dtype(column)} in column {i}")
+        values = items(column)
+        if any(issubclass(type_, dates) for type_ in set(map(type, values))):
+            raise _no_number(repr(next(value for value in values if isinstance(value, dates))))
+
+
+def _possible_dates(X: Any) -> list[tuple[int, Column]]:
+    """Return the columns, with their indices, whose dtypes are for dates or for any values."""
+    if isinstance(X, np.ndarray):
+        return [(0, X.ravel())] if X.dtype.kind in "mMO" else []
+    X = nw.from_native(X, pass_through=True, allow_series=True)
+    if isinstance(X, nw.Series):
+        found = [(0, X)]
+    elif isinstance(X, nw.DataFrame):
+        # For narwhals, a column of pandas whose first 100 objects are strings has strings.
+        possible = nw.Date, nw.Datetime, nw.Duration, nw.Object, nw.String
+        found = [(i, X[:, i]) for i, dtype in enumerate(X.schema.values()) if dtype in possible]
+    else:
+        return []
+    known = nw.Date, nw.Datetime, nw.Duration
+    return [(i, column) for i, column in found if column.dtype in known or _is_loose(column)]
+
+
 def _no_number(what: str) -> ValueError:
     return ValueError(
         f"VAETransformer expects numbers. Got {what}: turn dates and durations into numbers "
@@ -169,19 +190,15 @@ def _no_number(what: str) -> ValueError:
     )
 
 
-def dtypes(X: Any) -> list[Any]:
-    """Return the dtypes of the columns of a frame, or the single dtype of an array, in a list."""
-    return list(X.dtypes) if hasattr(X, "columns") else [getattr(X, "dtype", None)]
-
-
 def float_dtypes(X: Any) -> Any:
     """Return the dtypes that `check_array` allows for X: float32 stays, others become float64.
 
     Arrays of other numbers stay, too, and become float64 block by block when they are used. So a
-    file of images takes an eighth of the memory of its floats. A polars frame of float32 has an
-    answer of its own, since `check_array` does not recognise its dtype.
+    file of images takes an eighth of the memory of its floats. A frame of float32 has an answer of
+    its own, since `check_array` recognises this dtype in pandas only.
     """
-    if {str(dtype) for dtype in dtypes(X)} == {"Float32"}:
+    frame = _frame(X)
+    if frame is not None and set(frame.schema.values()) == {nw.Float32}:
         return np.float32
     if isinstance(X, np.ndarray) and X.dtype.kind in "iubf":
         return [np.float64, np.float32, X.dtype]
@@ -191,94 +208,146 @@ def float_dtypes(X: Any) -> Any:
 # --- columns ------------------------------------------------------------------------------
 
 
-def names(X: Any) -> Array | None:
-    """Return the names of the columns of X if all are strings, else None."""
-    columns = list(getattr(X, "columns", []))
-    is_named = columns and all(isinstance(column, str) for column in columns)
-    return np.array(columns, dtype=object) if is_named else None
+def _frame(X: Any) -> nw.DataFrame[Any] | None:
+    """Return X as a frame of narwhals; None if X is no frame."""
+    if isinstance(X, np.ndarray | torch.Tensor | list | tuple):  # narwhals takes longer to say so
+        return None
+    frame = nw.from_native(X, pass_through=True)
+    return frame if isinstance(frame, nw.DataFrame) else None
 
 
-def _column(X: Any, i: int) -> Any:
-    if hasattr(X, "iloc"):
-        return X.iloc[:, i]
-    if hasattr(X, "toarray"):
-        return X[:, [i]].toarray().ravel()
-    return X[:, i]
-
-
-def kind(X: Any, i: int) -> str:
-    """Return the kind of column i in numpy's letters: "f", "i" or "b", and "O" for other values.
-
-    If the dtype allows values of any kind, as for a column with a None, the values decide.
-    """
-    dtype = _column(X, i).dtype if hasattr(X, "columns") else X.dtype
-    if str(dtype) in LOOSE:
-        types = {type(value) for value in items(X, i) if not is_missing(value)}
-        for word, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
-            if types and all(issubclass(type_, known) for type_ in types):
-                return word
-        return "O"
-    return _kind_of(dtype)
-
-
-def _kind_of(dtype: Any) -> str:
-    if hasattr(dtype, "is_numeric"):  # polars
-        if dtype.is_integer():
-            return "i"
-        return "f" if dtype.is_numeric() else "b" if str(dtype) == "Boolean" else "O"
-    # Complex numbers count as floats here, since scikit-learn refuses them.
-    return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(getattr(dtype, "kind", "O"), "O")
+def is_frame(X: Any) -> bool:
+    """Whether X is a frame, of any package that narwhals knows."""
+    return _frame(X) is not None
 
 
 def is_table(X: Any) -> bool:
     """Whether X has columns: it is a frame, an array or a sparse matrix of two dimensions."""
-    known = hasattr(X, "columns") or hasattr(X, "toarray") or isinstance(X, np.ndarray)
-    return known and len(getattr(X, "shape", ())) == 2
+    known = isinstance(X, np.ndarray) or hasattr(X, "toarray") or is_frame(X)
+    return known and len(X.shape) == 2
+
+
+def column_names(X: Any) -> list[Any]:
+    """Return the names of the columns of a frame, which may repeat; empty for anything else."""
+    try:
+        frame = _frame(X)
+    except nw.exceptions.DuplicateError:
+        return list(getattr(X, "column_names", None) or X.columns)
+    return [] if frame is None else list(frame.columns)
+
+
+def names(X: Any) -> Array | None:
+    """Return the names of the columns of X if all are strings, else None."""
+    columns = column_names(X)
+    is_named = columns and all(isinstance(column, str) for column in columns)
+    return np.array(columns, dtype=object) if is_named else None
+
+
+def index_of(X: Any) -> Any:
+    """Return the index of a frame or a series of pandas, or of a package like it; else None."""
+    X = nw.from_native(X, pass_through=True, allow_series=True)
+    return nw.maybe_get_index(X) if isinstance(X, nw.DataFrame | nw.Series) else None
+
+
+def columns(X: Any) -> Iterator[Column]:
+    """Yield the columns of a table: series of narwhals, or arrays."""
+    frame = _frame(X)
+    if frame is not None:
+        yield from frame.iter_columns()
+    elif hasattr(X, "toarray"):
+        yield from (X[:, [i]].toarray().ravel() for i in range(X.shape[1]))
+    else:
+        yield from X.T
+
+
+def _own_dtype(column: Column) -> Any:
+    """Return the dtype that a column has in its own package."""
+    values = nw.to_native(column, pass_through=True)
+    return values.dtype if hasattr(values, "dtype") else values.type  # of pyarrow
+
+
+def _is_loose(column: Column) -> bool:
+    """Whether the dtype of a column allows values of any kind."""
+    return str(_own_dtype(column)) in ("object", "Object")
+
+
+def _kind_of(dtype: Any, own: Any = None) -> str:
+    """Return the kind of a dtype of narwhals or numpy; `own` is the dtype in its own package."""
+    if isinstance(dtype, nw.dtypes.DType) and dtype != nw.Unknown:
+        if dtype.is_integer():
+            return "i"
+        return "f" if dtype.is_numeric() else "b" if dtype == nw.Boolean else "O"
+    # narwhals has no name for sparse columns. Complex numbers count as floats here, since
+    # scikit-learn refuses them.
+    letter = getattr(dtype if own is None else own, "kind", "O")
+    return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(letter, "O")
+
+
+def kind(column: Column) -> str:
+    """Return the kind of a column in numpy's letters: "f", "i" or "b", and "O" for other values.
+
+    If the dtype allows values of any kind, as for a column with a None, the values decide.
+    """
+    if _is_loose(column):
+        types = {type(value) for value in items(column) if not is_missing(value)}
+        for letter, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
+            if types and all(issubclass(type_, known) for type_ in types):
+                return letter
+        return "O"
+    return _kind_of(column.dtype, _own_dtype(column))
+
+
+def kinds(X: Any) -> list[str]:
+    """Return the kind of each column of a table."""
+    if is_frame(X) or X.dtype == object:
+        return [kind(column) for column in columns(X)]
+    return [_kind_of(X.dtype)] * X.shape[1]
 
 
 def has_objects(X: Any) -> bool:
-    """Whether X is a table with a column whose dtype is not numeric."""
-    return is_table(X) and any(_kind_of(dtype) == "O" for dtype in dtypes(X))
+    """Whether X is a table with a column that `check_array` may not read as numbers."""
+    frame = _frame(X)
+    if frame is None:
+        return is_table(X) and _kind_of(X.dtype) == "O"
+    return any(
+        dtype == nw.Decimal
+        or _kind_of(dtype, None if dtype != nw.Unknown else _own_dtype(frame[:, i])) == "O"
+        for i, dtype in enumerate(frame.schema.values())
+    )
 
 
-def own_categories(X: Any, i: int) -> list[Any] | None:
-    """Return the categories of the dtype of column i, or None if it has none."""
-    dtype = getattr(_column(X, i), "dtype", None)
-    categories = getattr(dtype, "categories", None)
-    # The Categorical of polars lists the strings of other columns, too.
-    if categories is None or str(dtype).startswith("Categorical"):
+def own_categories(column: Column) -> list[Any] | None:
+    """Return the categories of the dtype of a column, or None if it has none."""
+    if not isinstance(column, nw.Series) or column.dtype not in (nw.Categorical, nw.Enum):
         return None
-    return list(categories)
+    backend = column.implementation
+    if backend.is_polars() and column.dtype == nw.Categorical:
+        return None  # it lists the strings of other columns, too
+    if backend.is_pandas_like() and not hasattr(column.to_native(), "cat"):
+        return None  # a dictionary of pyarrow in a frame of pandas
+    return [c for c in column.cat.get_categories().to_list() if not is_missing(c)]
 
 
-def items(X: Any, i: int) -> list[Any]:
-    """Return the values of column i in a list."""
-    column = _column(X, i)
-    return column.tolist() if hasattr(column, "tolist") else column.to_list()
+def items(column: Column) -> list[Any]:
+    """Return the values of a column in a list."""
+    return column.to_list() if isinstance(column, nw.Series) else column.tolist()
 
 
-def numbers(X: Any, i: int) -> Array | None:
-    """Return column i as float64, NaN where values are missing; None if it is not numeric."""
-    column = _column(X, i)
-    if _kind_of(column.dtype) == "O":
+def numbers(column: Column) -> Array | None:
+    """Return a column as float64, NaN where values are missing; None if it is not numeric."""
+    if _kind_of(column.dtype, _own_dtype(column)) == "O":
         return None
-    if hasattr(column, "is_null"):  # polars
-        return column.cast(float).to_numpy()
-    if hasattr(X, "iloc"):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return column
+    return column.cast(nw.Float64).to_numpy() if isinstance(column, nw.Series) else column
 
 
-def long_range(X: Any, i: int, rows: Array | None = None) -> tuple[int, int] | None:
-    """Return the lowest and the highest number of these rows in a column of 64-bit integers.
+def long_range(column: Column, rows: Array | None = None) -> tuple[int, int] | None:
+    """Return the lowest and the highest number of these rows in a series of 64-bit integers.
 
     The result is None for other columns, and for columns without a number.
     """
-    column = _column(X, i)
-    if str(column.dtype).lower() not in ("int64", "uint64"):
+    if column.dtype not in (nw.Int64, nw.UInt64):
         return None
-    if rows is not None:
-        column = column.iloc[rows] if hasattr(X, "iloc") else column[rows]
+    column = column if rows is None else column[rows]
     low, high = column.min(), column.max()
     return None if is_missing(low) else (int(low), int(high))
 
@@ -293,11 +362,17 @@ def is_missing(value: Any) -> bool:
 
 def holes(X: Any) -> Array:
     """Whether each value of X is missing, (n, D)."""
-    columns = []
-    for i in range(X.shape[1]):
-        column = numbers(X, i)
-        columns.append([*map(is_missing, items(X, i))] if column is None else np.isnan(column))
-    return np.stack(columns, axis=1)
+    missing = []
+    for column in columns(X):
+        found = numbers(column)
+        missing.append([*map(is_missing, items(column))] if found is None else np.isnan(found))
+    return np.stack(missing, axis=1)
+
+
+def take_rows(X: Any, rows: Array) -> Any:
+    """Return these rows of a table."""
+    frame = _frame(X)
+    return X[rows] if frame is None else frame[rows].to_native()
 
 
 # --- there and back -----------------------------------------------------------------------
@@ -309,28 +384,42 @@ def describe(
     """Describe how rows go back to the user: in the dtype and container of the data of `fit`.
 
     With `as_table` each column goes back in the dtype that it had. An array goes back in its dtype,
-    too, if all of its columns are `categories`.
+    too, if all of its columns are `categories`. All values are plain, so files can hold them.
     """
-    packages = (kind.__module__.partition(".")[0] for kind in type(X).__mro__)
-    package = next((name for name in packages if name in ("pandas", "polars")), None)
-    framed = package is not None and hasattr(X, "columns")
+    frame = _frame(X)
     output = {
         "dtype": "float32" if dtype.name == "float32" else "float64",
-        "container": package if framed else None,
-        "columns": list(X.columns) if framed else None,
+        "container": None if frame is None else frame.implementation.value,
+        "columns": None if frame is None else list(frame.columns),
     }
     own = getattr(X, "dtype", None)
-    if as_table and (framed or getattr(own, "kind", "f") in "OUS"):
-        known: list[Any] = dtypes(X) if framed else [np.dtype(object)] * X.shape[1]
-        # Drawn and expected rows are dense.
-        known = [d.subtype if str(d).startswith("Sparse") else d for d in known]
+    if as_table and (frame is not None or getattr(own, "kind", "f") in "OUS"):
         output["dtype"] = "object"
-        output["kinds"] = [kind(X, i) for i in range(X.shape[1])]
-        output["dtypes"] = list(map(str, known))
-        output["ordered"] = [bool(getattr(d, "ordered", False)) for d in known]
+        output["kinds"] = kinds(X)
+        output["dtypes"] = [_word_for(column) for column in columns(X)]
+        ordered = (getattr(_own_dtype(column), "ordered", False) for column in columns(X))
+        output["ordered"] = list(map(bool, ordered))
     elif categories and len(categories) == X.shape[1]:
         output["dtype"] = str(own)
     return output
+
+
+def _word_for(column: Column) -> str | None:
+    """Return the word that `_dtype_of` reads as the dtype of a column; None if there is none.
+
+    In pandas these are its own words: narwhals has one name for "int64" and "Int64".
+    """
+    if not isinstance(column, nw.Series):
+        return "object"
+    if not column.implementation.is_pandas_like():
+        return str(column.dtype)
+    dtype = _own_dtype(column)
+    word = str(getattr(dtype, "subtype", dtype) if str(dtype).startswith("Sparse") else dtype)
+    try:
+        column.implementation.to_native_namespace().Series([], dtype=word)
+    except (TypeError, ValueError, NotImplementedError):
+        return None
+    return word
 
 
 def give_back(X: Array, output: Mapping[str, Any], index: Any = None) -> Any:
@@ -338,10 +427,7 @@ def give_back(X: Array, output: Mapping[str, Any], index: Any = None) -> Any:
     X = X.astype(output["dtype"], copy=False)
     if output["container"] is None:
         return X
-    frames, columns = importlib.import_module(output["container"]), output["columns"]
-    if output["container"] == "polars":
-        return frames.DataFrame(X, schema=columns)
-    return frames.DataFrame(X, columns=_index(frames, columns), index=index, copy=False)
+    return _make_frame(X, output["columns"], _backend(output["container"]), index)
 
 
 def give_back_columns(
@@ -352,135 +438,143 @@ def give_back_columns(
     container: str | None = None,
 ) -> Any:
     """Do as `give_back`, for columns that may hold categories, in the dtypes of `fit`."""
-    dtypes: list[str] = output.get("dtypes", [])
+    words: list[str | None] = output.get("dtypes", [])
     if "kinds" in output:
-        known_kinds = enumerate(zip(columns, output["kinds"], dtypes, strict=True))
-        columns = [c if i in categories else _rounded(c, *own) for i, (c, *own) in known_kinds]
+        known = enumerate(zip(columns, output["kinds"], words, strict=True))
+        columns = [c if i in categories else _rounded(c, *own) for i, (c, *own) in known]
     if output["container"] is None:
         return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
-    container = container or output["container"]
-    frames = importlib.import_module(container)
-    settings = zip(columns, dtypes, output["ordered"], strict=True)
-    own = container == output["container"]
-    series: dict[str, Any] = {}
-    for i, setting in enumerate(settings):
-        column: Any = setting[0]
-        dtype: Any = setting[1]
-        ordered, known = setting[2], categories.get(i, ())
-        if container == "pandas" and own and dtype == "category":
-            column = frames.Categorical(column, categories=known, ordered=ordered)
-        if own and dtype in LOOSE:
-            column, dtype = column.tolist(), object if container == "pandas" else frames.Object
-        elif not own or dtype == "category" or dtype.startswith("Decimal"):
-            dtype = None
-        elif container == "polars":
-            name = dtype.partition("(")[0]
-            dtype = frames.Enum(list(known)) if name == "Enum" else getattr(frames, name, None)
-            missing = column.dtype.kind == "f" and np.isnan(column).any()
-            column = [None if missing and value != value else value for value in column.tolist()]
-        series[str(i)] = (
-            frames.Series(str(i), column, dtype=dtype)
-            if container == "polars"
-            else frames.Series(column, dtype=dtype)
-        )
-    result = frames.DataFrame(series)
-    if container == "polars":
-        result.columns = list(map(str, output["columns"]))
-        return result
-    result.columns = _index(frames, output["columns"])
-    return result if index is None else result.set_axis(index, axis=0)
+    backend = _backend(container or output["container"])
+    if backend is not _backend(output["container"]):
+        words = [None] * len(columns)
+    series = []
+    for i, (column, word, ordered) in enumerate(
+        zip(columns, words, output["ordered"], strict=True)
+    ):
+        values: Any = column
+        if word == "object" or (word and not backend.is_pandas_like()):
+            has_holes = column.dtype.kind == "f" and np.isnan(column).any()
+            values = column.tolist()
+            if has_holes and word != "object":
+                values = [None if value != value else value for value in values]
+        dtype = _dtype_of(word, backend, categories.get(i, ()), ordered)
+        series.append(_make_series(values, dtype, backend, index))
+    return _make_frame(series, output["columns"], backend, index)
 
 
-def fill(X: Any, filled: Any, holes: Array) -> Any:
-    """Return X with the values of `filled` in its `holes`; all other values stay as they are.
+def _backend(container: Any) -> Any:
+    return nw.Implementation.from_backend(container)
 
-    The result has the container of `filled`. If X has this container, too, a column keeps its dtype
-    if the dtype can hold the filled values.
+
+def _dtype_of(word: str | None, backend: Any, categories: Collection[Any], ordered: bool) -> Any:
+    """Return the dtype of a word of `_word_for`; None if the values say it."""
+    if word is None or word.startswith(("Decimal", "Unknown")):
+        return None
+    if not backend.is_pandas_like():
+        name = word.partition("(")[0]
+        return nw.Enum(list(categories)) if name == "Enum" else getattr(nw, name, None)
+    if word != "category":
+        return word
+    return backend.to_native_namespace().CategoricalDtype(categories, ordered)
+
+
+def _make_series(values: Any, dtype: Any, backend: Any, index: Any = None) -> Any:
+    """Make a series in its own package, of a dtype of pandas or else of narwhals."""
+    if backend.is_pandas_like():
+        return backend.to_native_namespace().Series(values, dtype=dtype, index=index)
+    if dtype != nw.Categorical:
+        return nw.new_series("", values, dtype, backend=backend).to_native()
+    series = nw.new_series("", values, None, backend=backend)  # pyarrow makes none of a list
+    return (series.cast(dtype) if series.dtype == nw.String else series).to_native()
+
+
+def _make_frame(data: Any, names: Sequence[Any], backend: Any, index: Any = None) -> Any:
+    """Make a frame of an array (n, D), or of D series of its own package."""
+    by_name = isinstance(data, list)
+    if backend.is_pandas_like():
+        # narwhals has no index, and only strings as names.
+        frames = backend.to_native_namespace()
+        is_multi = names and all(isinstance(name, tuple) for name in names)
+        columns = frames.MultiIndex.from_tuples(names) if is_multi else names
+        series = {str(i): column for i, column in enumerate(data)} if by_name else data
+        frame = frames.DataFrame(series, index=index, copy=by_name)
+        return frame.set_axis(columns, axis=1)
+    texts = list(map(str, names))
+    if by_name:
+        return nw.from_dict(dict(zip(texts, data, strict=True)), backend=backend).to_native()
+    return nw.from_numpy(data, texts, backend=backend).to_native()
+
+
+def fill(X: Any, filled: Any, holes: Array, empty: Array) -> list[Column]:
+    """Return the columns of X with the values of `filled` in their `holes`, or 0 if `empty`.
+
+    All other values stay as they are. The columns are in the container of `filled`. If X has this
+    container, too, a column keeps its dtype if the dtype can hold the filled values.
     """
-    if not hasattr(filled, "columns"):
-        columns = [_fill(X, filled, i, holes[:, i]) for i in range(X.shape[1])]
-        result = np.empty(X.shape, filled.dtype)
-        for i, column in enumerate(columns):
-            result[:, i] = column
-        return result
-    is_pandas = hasattr(filled, "iloc")
-    same = hasattr(X, "columns") and hasattr(X, "iloc") == is_pandas
-    result = filled.copy() if is_pandas else filled
-    for i in range(X.shape[1]):
-        before: Any = _column(X, i) if same else None
-        column = before
-        if not same or holes[:, i].any():
-            wanted = [before.dtype] if same else []
-            wanted += [_column(filled, i).dtype]
-            column = _make(filled, i, _fill(X, filled, i, holes[:, i]), wanted)
-        if is_pandas:
-            result.isetitem(i, column)
-        else:
-            result = result.with_columns(column.alias(filled.columns[i]))
-    return result
+    pairs = zip(columns(X), columns(filled), strict=True)
+    index = index_of(filled)
+    return [
+        _fill(before, after, holes[:, i], bool(empty[i]), index)
+        for i, (before, after) in enumerate(pairs)
+    ]
 
 
-def _fill(X: Any, filled: Any, i: int, holes: Array) -> list[Any]:
-    """Return the values of column i of X; filled values become bools or integers, as the others."""
-    what, values, new = kind(X, i), items(X, i), items(filled, i)
+def _fill(before: Column, after: Column, holes: Array, empty: bool, index: Any) -> Column:
+    framed = isinstance(after, nw.Series)
+    same = framed and getattr(before, "implementation", None) is after.implementation
+    if same and not holes.any():
+        return before
+    if empty and framed:
+        native = _make_series([0] * len(after), None, after.implementation, index)
+        after = nw.from_native(native, series_only=True)
+    letter, values, new = kind(before), items(before), [0] * len(after) if empty else items(after)
     for row in np.flatnonzero(holes):
         value: Any = new[row]
-        if isinstance(value, Real | np.bool_) and what in "bi":
-            value = bool(float(value) >= 0.5) if what == "b" else round(float(value))
+        # Filled values become bools or integers, as the others.
+        if isinstance(value, Real | np.bool_) and letter in "bi":
+            value = bool(float(value) >= 0.5) if letter == "b" else round(float(value))
         values[row] = value
-    return values
+    if not framed:
+        array = np.empty(len(values), object)
+        array[:] = values
+        return array
+    wanted = [before, after] if same else [after]
+    return nw.from_native(_hold(values, wanted, index), series_only=True)
 
 
-def _make(frame: Any, i: int, values: list[Any], dtypes: Sequence[Any]) -> Any:
-    """Make a column of these values, in the first of these dtypes that holds them all."""
-    series = type(_column(frame, i))
-    for dtype in dtypes:
-        known = getattr(dtype, "categories", None)
-        if (known is not None and not set(values) <= set(known)) or str(dtype) == "Null":
+def _hold(values: list[Any], wanted: list[Any], index: Any) -> Any:
+    """Make a series of these values, with the first of the wanted dtypes that holds them all."""
+    backend = wanted[-1].implementation
+    for column in wanted:
+        known = own_categories(column)
+        if known is not None and not set(values) <= set(known):
             continue
         try:
-            if hasattr(frame, "iloc"):
-                return series(values, index=frame.index, dtype=object).astype(dtype)
-            return series(values, dtype=dtype, strict=True)
+            if backend.is_pandas_like():
+                return _make_series(values, object, backend, index).astype(_own_dtype(column))
+            if column.dtype != nw.Unknown:
+                return _make_series(values, column.dtype, backend)
         except (TypeError, ValueError, OverflowError, ArithmeticError):
             continue
-    return (
-        series(values, index=frame.index)
-        if hasattr(frame, "iloc")
-        else series(values, strict=False)
-    )
+    return _make_series(values, None, backend, index)
 
 
-def replace(X: Any, i: int, value: Any) -> Any:
-    """Return rows X with this value in all of column i."""
-    if hasattr(X, "hstack"):  # polars
-        series = type(_column(X, i))
-        return X.with_columns(series(X.columns[i], [value] * len(X)))
-    if hasattr(X, "iloc"):
-        X = X.copy()
-        X.isetitem(i, value)
-    else:
-        X[:, i] = value
-    return X
-
-
-def take(X: Any, where: Array) -> Any:
-    """Return the columns of X that are marked in `where`."""
-    if hasattr(X, "hstack"):  # polars
-        return X[:, np.flatnonzero(where).tolist()]
-    return X.iloc[:, np.flatnonzero(where)] if hasattr(X, "iloc") else X[:, where]
-
-
-def append(X: Any, more: Array, names: Array) -> Any:
-    """Rows X with more columns; `names` are those of all columns, if X is a frame."""
-    if not hasattr(X, "columns"):
-        return np.hstack([X, more.astype(X.dtype)])
-    added = dict(zip(names[X.shape[1] :], more.T, strict=True))
-    if hasattr(X, "hstack"):  # polars
-        return X.with_columns(**added)
-    if not all(isinstance(column, str) for column in X.columns):
-        X = X.set_axis(names[: X.shape[1]], axis=1)
-    return X.assign(**added)
+def join(columns: Sequence[Column], names: Sequence[Any], like: Any) -> Any:
+    """Make a table of columns, in the container of the table `like`."""
+    frame = _frame(like)
+    if frame is not None:
+        backend, index = frame.implementation, index_of(like)
+        own = [
+            column.to_native()
+            if isinstance(column, nw.Series)
+            else _make_series(column, None, backend, index)
+            for column in columns
+        ]
+        return _make_frame(own, names, backend, index)
+    result = np.empty((like.shape[0], len(columns)), like.dtype)
+    for i, column in enumerate(columns):
+        result[:, i] = column
+    return result
 
 
 def _rounded(column: Array, kind: str, dtype: str) -> Array:
@@ -497,9 +591,3 @@ def _rounded(column: Array, kind: str, dtype: str) -> Array:
     # The largest float64 below the highest number is the last that fits.
     high = min(float(high), np.nextafter(float(high + 1), 0.0))
     return np.clip(np.rint(column), low, high).astype(np.uint64 if unsigned else np.int64)
-
-
-def _index(pandas: Any, columns: Sequence[Any]) -> Any:
-    if all(isinstance(column, tuple) for column in columns):
-        return pandas.MultiIndex.from_tuples(columns)
-    return columns

@@ -131,8 +131,8 @@ def _tell_of_empty(n_values: Array, n_others: Array, labels: words.Labels, parti
 def warn_of_long_numbers(X: Any, rows: Array | None, categories: Collection[int]) -> None:
     """Warn of columns of a frame with different whole numbers that float64 rounds to one."""
     columns = []
-    for i in range(X.shape[1]):
-        ends = None if i in categories else containers.long_range(X, i, rows)
+    for i, column in enumerate(containers.columns(X)):
+        ends = None if i in categories else containers.long_range(column, rows)
         if ends is None:
             continue
         size = max(map(abs, ends))

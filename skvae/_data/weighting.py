@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from sklearn.utils import _safe_indexing
 from sklearn.utils.validation import _check_sample_weight, _num_samples
 
 from skvae._backend.tensors import Array
@@ -60,7 +59,7 @@ def count_first(
     else:
         weight = weight[rows]
         if as_table and containers.is_table(X):
-            X, rows = _safe_indexing(X, rows), None
+            X, rows = containers.take_rows(X, rows), None
     return X, rows, None if np.ptp(weight) == 0 else weight, group
 
 
@@ -158,7 +157,7 @@ def check_target(X: Any, y: Any) -> None:
     shapes: list[Any] = [getattr(value, "shape", ()) for value in (X, y)]
     if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1]:
         return
-    names = [list(getattr(value, "columns", [])) for value in (X, y)]
+    names = [containers.column_names(value) for value in (X, y)]
     same_names = bool(names[0]) and names[0] == names[1]
     if shapes[0][0] != shapes[1][0] or same_names:
         raise ValueError(

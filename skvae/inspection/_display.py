@@ -133,8 +133,9 @@ def take(rows: Any, index: list[int]) -> Array:
     rows = arrays.dense(containers.to_validate(rows))
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "biuf":
         return rows[:, index].astype(np.float64)
-    columns = [codes.to_numbers(rows, i, words.UNNAMED) for i in index]
-    return np.stack(columns, axis=1)
+    columns = list(containers.columns(rows))
+    numbers = [codes.to_numbers(columns[i], words.UNNAMED.of(i)) for i in index]
+    return np.stack(numbers, axis=1)
 
 
 def _check_image_shape(shape: Any, n_features: int) -> tuple[int, ...]:
@@ -151,7 +152,7 @@ def _check_image_shape(shape: Any, n_features: int) -> tuple[int, ...]:
 
 def _choose(rows: Any, names: list[str], features: Any) -> list[int]:
     """Return the indices of the features to show, all of which are numbers."""
-    is_number = [containers.kind(rows, i) != "O" for i in range(len(names))]
+    is_number = [kind != "O" for kind in containers.kinds(rows)]
     if features is None:
         features = np.flatnonzero(is_number)[:MOST_PANELS].tolist()
     if isinstance(features, str) or not np.iterable(features):

@@ -29,7 +29,7 @@ def is_read(likelihood: Any) -> bool:
 def has_categories(X: Any) -> bool:
     """Whether X is a table with a column that is not numeric."""
     X = containers.to_validate(X)
-    return containers.is_table(X) and "O" in {containers.kind(X, i) for i in range(X.shape[1])}
+    return containers.is_table(X) and "O" in containers.kinds(X)
 
 
 def place(likelihood: Any, X: Any) -> tuple[Any, Any]:
@@ -101,16 +101,12 @@ def _indices(columns: Any, X: Any) -> list[int]:
 
 def _choose(X: Any) -> Likelihood:
     """Choose likelihoods by the kinds of the columns of X."""
-    if hasattr(X, "columns") or str(X.dtype) in containers.LOOSE:
-        kinds = [containers.kind(X, i) for i in range(X.shape[1])]
-    else:  # all columns have one dtype
-        kinds = [containers.kind(X, 0)] * X.shape[1]
-    names = containers.names(X)
+    kinds, names = containers.kinds(X), containers.names(X)
     known = {"f": Gaussian(), "b": Bernoulli(), "O": Categorical()}
     few = []
     if not hasattr(X, "toarray"):  # sparse columns are many, and slow to read
-        whole = [i for i, kind in enumerate(kinds) if kind == "i"]
-        few = [i for i in whole if 0 < _n_values(X, i) < FEW_VALUES]
+        pairs = enumerate(zip(kinds, containers.columns(X), strict=True))
+        few = [i for i, (kind, c) in pairs if kind == "i" and 0 < _n_values(c) < FEW_VALUES]
     if few:
         warn(
             f"{listed(map(Labels(names).of, few))}: whole numbers of fewer than {FEW_VALUES} "
@@ -128,10 +124,10 @@ def _choose(X: Any) -> Likelihood:
     return Columns(parts)
 
 
-def _n_values(X: Any, i: int) -> int:
+def _n_values(column: containers.Column) -> int:
     """Count the different values of a column, up to FEW_VALUES."""
     found: set[Any] = set()
-    for value in containers.items(X, i):
+    for value in containers.items(column):
         if len(found) == FEW_VALUES:
             break
         if not containers.is_missing(value):
