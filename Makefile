@@ -16,9 +16,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 demo: $(VENV)/.with-plot,progress
 	$(BIN)/python docs/examples/plot_quickstart.py
 
+# The slowest tests are left out, except where the variable CI is set, as it is in CI.
+CHOSEN := $(if $(CI),,-m "not slow")
+
 # A process for each core, of one thread: tests that need more threads say so themselves.
 test: $(VENV)/.with-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(CHOSEN) $(ARGS)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check
