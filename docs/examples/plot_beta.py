@@ -15,8 +15,8 @@ from skvae.inspection import LatentSpaceDisplay, ReconstructionDisplay, SampleDi
 from skvae.likelihoods import Gaussian
 
 # %%
-# Three models, equal but for beta
-# --------------------------------
+# Three models that differ only in beta
+# -------------------------------------
 # beta is the weight of the KL divergence in the loss only: the score of every model has beta = 1.
 # The noise variance of the pixels is fixed at 16 squared grey values, so that all three models
 # weigh errors in the same way.

@@ -4,8 +4,8 @@ Features for a classifier
 
 If few rows have labels, a classifier may be better with four features that were learned from all
 rows than with the forty columns. In this example with counts, the features of a VAE with the right
-likelihood are best, and those of PCA are nearly as good. Those of a VAE with the wrong likelihood
-are worse than the columns.
+likelihood are best, and those of PCA are nearly as good. Features of a VAE with the wrong
+likelihood are worse than the columns.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """
-A table as it comes: categories, whole numbers and holes
-========================================================
+A table with categories, whole numbers and missing values
+=========================================================
 
 One estimator takes a table with a category, whole numbers and missing values as it is. It returns
 tables with filled-in values, or with new rows. The table has the 442 patients of scikit-learn's
