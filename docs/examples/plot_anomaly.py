@@ -2,8 +2,8 @@
 Anomalies have low scores
 =========================
 
-A VAE that has never seen an 8 gives most of them a lower score than it gives other digits, and says
-which pixels are to blame.
+A VAE that was trained without 8s gives most 8s a lower score than other digits, and shows which
+pixels are the reason.
 """
 
 import matplotlib.pyplot as plt
@@ -20,8 +20,8 @@ from skvae.likelihoods import Gaussian
 # %%
 # Training rows are all normal
 # ----------------------------
-# All digits but 8 are known; the 8s come with the new rows. Pixels that hardly vary in training are
-# left out: a density would go by them alone.
+# The training rows are all digits but 8. The new rows contain 8s, too. Pixels that hardly vary in
+# training are left out, since they alone would decide a density.
 
 X, y = load_digits(return_X_y=True)
 X_known, X_odd = X[y != 8], X[y == 8]
@@ -33,9 +33,9 @@ ink = X_train.std(axis=0) > 1
 # %%
 # Scores
 # ------
-# ``score_samples`` has the sign of scikit-learn's outlier detectors: the lower, the odder. The area
-# under the ROC curve is the share of pairs of a known digit and an 8 in which the 8 has the lower
-# score.
+# ``score_samples`` has the sign of scikit-learn's outlier detectors: odd rows have low scores. The
+# area under the ROC curve is the share of pairs of a known digit and an 8 in which the 8 has the
+# lower score.
 
 detectors = {
     "VAE": VAETransformer(16, likelihood=Gaussian("shared"), max_iter=40, random_state=0),
@@ -49,8 +49,8 @@ for name, detector in detectors.items():
 # %%
 # Which pixels
 # ------------
-# The reconstruction term is a sum over columns, which says what makes a row unlikely. Below are
-# the five oddest 8s, and the nats that each of their pixels costs.
+# The reconstruction term is a sum over columns, so it shows which columns make a row unlikely. The
+# picture has the five oddest 8s, and the nats that each of their pixels costs.
 
 vae = detectors["VAE"]
 scores = vae.score_samples(X_test[:, ink])
@@ -79,5 +79,5 @@ right.colorbar(picture, ax=axes[1], label="cost (nats)")
 plt.show()
 
 # %%
-# A low score is no verdict. Rows that are simple can have a high score though no training row was
-# like them: with 1 as the unknown digit, neither PCA nor this VAE does nearly as well.
+# Scores do not find every odd row. Simple rows can have a high score although no training row was
+# like them: with 1 as the unknown digit, PCA and this VAE are much worse.

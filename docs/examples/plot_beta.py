@@ -2,8 +2,8 @@
 What beta does
 ==============
 
-A larger beta brings the latent space closer to the prior, at the price of detail: with 0 samples go
-wrong, with 10 reconstructions do.
+A larger beta brings the latent space closer to the prior, and costs detail. With a beta of 0
+samples are bad, and with 10 reconstructions are.
 """
 
 import matplotlib.pyplot as plt
@@ -15,11 +15,11 @@ from skvae.inspection import LatentSpaceDisplay, ReconstructionDisplay, SampleDi
 from skvae.likelihoods import Gaussian
 
 # %%
-# Three models, equal but for beta
-# --------------------------------
-# beta is the weight of the KL divergence in the loss, and nowhere else: the score is that of
-# beta = 1, whatever the model was trained with. The noise variance of the pixels is fixed at 16
-# squared grey values, so that all three weigh errors alike.
+# Three models that differ only in beta
+# -------------------------------------
+# beta is the weight of the KL divergence in the loss only: the score of every model has beta = 1.
+# The noise variance of the pixels is fixed at 16 squared grey values, so that all three models
+# weigh errors in the same way.
 
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=400, random_state=0)
@@ -35,14 +35,14 @@ for beta in (0, 1, 10):
 # %%
 # Latent space, reconstructions, samples
 # --------------------------------------
-# Of rows that were held out, each point is a posterior mean, with an ellipse of one posterior
-# standard deviation. The dashed circle holds 95 % of the prior.
+# Each point is the posterior mean of a held-out row, with an ellipse of one posterior standard
+# deviation. The dashed circle contains 95 % of the prior.
 #
-# - With 0 nothing keeps posteriors wide or near the prior. Samples come from where the prior is,
-#   which is a small and crowded part of what the model uses.
+# - With 0 nothing keeps posteriors wide or near the prior. Samples come from the region of the
+#   prior, which is a small and crowded part of the region of the posteriors.
 # - With 1 the posteriors of all rows together cover the prior, and samples are like rows.
-# - With 10 it doesn't pay to tell rows from each other: nearly all posteriors are the prior, and
-#   all reconstructions and samples nearly the mean of the rows.
+# - With 10 it costs more than it saves to tell rows from each other. Nearly all posteriors are the
+#   prior, and all reconstructions and samples are nearly the mean of the rows.
 
 figure, axes = plt.subplots(
     3, 3, figsize=(10, 6.4), height_ratios=[3, 0.8, 1], layout="constrained"
@@ -59,7 +59,7 @@ for column, (beta, vae) in zip(axes.T, models.items(), strict=True):
     SampleDisplay.from_estimator(
         vae, mean=True, random_state=0, image_shape=(8, 8), cmap="gray_r", ax=column[2]
     )
-for column in axes.T[1:]:  # what is on the left stands for all
+for column in axes.T[1:]:  # the labels on the left are those of all columns
     for ax in column:
         ax.set_ylabel("")
     column[1].set_yticks([])

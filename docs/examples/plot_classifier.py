@@ -2,9 +2,10 @@
 Features for a classifier
 =========================
 
-Where few rows have labels, a classifier may do better on four features that were learned from all
-rows than on the forty columns themselves. Here, on counts, those of a VAE with the right likelihood
-are best, those of PCA close behind, and those of a VAE with the wrong one worse than the columns.
+If few rows have labels, a classifier may be better with four features that were learned from all
+rows than with the forty columns. In this example with counts, the features of a VAE with the right
+likelihood are best, and those of PCA are nearly as good. Features of a VAE with the wrong
+likelihood are worse than the columns.
 """
 
 import matplotlib.pyplot as plt
@@ -23,8 +24,8 @@ from skvae.likelihoods import NegativeBinomial, Poisson
 # %%
 # Counts with few labels
 # ----------------------
-# Cells, say, of five kinds, and how often each of forty genes was read in them: most counts are 0
-# or 1, some are large, and a cell may have been read deeply or not.
+# Think of cells of five kinds, and of counts of how often each of forty genes was read in a cell.
+# Most counts are 0 or 1, and some are large. The total number of reads varies between cells.
 
 rng = np.random.default_rng(0)
 y = rng.integers(5, size=1000)
@@ -34,11 +35,11 @@ X = rng.negative_binomial(1, 1 / (1 + depth * profiles[y]))
 print(f"{np.mean(X == 0):.0%} of the counts are 0, the largest is {X.max()}")
 
 # %%
-# A Pipeline, but for its first step
-# ----------------------------------
-# A transformer needs no labels, so it learns from all rows, once. `FrozenEstimator` keeps the
-# Pipeline from fitting it again to the few rows that have one. Fifty rows have a label, the others
-# are for the test; twenty such choices.
+# Pipelines with different first steps
+# ------------------------------------
+# A transformer needs no labels, so it is fitted once, to all rows. `FrozenEstimator` keeps the
+# Pipeline from fitting it again to the few rows with labels. Fifty rows have a label, and the
+# others are for the test. There are twenty such choices.
 
 logarithm = make_pipeline(FunctionTransformer(np.log1p), StandardScaler())
 vae = VAETransformer(n_components=4, max_iter=50, random_state=0)
@@ -60,9 +61,9 @@ for name, transformer in features.items():
         print(f"      score {transformer.score(X):.1f} nats per row")
 
 # %%
-# What the model takes the counts for matters more than that it is a network: the variance of these
-# counts is far above their mean, which a Poisson distribution doesn't allow. Of several likelihoods
-# of counts, ``score`` tells the better one without any label, since both are log-probabilities.
+# The likelihood matters more than the use of a network. The variance of these counts is far above
+# their mean, which a Poisson distribution does not allow. ``score`` shows the better likelihood of
+# counts without any label, since both scores are log-probabilities.
 
 figure, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
 for place, own in enumerate(accuracies.values()):

@@ -2,9 +2,9 @@
 Posterior collapse and three cures
 ==================================
 
-A component has collapsed if its posterior is the prior whatever the row, so that it says nothing
-of it. A smaller beta, a warm-up of beta and free bits all keep components from that. Whether the
-score gains by it is another question: here it gains a nat at most.
+A component has collapsed if its posterior is the prior for every row: it then carries no
+information about the row. A smaller beta, a warm-up of beta, and free bits keep components active.
+This need not raise the score much: here it gains a nat at most.
 """
 
 import matplotlib.pyplot as plt
@@ -17,17 +17,17 @@ from skvae.likelihoods import Gaussian
 from skvae.networks import MLP
 
 # %%
-# A model of which a part collapses, and the same with each cure
-# --------------------------------------------------------------
-# A deep network without a linear map beside it, a high learning rate and a beta of 2: the KL
-# divergence falls quickly by giving components up, before the network has found a use for them.
-# Five of the eight stay.
+# A model with collapsed components, and the same model with each cure
+# --------------------------------------------------------------------
+# The model is a deep network without a linear map, with a high learning rate and a beta of 2. Its
+# KL divergence falls quickly: components collapse before the network has found a use for them. Five
+# of the eight stay active.
 #
-# - A smaller beta makes a component cost less.
-# - ``beta_warmup=0.5`` lets beta rise from 0 over the first half of the epochs: components are free
-#   until they are of use. The loss in the end is the same.
-# - ``free_bits=0.25`` takes nothing for the first quarter of a nat of each component: it holds
-#   components up at that, whether there is a use for them or not.
+# - With a smaller beta a component costs less.
+# - ``beta_warmup=0.5`` lets beta rise from 0 over the first half of the epochs. Components cost
+#   little until the network uses them. The loss in the end is the same.
+# - With ``free_bits=0.25`` the first quarter of a nat of each component costs nothing. So each
+#   component keeps this much, useful or not.
 
 X_train, X_test = train_test_split(load_digits().data, test_size=400, random_state=0)
 settings = {
@@ -54,7 +54,7 @@ for name, setting in settings.items():
     print(f"{name:20} {n_active} of 8 {kl:5.1f} {vae.score(X_test):7.1f}")
 
 # %%
-# The picture shows what each component says of new rows, in nats.
+# The picture shows how many nats each component tells of new rows.
 
 figure, axes = plt.subplots(2, 2, figsize=(9, 5.5), sharey=True, layout="constrained")
 for ax, (name, vae) in zip(axes.flat, models.items(), strict=True):
@@ -63,13 +63,13 @@ for ax, (name, vae) in zip(axes.flat, models.items(), strict=True):
 plt.show()
 
 # %%
-# Not each collapsed component is a fault. One for which the data have no use collapses at the best
-# model, too: the score then has nothing to gain from a cure. Here all eight are back with each, and
-# the score changes by 1.1, 0.9 and -0.1 nats.
+# A collapsed component is not always a fault. If the data do not need a component, it collapses in
+# the best model, too, and a cure does not raise the score. Here all eight components are active
+# with each cure, and the score changes by 1.1, 0.9 and -0.1 nats.
 #
-# How a warm-up goes
-# ------------------
-# While beta is small, the KL divergence is far above where it ends.
+# The course of a warm-up
+# -----------------------
+# While beta is small, the KL divergence is far above its final value.
 
 LossCurveDisplay.from_estimator(models["beta = 2, warm-up"])
 plt.show()

@@ -2,8 +2,8 @@
 Convolutions for images
 =======================
 
-A network that knows which pixels are neighbours scores higher on new digits than one that doesn't,
-with fewer weights.
+A network that knows which pixels are neighbours has a higher score on new digits than one that
+doesn't, with fewer weights.
 """
 
 import matplotlib.pyplot as plt
@@ -19,8 +19,8 @@ from skvae.networks import MLP, Conv
 # %%
 # Images as rows
 # --------------
-# 8 x 8 pixels with whole grey values from 0 to 16, for which `DiscretizedLogistic` gives each of 17
-# levels a probability. An image stays a row, as everywhere in scikit-learn; `Conv` is told its
+# An image has 8 x 8 pixels with whole grey values from 0 to 16. `DiscretizedLogistic` gives each of
+# these 17 levels a probability. An image is a row, as everywhere in scikit-learn. `Conv` gets its
 # channels, height and width.
 
 X_train, X_test = train_test_split(load_digits().data, test_size=400, random_state=0)
@@ -45,8 +45,9 @@ print(f"Conv is better by {difference.mean():.1f} ± {error:.1f} nats per row")
 # %%
 # What each latent feature draws
 # ------------------------------
-# Each row of images is one component that goes from -3 to 3 standard deviations of the prior, while
-# all others are 0; the most active one comes first. The shape of the images is known from `Conv`.
+# In each row of images one component goes from -3 to 3 standard deviations of the prior, while all
+# others are 0. The most active component comes first. The display takes the shape of the images
+# from `Conv`.
 
 TraversalDisplay.from_estimator(vaes["Conv"], X_test, cmap="gray_r")
 plt.show()

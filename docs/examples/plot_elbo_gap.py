@@ -2,8 +2,8 @@
 The gap between the ELBO and the log-likelihood
 ===============================================
 
-A model with the lower score may have the higher log-likelihood: the score of a VAE is a lower
-bound, and how far below it is depends on how the model was trained. Here one measures it.
+A model with the lower score may have the higher log-likelihood. The score of a VAE is a lower
+bound, and its distance from the log-likelihood depends on the training. This example measures it.
 """
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from skvae import VAETransformer, metrics
 
 # %%
-# Pixels of digits, with noise as wide as a grey step, so that their density is finite.
+# The rows are pixels of digits, with noise as wide as a grey step, so that their density is finite.
 
 X = VarianceThreshold(1).fit_transform(load_digits().data)
 X = X + np.random.default_rng(0).uniform(-0.5, 0.5, size=X.shape)
@@ -24,13 +24,13 @@ X_train, X_test = train_test_split(X, test_size=300, random_state=0)
 # %%
 # Two models of one architecture
 # --------------------------------
-# With ``n_importance_samples`` of K, training maximises a bound that K draws of z make together,
+# With ``n_importance_samples=K``, training maximises a bound that uses K draws of z,
 #
 # .. math:: \mathrm{E} \log \frac{1}{K} \sum_{k=1}^K \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)},
 #
-# which is the ELBO for K = 1 and comes closer to log p(x) the larger K is (Burda, Grosse &
-# Salakhutdinov, 2016). ``metrics.log_likelihood`` estimates log p(x) by the same formula, with many
-# draws; ``metrics.elbo`` is the score by draws of each row's own.
+# which is the ELBO for K = 1 and comes closer to log p(x) as K grows (Burda, Grosse &
+# Salakhutdinov, 2016). ``metrics.log_likelihood`` estimates log p(x) by the same formula with many
+# draws. ``metrics.elbo`` estimates the score with independent draws for each row.
 
 numbers_of_draws = [1, 3, 10, 30, 100, 300]
 estimates = {}  # of log p(x): (numbers of draws, rows)
@@ -47,15 +47,15 @@ for K in (1, 10):
     print(f"{K:14d} {elbo:6.1f} {log_likelihood:16.1f} {log_likelihood - elbo:5.1f}")
 
 # %%
-# Is the difference more than chance? Compare row by row, which leaves out that some rows are easy.
+# Is the difference more than chance? Some rows are easy for both models, so compare row by row.
 
 difference = estimates[10][-1] - estimates[1][-1]
 error = difference.std(ddof=1) / np.sqrt(len(difference))
 print(f"K = 10 has {difference.mean():.1f} ± {error:.1f} nats per row more than K = 1")
 
 # %%
-# The estimates rise with the number of draws to log p(x), from below. At the left end are the
-# ELBOs, where K = 1 is better; at the right end the log-likelihoods, where it is worse.
+# The estimates rise with the number of draws to log p(x), from below. The left end shows the
+# ELBOs, where K = 1 is better. The right end shows the log-likelihoods, where K = 1 is worse.
 
 figure, ax = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
 for (K, of_rows), marker in zip(estimates.items(), "os", strict=True):

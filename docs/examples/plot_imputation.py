@@ -3,7 +3,7 @@ Missing values filled in
 ========================
 
 ``VAEImputer`` fills in missing values more exactly than means, neighbours or a regression of every
-column on the others, here where half of the values are gone.
+column on the others. In this table half of the values are missing.
 """
 
 import matplotlib.pyplot as plt
@@ -17,10 +17,10 @@ from skvae import VAEImputer, VAETransformer
 from skvae.likelihoods import Gaussian
 
 # %%
-# Half of the values are gone
-# ---------------------------
-# 569 tumours with 30 numbers each, scaled only for one error to be that of all columns. No row is
-# whole.
+# Half of the values are missing
+# ------------------------------
+# The rows are 569 tumours with 30 numbers each. They are standardised so that errors of all columns
+# have one unit. No row is complete.
 
 data = load_breast_cancer()
 X = StandardScaler().fit_transform(data.data)
@@ -30,9 +30,9 @@ X_holes = np.where(gone, np.nan, X)
 # %%
 # Four imputers
 # -------------
-# The model learns from the rows as they are, holes and all, and from four copies of them in which
-# further values are hidden. It has one noise variance for each column: with one for each value it
-# could excuse an error by noise. ``VAEImputer()`` chooses a model of its own, which takes longer.
+# The model learns from the rows with their missing values, and from four copies of them in which
+# further values are hidden. It has one noise variance for each column. With one for each value it
+# could explain an error as noise. ``VAEImputer()`` has a default model, which takes longer.
 
 vae = VAETransformer(
     n_components=16,
@@ -54,8 +54,8 @@ for name, error in errors.items():
     print(f"{name:12} {error:.2f}")
 
 # %%
-# In the picture each point is a value of one column that was missing, and the line is where it is
-# filled in as it was.
+# In the picture each point is a missing value of one column. On the line, the filled-in value is
+# equal to the true value.
 
 column = list(data.feature_names).index("mean concavity")
 holes = gone[:, column]
@@ -69,6 +69,6 @@ figure.supxlabel("mean concavity, as it was (standard deviations)", fontsize="me
 plt.show()
 
 # %%
-# What is filled in is the value to expect, and so looks surer than it is. For several imputations
-# that differ as much as the model is unsure, draw them: ``VAEImputer(vae, sample_posterior=True,
+# A filled-in value is the expected value, so it does not show the uncertainty of the model. For
+# several imputations that do, draw them: ``VAEImputer(vae, sample_posterior=True,
 # random_state=seed)`` with several seeds.

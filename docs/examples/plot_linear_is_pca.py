@@ -3,7 +3,7 @@ The linear VAE is PCA
 =====================
 
 Without hidden layers, and with one noise variance for all columns, a VAE finds the subspace of PCA
-and has the score of PCA. So the score of PCA is what hidden layers have to beat.
+and has the score of PCA. So hidden layers are useful if they beat the score of PCA.
 """
 
 import matplotlib.pyplot as plt
@@ -20,9 +20,9 @@ from skvae.likelihoods import Gaussian
 # %%
 # Two models of the same rows
 # ---------------------------
-# PCA has a log-density, too: that of probabilistic PCA (Tipping & Bishop, 1999), with one noise
-# variance for all columns. It computes from the covariance what the VAE finds by gradient steps.
-# Pixels that hardly vary are left out.
+# PCA has a log-density, too, that of probabilistic PCA (Tipping & Bishop, 1999) with one noise
+# variance for all columns. It computes the optimum from the covariance, and the VAE finds it by
+# gradient steps. Pixels that hardly vary are left out.
 
 X, y = load_digits(return_X_y=True)
 X = VarianceThreshold(1).fit_transform(X)
@@ -42,8 +42,8 @@ vae = VAETransformer(
 # %%
 # The same score
 # --------------
-# In nats per row. The score of a VAE is a lower bound on the log-density; under a linear model
-# nothing is between the two.
+# Scores are in nats per row. The score of a VAE is a lower bound on the log-density. For a linear
+# model both are equal.
 
 for name, model in {"PCA": pca, "linear VAE": vae}.items():
     print(
@@ -54,8 +54,8 @@ for name, model in {"PCA": pca, "linear VAE": vae}.items():
 # %%
 # The same subspace
 # -----------------
-# The columns of the linear decoder are what each latent feature adds to a row. They span what the
-# axes of PCA span.
+# Each column of the linear decoder is the change of a row per unit of a latent feature. These
+# columns span the same subspace as the axes of PCA.
 
 slopes = vae.inverse_transform(np.eye(2)) - vae.inverse_transform(np.zeros((1, 2)))
 angles = np.rad2deg(subspace_angles(pca.components_.T, slopes.T))
@@ -64,8 +64,8 @@ print(f"largest angle between the two subspaces: {angles.max():.1f} degrees")
 # %%
 # The same axes
 # -------------
-# Even the axes are nearly those of PCA, since the components of z are taken as independent given a
-# row; their order and signs are by chance. The scale is the prior's, a variance of about 1.
+# Even the axes are nearly those of PCA, since the posterior has independent components. Their order
+# and signs are random. Their scale is that of the prior, a variance of about 1.
 
 Z_pca, Z_vae = pca.transform(X_test), vae.transform(X_test)
 correlation = np.corrcoef(Z_pca.T, Z_vae.T)[:2, 2:]
@@ -73,8 +73,8 @@ print("correlation of PCA's components (rows) and the VAE's (columns)")
 print(correlation.round(3))
 
 # %%
-# In the picture, the latent features of the VAE stand in PCA's order and signs. On the right, each
-# point is a row, and the line is where both scores are equal.
+# In the picture, the latent features of the VAE have the order and signs of PCA. On the right, each
+# point is a row, and both scores are equal on the line.
 
 order = abs(correlation).argmax(axis=1)
 Z_vae = Z_vae[:, order] * np.sign(correlation[[0, 1], order])

@@ -2,8 +2,8 @@
 A mixture that PCA can't see
 ============================
 
-A VAE draws all eight clusters of this ring and scores as the truth does, where PCA knows only one
-round cloud: mean and covariance say nothing of clusters.
+A VAE draws all eight clusters of this ring, and its score is about that of the true density. PCA
+sees only one round cloud, since mean and covariance contain no information on clusters.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from skvae.priors import Mixture
 # %%
 # Rows whose density is known
 # ---------------------------
-# Eight round clusters of equal weight, so that the truth can be scored, too.
+# The rows are in eight round clusters of equal weight, so the true density can be scored, too.
 
 rng = np.random.default_rng(0)
 turns = 2 * np.pi * np.arange(8) / 8
@@ -39,8 +39,8 @@ X_train, X_test = draw(1000), draw(1000)
 # %%
 # Two models
 # ----------
-# PCA keeps both components and loses nothing of a row; as a density it is a normal distribution.
-# The VAE has a mixture of eight normals as prior p(z), and one noise variance.
+# PCA keeps both components and so all of a row. Its density is a normal distribution. The VAE has
+# a mixture of eight normals as prior p(z), and one noise variance.
 
 pca = PCA(2).fit(X_train)
 vae = VAETransformer(
@@ -60,7 +60,7 @@ print(f"truth {log_density(X_test).mean():6.2f}")
 # %%
 # New rows
 # --------
-# Draws show what a score sums up in one number.
+# Draws show in detail what a score shows in one number.
 
 draws = {
     "rows": X_test,
@@ -75,5 +75,5 @@ axes[0].set_ylabel("x2")
 plt.show()
 
 # %%
-# That there are clusters the prior had to be told, as `GaussianMixture` has to be, which is the
-# better model where clusters are all there is.
+# The prior needs the number of clusters, as `GaussianMixture` does. If rows have no other structure
+# than clusters, `GaussianMixture` is the better model.

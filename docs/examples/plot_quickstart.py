@@ -2,10 +2,10 @@
 Quickstart: tune, judge, save and look at a VAE
 ===============================================
 
-A VAE found by a short grid search gives digits that it has not seen a higher density than `PCA` or
-`FactorAnalysis` of the same size do. The digits are scikit-learn's, 8 x 8 pixels with grey values
-from 0 to 16; the search takes the model with the smallest negative evidence lower bound (ELBO) on
-held-out rows.
+A VAE from a short grid search gives new digits a higher density than `PCA` or `FactorAnalysis` of
+the same size do. The digits are those of scikit-learn, with 8 x 8 pixels and grey values from 0 to
+16. The search chooses the model with the smallest negative evidence lower bound (ELBO) on held-out
+rows.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from skvae import VAEGridSearchCV, VAETransformer, metrics
 # %%
 # The data
 # --------
-# Grey values are whole numbers, and a density can grow without limit on whole numbers: it
-# only has to put spikes there. Noise as wide as a grey step takes the spikes away, and makes
-# a log-density of these pixels something that models can be compared by.
+# Grey values are whole numbers, and a density can grow without limit on whole numbers, since it
+# can have spikes there. Noise as wide as a grey step removes the spikes. Models can then be
+# compared by their log-density of these pixels.
 
 X, y = load_digits(return_X_y=True)
 X = X + np.random.default_rng(0).uniform(-0.5, 0.5, size=X.shape)
@@ -41,14 +41,14 @@ X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=300, random_
 # %%
 # The search
 # ----------
-# The first step of the pipeline leaves out the pixels at the border that hold no ink. No
-# StandardScaler follows: the model standardises its columns by itself, so that its score
-# stays in the units of the pixels.
+# The first step of the pipeline leaves out the pixels at the border that have no ink. There is no
+# StandardScaler: the model standardises its columns by itself, so its score is in the units of
+# the pixels.
 #
-# The score of the estimator is the mean ELBO of the rows, minus the negative ELBO, always
-# computed with beta = 1. So the search prefers the smallest negative ELBO, and candidates
-# with different beta compare fairly. `VAEGridSearchCV` is scikit-learn's `GridSearchCV`, but
-# trains all candidates and folds together.
+# The score of the estimator is the mean ELBO of the rows, always with beta = 1. It is minus the
+# negative ELBO. So the search prefers the smallest negative ELBO, and candidates with different
+# beta compare fairly. `VAEGridSearchCV` is a `GridSearchCV` that trains all candidates and folds
+# together.
 
 vae = VAETransformer(max_iter=40, learning_rate=0.005, device="cpu", random_state=0)
 search = VAEGridSearchCV(
@@ -56,7 +56,7 @@ search = VAEGridSearchCV(
     {"vae__beta": [0.5, 1, 4], "vae__n_components": [2, 16]},
     cv=KFold(2, shuffle=True, random_state=0),
 )
-if sys.stdout.isatty():  # a progress bar, but with scikit-learn < 1.9 or without rich
+if sys.stdout.isatty():  # a progress bar, which needs scikit-learn 1.9 and rich
     with contextlib.suppress(ImportError):
         from sklearn.callback import ProgressBar
 
@@ -68,7 +68,7 @@ n_fits = len(search.cv_results_["params"]) * search.n_splits_ + 1
 print(f"{n_fits} models fitted in {time.perf_counter() - start:.0f} s\n")
 
 # %%
-# The candidates, best first. The spread is the standard deviation over the folds.
+# The table has the candidates, the best first. The spread is the standard deviation over the folds.
 
 results = search.cv_results_
 print("beta  n_components  negative ELBO (nats per row)  spread")
@@ -80,8 +80,8 @@ for i in np.argsort(results["rank_test_score"], kind="stable"):
     )
 
 # %%
-# Is that good? A negative ELBO is at least the negative log-density, so it compares with
-# what other models give for the same rows. No model has seen these in training.
+# Is that good? A negative ELBO is at least the negative log-density, so it compares with the
+# negative log-densities of other models on the same rows. No model was trained on these rows.
 
 best = search.best_estimator_
 n_components = best["vae"].n_components
@@ -100,8 +100,8 @@ for peer in (
 # %%
 # To a file and back
 # ------------------
-# The fitted state is numpy arrays, so a file made on a machine with a GPU loads anywhere. On
-# the CPU, what comes back gives the same numbers bit for bit.
+# The fitted state is numpy arrays, so a file from a machine with a GPU loads anywhere. On the CPU,
+# the loaded model gives the same numbers bit for bit.
 
 model_file = Path("quickstart.joblib")
 joblib.dump(best, model_file)
@@ -117,8 +117,8 @@ print(f"\nSaved, loaded and found equal bit for bit: {model_file}")
 # %%
 # The picture
 # -----------
-# All that is shown comes from rows that were kept aside, or from no row at all: samples are
-# true draws, with the observation noise that the model has learned.
+# All rows in the picture were kept aside. Samples are true draws, with the observation noise that
+# the model has learned.
 
 Z = loaded.transform(X_test)
 in_the_plane = Z if n_components == 2 else TSNE(random_state=0).fit_transform(Z)

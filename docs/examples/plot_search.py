@@ -2,8 +2,8 @@
 How many components?
 ====================
 
-The held-out score tells how many components the rows need, and that more of them do little harm: a
-grid search over `n_components` and `beta` finds the four that these rows were made of.
+The held-out score shows how many components the rows need, and that more components do little harm.
+A grid search over `n_components` and `beta` finds the four factors of these rows.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from skvae.likelihoods import Gaussian
 # %%
 # Rows of four factors
 # --------------------
-# Twenty columns, each a bent mixture of the same four numbers, with noise.
+# There are twenty columns. Each is a nonlinear function of the same four numbers, with noise.
 
 rng = np.random.default_rng(0)
 factors = rng.normal(size=(800, 4))
@@ -27,8 +27,8 @@ X = np.tanh(factors @ rng.normal(size=(4, 20))) + 0.4 * rng.normal(size=(800, 20
 # %%
 # The search
 # ----------
-# `VAEGridSearchCV` is `GridSearchCV`, but trains all candidates and folds together. It chooses by
-# the ELBO; with the KL divergence and the reconstruction beside it one sees what beta buys.
+# `VAEGridSearchCV` is a `GridSearchCV` that trains all candidates and folds together. It chooses by
+# the ELBO. The KL divergence and the reconstruction term also show the effect of beta.
 
 scoring = {
     name: partial(getattr(metrics, name), n_samples=4, random_state=0)
@@ -51,12 +51,13 @@ for params, elbo in zip(results["params"], results["mean_test_elbo"], strict=Tru
         print(f"n_components = {params['n_components']:2d}: {-elbo:.2f}")
 
 # %%
-# With a beta of 1, sixteen components cost 0.3 nats more than four, since those that are of
-# no use collapse. With 0.5 they don't, and learn noise. With 4 even four say little.
+# With a beta of 1, sixteen components cost only 0.3 nats more than four, since useless components
+# collapse. With 0.5 they don't collapse, and learn noise. With 4 even four components tell little.
 #
-# On the right, each point is a model: how many nats z tells of a row, and how many are then
-# missing. The sum of both is the negative ELBO, and the dashed line is that of the best model: none
-# is below it. To the lower right reconstructions get better by less than they cost.
+# On the right, each point is a model: the nats that z tells of a row, and the nats that then
+# remain. Their sum is the negative ELBO. It is the same everywhere on the dashed line, which goes
+# through the best model, and no model is below the line. To the lower right, reconstructions
+# improve by less than they cost.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 SearchDisplay.from_estimator(search, ax=axes[0])

@@ -1,10 +1,10 @@
 """
-A table as it comes: categories, whole numbers and holes
-========================================================
+A table with categories, whole numbers and missing values
+=========================================================
 
-One estimator takes a table with a category, whole numbers and holes as it is, and gives tables
-back: filled in, or drawn anew. The table has the 442 patients of scikit-learn's diabetes data in
-their own units, with every tenth value missing.
+One estimator takes a table with a category, whole numbers and missing values as it is. It returns
+tables with filled-in values, or with new rows. The table has the 442 patients of scikit-learn's
+diabetes data in their own units, with every tenth value missing.
 """
 
 from pathlib import Path
@@ -24,7 +24,8 @@ from skvae.likelihoods import Categorical, Columns, Gaussian
 # %%
 # The table
 # ---------
-# Real and whole numbers, a category, and whether the disease went on fast, which is to be told.
+# The table has real and whole numbers and a category. The target is whether the disease progressed
+# fast.
 
 data = load_diabetes(as_frame=True, scaled=False)
 whole = data.data.assign(sex=data.data["sex"].map({1.0: "f", 2.0: "m"}).astype("category"))
@@ -38,8 +39,8 @@ print(table.head().to_string())
 # %%
 # The search
 # ----------
-# `likelihood="auto"` would read the same from the dtypes. The score is a bound on the log-density
-# of the numbers and the log-probability of the category, of those values that are there.
+# `likelihood="auto"` would choose the same by the dtypes. The score is a lower bound on the sum of
+# the log-density of the numbers and the log-probability of the category, for the observed values.
 
 likelihood = Columns([(Categorical(), ["sex"]), (Gaussian(), table.columns.drop("sex").tolist())])
 vae = VAETransformer(likelihood=likelihood, max_iter=60, learning_rate=0.01, random_state=0)
@@ -50,17 +51,17 @@ print(results[["param_n_components", "mean_test_score", "std_test_score"]].round
 # %%
 # Features for a classifier
 # -------------------------
-# Rows with holes have latent features as others do.
+# Rows with missing values have latent features, too.
 
 best = search.best_estimator_
 classifier = make_pipeline(best, LogisticRegression())
-print(f"accuracy: {cross_val_score(classifier, table, fast, cv=3).mean():.2f}, of a coin: 0.50")
+print(f"accuracy: {cross_val_score(classifier, table, fast, cv=3).mean():.2f} (of a coin: 0.50)")
 
 # %%
 # Missing values
 # --------------
-# What the model expects of what is missing, given what is there, beside the means of the columns.
-# For all columns but age it is closer; for age the mean is.
+# The imputer fills in the expected value, given the observed values of the row. For all columns but
+# age its error is smaller than that of the column's mean.
 
 filled = VAEImputer(best).fit_transform(table)
 numbers = table.columns.drop("sex")
@@ -74,7 +75,7 @@ print(pd.DataFrame({"VAEImputer": error, "means": of_means}).round(2))
 # %%
 # New rows, and a file
 # --------------------
-# Draws have the columns, the dtypes and the categories of the table.
+# Samples have the columns, the dtypes and the categories of the table.
 
 joblib.dump(best, "vae_of_a_table.joblib")
 people = joblib.load("vae_of_a_table.joblib").sample(len(table), random_state=0)
