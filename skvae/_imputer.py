@@ -311,7 +311,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         holes, wanted = containers.holes(X), ~self._empty | self.keep_empty_features
         columns = containers.fill(X, filled, holes, self._empty)
         columns = [columns[i] for i in np.flatnonzero(wanted)]
-        names = [n for n, own in zip(containers.column_names(filled), wanted, strict=False) if own]
+        names = containers.column_names(filled)
+        names = [names[i] for i in np.flatnonzero(wanted)] if names else names
         if self.indicator_ is not None:
             columns += list(self.indicator_.transform(np.where(holes, np.nan, 0.0)).T)
             names = list(self.get_feature_names_out())

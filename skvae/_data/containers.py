@@ -73,10 +73,12 @@ def check_rows(X: Any, image_shape: tuple[int, int, int] | None = None) -> None:
     twice = [(name, n) for name, n in Counter(column_names(X)).items() if n > 1]
     if twice:
         shown = listed(f"{name!r} ({n} columns)" for name, n in twice)
+        new = "set_axis(range(X.shape[1]), axis=1)"
+        if hasattr(X, "rename_columns"):  # pyarrow
+            new = "rename_columns([str(i) for i in range(X.shape[1])])"
         raise ValueError(
             f"X has columns of one name: {shown}. Give each a name of its own, or number them with "
-            f"X.{'set_axis' if hasattr(X, 'set_axis') else 'rename_columns'}"
-            "(range(X.shape[1]), axis=1)."
+            f"X.{new}."
         )
 
 
@@ -158,29 +160,13 @@ def to_plain(X: Any) -> Any:
 def _refuse_dates(X: Any) -> None:
     """Raise an error if a table or a series holds dates or durations."""
     dates = np.datetime64 | np.timedelta64 | date | timedelta
-    for i, column in _possible_dates(X):
-        if not _is_loose(column):
+    for i, column in _special(X):
+        if _is_loose(column):
+            values = items(column)
+            if any(issubclass(type_, dates) for type_ in set(map(type, values))):
+                raise _no_number(repr(next(value for value in values if isinstance(value, dates))))
+        elif isinstance(column, np.ndarray) or column.dtype in (nw.Date, nw.Datetime, nw.Duration):
             raise _no_number(f"dtype {_own_dtype(column)} in column {i}")
-        values = items(column)
-        if any(issubclass(type_, dates) for type_ in set(map(type, values))):
-            raise _no_number(repr(next(value for value in values if isinstance(value, dates))))
-
-
-def _possible_dates(X: Any) -> list[tuple[int, Column]]:
-    """Return the columns, with their indices, whose dtypes are for dates or for any values."""
-    if isinstance(X, np.ndarray):
-        return [(0, X.ravel())] if X.dtype.kind in "mMO" else []
-    X = nw.from_native(X, pass_through=True, allow_series=True)
-    if isinstance(X, nw.Series):
-        found = [(0, X)]
-    elif isinstance(X, nw.DataFrame):
-        # For narwhals, a column of pandas whose first 100 objects are strings has strings.
-        possible = nw.Date, nw.Datetime, nw.Duration, nw.Object, nw.String
-        found = [(i, X[:, i]) for i, dtype in enumerate(X.schema.values()) if dtype in possible]
-    else:
-        return []
-    known = nw.Date, nw.Datetime, nw.Duration
-    return [(i, column) for i, column in found if column.dtype in known or _is_loose(column)]
 
 
 def _no_number(what: str) -> ValueError:
@@ -197,7 +183,7 @@ def float_dtypes(X: Any) -> Any:
     file of images takes an eighth of the memory of its floats. A frame of float32 has an answer of
     its own, since `check_array` recognises this dtype in pandas only.
     """
-    frame = _frame(X)
+    frame = as_frame(X)
     if frame is not None and set(frame.schema.values()) == {nw.Float32}:
         return np.float32
     if isinstance(X, np.ndarray) and X.dtype.kind in "iubf":
@@ -208,7 +194,7 @@ def float_dtypes(X: Any) -> Any:
 # --- columns ------------------------------------------------------------------------------
 
 
-def _frame(X: Any) -> nw.DataFrame[Any] | None:
+def as_frame(X: Any) -> nw.DataFrame[Any] | None:
     """Return X as a frame of narwhals; None if X is no frame."""
     if isinstance(X, np.ndarray | torch.Tensor | list | tuple):  # narwhals takes longer to say so
         return None
@@ -216,21 +202,16 @@ def _frame(X: Any) -> nw.DataFrame[Any] | None:
     return frame if isinstance(frame, nw.DataFrame) else None
 
 
-def is_frame(X: Any) -> bool:
-    """Whether X is a frame, of any package that narwhals knows."""
-    return _frame(X) is not None
-
-
 def is_table(X: Any) -> bool:
     """Whether X has columns: it is a frame, an array or a sparse matrix of two dimensions."""
-    known = isinstance(X, np.ndarray) or hasattr(X, "toarray") or is_frame(X)
+    known = isinstance(X, np.ndarray) or hasattr(X, "toarray") or as_frame(X) is not None
     return known and len(X.shape) == 2
 
 
 def column_names(X: Any) -> list[Any]:
     """Return the names of the columns of a frame, which may repeat; empty for anything else."""
     try:
-        frame = _frame(X)
+        frame = as_frame(X)
     except nw.exceptions.DuplicateError:
         return list(getattr(X, "column_names", None) or X.columns)
     return [] if frame is None else list(frame.columns)
@@ -251,13 +232,28 @@ def index_of(X: Any) -> Any:
 
 def columns(X: Any) -> Iterator[Column]:
     """Yield the columns of a table: series of narwhals, or arrays."""
-    frame = _frame(X)
+    frame = as_frame(X)
     if frame is not None:
         yield from frame.iter_columns()
     elif hasattr(X, "toarray"):
         yield from (X[:, [i]].toarray().ravel() for i in range(X.shape[1]))
     else:
         yield from X.T
+
+
+def _special(X: Any) -> list[tuple[int, Column]]:
+    """Return the columns of a frame whose dtypes are not for plain numbers, with their indices.
+
+    A series counts as such a column, and so does an array of dates or of any values.
+    """
+    if isinstance(X, np.ndarray):
+        return [(0, X.ravel())] if X.dtype.kind in "mMO" else []
+    X = nw.from_native(X, pass_through=True, allow_series=True)
+    if not isinstance(X, nw.DataFrame):
+        return [(0, X)] if isinstance(X, nw.Series) else []
+    dtypes = enumerate(X.schema.values())
+    plain = {i for i, d in dtypes if (d.is_numeric() and d != nw.Decimal) or d == nw.Boolean}
+    return [(i, X[:, i]) for i in range(X.shape[1]) if i not in plain]
 
 
 def _own_dtype(column: Column) -> Any:
@@ -267,19 +263,23 @@ def _own_dtype(column: Column) -> Any:
 
 
 def _is_loose(column: Column) -> bool:
-    """Whether the dtype of a column allows values of any kind."""
+    """Whether the dtype of a column allows values of any kind.
+
+    narwhals cannot tell: it takes objects of pandas for strings if the first 100 are strings.
+    """
     return str(_own_dtype(column)) in ("object", "Object")
 
 
-def _kind_of(dtype: Any, own: Any = None) -> str:
-    """Return the kind of a dtype of narwhals or numpy; `own` is the dtype in its own package."""
-    if isinstance(dtype, nw.dtypes.DType) and dtype != nw.Unknown:
+def _kind_of_dtype(column: Column) -> str:
+    """Return the kind of the dtype of a column, or of an array or sparse matrix."""
+    dtype = column.dtype
+    if isinstance(column, nw.Series) and dtype != nw.Unknown:
         if dtype.is_integer():
             return "i"
         return "f" if dtype.is_numeric() else "b" if dtype == nw.Boolean else "O"
-    # narwhals has no name for sparse columns. Complex numbers count as floats here, since
-    # scikit-learn refuses them.
-    letter = getattr(dtype if own is None else own, "kind", "O")
+    # The sparse columns of pandas are unknown to narwhals. Complex numbers count as floats here,
+    # since scikit-learn refuses them.
+    letter = getattr(_own_dtype(column), "kind", "O")
     return {"u": "i", "i": "i", "f": "f", "c": "f", "b": "b"}.get(letter, "O")
 
 
@@ -288,32 +288,28 @@ def kind(column: Column) -> str:
 
     If the dtype allows values of any kind, as for a column with a None, the values decide.
     """
-    if _is_loose(column):
-        types = {type(value) for value in items(column) if not is_missing(value)}
-        for letter, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
-            if types and all(issubclass(type_, known) for type_ in types):
-                return letter
-        return "O"
-    return _kind_of(column.dtype, _own_dtype(column))
+    if not _is_loose(column):
+        return _kind_of_dtype(column)
+    types = {type(value) for value in items(column) if not is_missing(value)}
+    for letter, known in {"b": bool | np.bool_, "i": Integral, "f": NUMBERS}.items():
+        if types and all(issubclass(type_, known) for type_ in types):
+            return letter
+    return "O"
 
 
 def kinds(X: Any) -> list[str]:
     """Return the kind of each column of a table."""
-    if is_frame(X) or X.dtype == object:
+    if str(getattr(X, "dtype", "object")) == "object":  # a frame, or an array of objects
         return [kind(column) for column in columns(X)]
-    return [_kind_of(X.dtype)] * X.shape[1]
+    return [_kind_of_dtype(X)] * X.shape[1]
 
 
 def has_objects(X: Any) -> bool:
-    """Whether X is a table with a column that `check_array` may not read as numbers."""
-    frame = _frame(X)
-    if frame is None:
-        return is_table(X) and _kind_of(X.dtype) == "O"
-    return any(
-        dtype == nw.Decimal
-        or _kind_of(dtype, None if dtype != nw.Unknown else _own_dtype(frame[:, i])) == "O"
-        for i, dtype in enumerate(frame.schema.values())
-    )
+    """Whether X is a table with a column that `check_array` cannot read as numbers."""
+    if isinstance(X, np.ndarray):
+        return X.ndim == 2 and _kind_of_dtype(X) == "O"
+    special = [column for _, column in _special(X)]
+    return is_table(X) and any(_kind_of_dtype(c) == "O" or c.dtype == nw.Decimal for c in special)
 
 
 def own_categories(column: Column) -> list[Any] | None:
@@ -335,7 +331,7 @@ def items(column: Column) -> list[Any]:
 
 def numbers(column: Column) -> Array | None:
     """Return a column as float64, NaN where values are missing; None if it is not numeric."""
-    if _kind_of(column.dtype, _own_dtype(column)) == "O":
+    if _kind_of_dtype(column) == "O":
         return None
     return column.cast(nw.Float64).to_numpy() if isinstance(column, nw.Series) else column
 
@@ -345,7 +341,7 @@ def long_range(column: Column, rows: Array | None = None) -> tuple[int, int] | N
 
     The result is None for other columns, and for columns without a number.
     """
-    if column.dtype not in (nw.Int64, nw.UInt64):
+    if not isinstance(column, nw.Series) or column.dtype not in (nw.Int64, nw.UInt64):
         return None
     column = column if rows is None else column[rows]
     low, high = column.min(), column.max()
@@ -371,7 +367,7 @@ def holes(X: Any) -> Array:
 
 def take_rows(X: Any, rows: Array) -> Any:
     """Return these rows of a table."""
-    frame = _frame(X)
+    frame = as_frame(X)
     return X[rows] if frame is None else frame[rows].to_native()
 
 
@@ -386,28 +382,30 @@ def describe(
     With `as_table` each column goes back in the dtype that it had. An array goes back in its dtype,
     too, if all of its columns are `categories`. All values are plain, so files can hold them.
     """
-    frame = _frame(X)
+    frame = as_frame(X)
+    backend = nw.Implementation.UNKNOWN if frame is None else frame.implementation
+    framed = frame is not None and backend is not nw.Implementation.UNKNOWN
     output = {
         "dtype": "float32" if dtype.name == "float32" else "float64",
-        "container": None if frame is None else frame.implementation.value,
-        "columns": None if frame is None else list(frame.columns),
+        "container": backend.value if framed else None,
+        "columns": column_names(X) if framed else None,
     }
     own = getattr(X, "dtype", None)
-    if as_table and (frame is not None or getattr(own, "kind", "f") in "OUS"):
+    if as_table and (framed or getattr(own, "kind", "f") in "OUS"):
+        known = list(columns(X))
         output["dtype"] = "object"
-        output["kinds"] = kinds(X)
-        output["dtypes"] = [_word_for(column) for column in columns(X)]
-        ordered = (getattr(_own_dtype(column), "ordered", False) for column in columns(X))
-        output["ordered"] = list(map(bool, ordered))
+        output["kinds"] = list(map(kind, known))
+        output["dtypes"] = list(map(_word_for, known))
+        output["ordered"] = [bool(getattr(_own_dtype(c), "ordered", False)) for c in known]
     elif categories and len(categories) == X.shape[1]:
         output["dtype"] = str(own)
     return output
 
 
 def _word_for(column: Column) -> str | None:
-    """Return the word that `_dtype_of` reads as the dtype of a column; None if there is none.
+    """Return the word from which `_dtype_of` makes the dtype of a column; None if it makes none.
 
-    In pandas these are its own words: narwhals has one name for "int64" and "Int64".
+    For pandas this is its own word, since narwhals has one name for "int64" and "Int64".
     """
     if not isinstance(column, nw.Series):
         return "object"
@@ -448,18 +446,19 @@ def give_back_columns(
     if backend is not _backend(output["container"]):
         words = [None] * len(columns)
     series = []
-    for i, (column, word, ordered) in enumerate(
-        zip(columns, words, output["ordered"], strict=True)
-    ):
-        values: Any = column
-        if word == "object" or (word and not backend.is_pandas_like()):
-            has_holes = column.dtype.kind == "f" and np.isnan(column).any()
-            values = column.tolist()
-            if has_holes and word != "object":
-                values = [None if value != value else value for value in values]
-        dtype = _dtype_of(word, backend, categories.get(i, ()), ordered)
-        series.append(_make_series(values, dtype, backend, index))
+    for i, (values, word) in enumerate(zip(columns, words, strict=True)):
+        dtype = _dtype_of(word, backend, categories.get(i, ()), output["ordered"][i])
+        series.append(_make_series(_plain(values, word, backend), dtype, backend, index))
     return _make_frame(series, output["columns"], backend, index)
+
+
+def _plain(column: Array, word: str | None, backend: Any) -> Any:
+    """Return the values of a column as `_make_series` takes them, for the word of a dtype."""
+    if word is None or (word != "object" and backend.is_pandas_like()):
+        return column
+    has_holes = column.dtype.kind == "f" and np.isnan(column).any()
+    has_holes = has_holes and not backend.is_pandas_like()
+    return [None if has_holes and v != v else v for v in column.tolist()]
 
 
 def _backend(container: Any) -> Any:
@@ -467,7 +466,7 @@ def _backend(container: Any) -> Any:
 
 
 def _dtype_of(word: str | None, backend: Any, categories: Collection[Any], ordered: bool) -> Any:
-    """Return the dtype of a word of `_word_for`; None if the values say it."""
+    """Return the dtype of a word of `_word_for`; None leaves it to the values."""
     if word is None or word.startswith(("Decimal", "Unknown")):
         return None
     if not backend.is_pandas_like():
@@ -484,7 +483,8 @@ def _make_series(values: Any, dtype: Any, backend: Any, index: Any = None) -> An
         return backend.to_native_namespace().Series(values, dtype=dtype, index=index)
     if dtype != nw.Categorical:
         return nw.new_series("", values, dtype, backend=backend).to_native()
-    series = nw.new_series("", values, None, backend=backend)  # pyarrow makes none of a list
+    # Only a cast makes categories in pyarrow.
+    series = nw.new_series("", values, None, backend=backend)
     return (series.cast(dtype) if series.dtype == nw.String else series).to_native()
 
 
@@ -492,7 +492,7 @@ def _make_frame(data: Any, names: Sequence[Any], backend: Any, index: Any = None
     """Make a frame of an array (n, D), or of D series of its own package."""
     by_name = isinstance(data, list)
     if backend.is_pandas_like():
-        # narwhals has no index, and only strings as names.
+        # narwhals makes no index, and only strings as names.
         frames = backend.to_native_namespace()
         is_multi = names and all(isinstance(name, tuple) for name in names)
         columns = frames.MultiIndex.from_tuples(names) if is_multi else names
@@ -505,76 +505,59 @@ def _make_frame(data: Any, names: Sequence[Any], backend: Any, index: Any = None
     return nw.from_numpy(data, texts, backend=backend).to_native()
 
 
-def fill(X: Any, filled: Any, holes: Array, empty: Array) -> list[Column]:
+def fill(X: Any, filled: Any, holes: Array, empty: Array) -> list[Any]:
     """Return the columns of X with the values of `filled` in their `holes`, or 0 if `empty`.
 
-    All other values stay as they are. The columns are in the container of `filled`. If X has this
-    container, too, a column keeps its dtype if the dtype can hold the filled values.
+    All other values stay as they are. The columns are for `join`, in the container of `filled`. If
+    X has this container, too, a column keeps its dtype if the dtype can hold the filled values.
     """
-    pairs = zip(columns(X), columns(filled), strict=True)
-    index = index_of(filled)
-    return [
-        _fill(before, after, holes[:, i], bool(empty[i]), index)
-        for i, (before, after) in enumerate(pairs)
-    ]
+    index, pairs = index_of(filled), zip(columns(X), columns(filled), strict=True)
+    return [_fill(*c, holes[:, i], bool(empty[i]), index) for i, c in enumerate(pairs)]
 
 
-def _fill(before: Column, after: Column, holes: Array, empty: bool, index: Any) -> Column:
-    framed = isinstance(after, nw.Series)
-    same = framed and getattr(before, "implementation", None) is after.implementation
+def _fill(before: Column, after: Column, holes: Array, empty: bool, index: Any) -> Any:
+    backend = getattr(after, "implementation", None)
+    same = backend is not None and getattr(before, "implementation", None) is backend
     if same and not holes.any():
-        return before
-    if empty and framed:
-        native = _make_series([0] * len(after), None, after.implementation, index)
-        after = nw.from_native(native, series_only=True)
-    letter, values, new = kind(before), items(before), [0] * len(after) if empty else items(after)
+        return before.to_native()
+    letter, values = kind(before), items(before)
+    new = [0] * len(values) if empty else items(after)
     for row in np.flatnonzero(holes):
         value: Any = new[row]
         # Filled values become bools or integers, as the others.
         if isinstance(value, Real | np.bool_) and letter in "bi":
             value = bool(float(value) >= 0.5) if letter == "b" else round(float(value))
         values[row] = value
-    if not framed:
-        array = np.empty(len(values), object)
-        array[:] = values
-        return array
-    wanted = [before, after] if same else [after]
-    return nw.from_native(_hold(values, wanted, index), series_only=True)
-
-
-def _hold(values: list[Any], wanted: list[Any], index: Any) -> Any:
-    """Make a series of these values, with the first of the wanted dtypes that holds them all."""
-    backend = wanted[-1].implementation
-    for column in wanted:
-        known = own_categories(column)
+    if backend is None:
+        return values
+    for column in [before] * same + [after] * (not empty):
+        known, dtype = own_categories(column), column.dtype
         if known is not None and not set(values) <= set(known):
             continue
         try:
             if backend.is_pandas_like():
                 return _make_series(values, object, backend, index).astype(_own_dtype(column))
-            if column.dtype != nw.Unknown:
-                return _make_series(values, column.dtype, backend)
+            if dtype != nw.Unknown:
+                return _make_series(values, dtype, backend)
         except (TypeError, ValueError, OverflowError, ArithmeticError):
             continue
     return _make_series(values, None, backend, index)
 
 
-def join(columns: Sequence[Column], names: Sequence[Any], like: Any) -> Any:
-    """Make a table of columns, in the container of the table `like`."""
-    frame = _frame(like)
-    if frame is not None:
-        backend, index = frame.implementation, index_of(like)
-        own = [
-            column.to_native()
-            if isinstance(column, nw.Series)
-            else _make_series(column, None, backend, index)
-            for column in columns
-        ]
-        return _make_frame(own, names, backend, index)
-    result = np.empty((like.shape[0], len(columns)), like.dtype)
-    for i, column in enumerate(columns):
-        result[:, i] = column
-    return result
+def join(columns: Sequence[Any], names: Sequence[Any], like: Any) -> Any:
+    """Make a table of columns of `fill`, and of arrays, in the container of the table `like`."""
+    frame = as_frame(like)
+    if frame is None:
+        result = np.empty((like.shape[0], len(columns)), like.dtype)
+        for i, column in enumerate(columns):
+            result[:, i] = column
+        return result
+    backend, index = frame.implementation, index_of(like)
+    series = [
+        _make_series(column, None, backend, index) if isinstance(column, np.ndarray) else column
+        for column in columns
+    ]
+    return _make_frame(series, names, backend, index)
 
 
 def _rounded(column: Array, kind: str, dtype: str) -> Array:

@@ -60,7 +60,7 @@ class Schema:
         # Validation sets attributes on a copy, so that a failure leaves the estimator unchanged.
         schema = cls(copy.copy(estimator), categories)
         data = schema.read(X, likelihood, reset=reset, rows=rows, ensure_min_samples=2)
-        if reset and containers.is_frame(X):
+        if reset and containers.as_frame(X) is not None:
             warn_of_long_numbers(X, rows, categories)
         if not reset:  # in training, categories that the first fit has not seen are missing
             for i in categories:
