@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skvae import VAEImputer, VAETransformer, _imputer
+from skvae import VAEImputer, VAETransformer, _imputer, _vae
 from skvae.likelihoods import Gaussian
 
 
@@ -524,14 +524,14 @@ def test_an_empty_column_of_a_table_is_left_out_or_filled_with_0(mixed, keep, co
 
 def watched(monkeypatch):
     """Lists of the rows held out by each fit and of the groups of all rows."""
-    seen, prepare = [], VAETransformer._prepare
+    seen, prepare = [], _vae.prepare
 
-    def watch(self, *args, **more):
-        job, fitted = prepare(self, *args, **more)
+    def watch(*args, **more):
+        job, fitted = prepare(*args, **more)
         seen.append((job.held_out, job.group))
         return job, fitted
 
-    monkeypatch.setattr(VAETransformer, "_prepare", watch)
+    monkeypatch.setattr(_vae, "prepare", watch)
     return seen
 
 

@@ -19,6 +19,7 @@ from skvae import VAETransformer, safetensors
 from skvae._data.statistics import Moments, describe_columns
 from skvae._data.units import Units, standardise
 from skvae._data.words import UNNAMED, Labels
+from skvae._model.rows import Batch
 from skvae.likelihoods import (
     LIKELIHOODS,
     Bernoulli,
@@ -923,7 +924,8 @@ def test_the_encoder_sees_nothing_of_a_constant_column_of_counts():
         VAETransformer(2, likelihood="poisson", max_iter=1, random_state=0).fit(Z)
         for Z in (X, wide)
     )
-    seen = wider.to_module().see(torch.zeros(1, 4))
+    module = wider.to_module()
+    seen = module.inputs(module.complete(Batch(torch.zeros(1, 4))))
     assert seen[0, 1] == 0
     assert (seen[0, [0, 2, 3]] != 0).all()
     assert vae.state_["bound"] == wider.state_["bound"] == 20

@@ -11,7 +11,8 @@ from skvae._backend.quadrature import score_noise
 from skvae._data.statistics import Moments
 from skvae._model import objective
 from skvae._model.architecture import Architecture
-from skvae._model.stacking import stack_models
+from skvae._model.rows import Batch
+from skvae._model.stack import Stack
 from skvae._model.state import from_state, initial_state
 from skvae._model.vae import Terms
 from skvae.likelihoods import Gaussian
@@ -52,12 +53,12 @@ def stacked(models, *shape):
         {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
         for model in models
     ]
-    return stack_models([describe(*shape)] * len(models), states, torch.device("cpu"))
+    return Stack([describe(*shape)] * len(models), states, torch.device("cpu"))
 
 
 def fixed(log_likelihood, kl):
     """A model that gives these terms whatever it sees."""
-    return lambda y, eps, n_rows: (torch.tensor(log_likelihood), torch.tensor(kl))
+    return lambda batch: (torch.tensor(log_likelihood), torch.tensor(kl))
 
 
 # --- elbo -------------------------------------------------------------------------------------
@@ -70,8 +71,8 @@ def test_elbo_is_short_of_log_p_by_the_divergence_from_the_true_posterior(n_feat
     model, y = linear_model(n_features, n_components), normals(7, n_features, seed=9)
     eps = torch.tensor(score_noise(1, n_components))[:, None, :]
     with torch.no_grad():
-        elbo = objective.elbo(model, y, eps)
-        mean, std = model.encode_rows(y)
+        elbo = objective.elbo(model, Batch(y, eps))
+        mean, std = model.encode_rows(Batch(y))
         weight, bias = model.decoder[0].weight, model.decoder[0].bias
         variance = model.likelihood.variance(model.observation)
 
@@ -95,7 +96,7 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
     with torch.no_grad():
         model.encoder[0].weight.copy_(torch.cat([gain, 0 * gain]))
         model.encoder[0].bias.copy_(torch.stack([-gain[0] @ bias, 15 * (log_std / 15).atanh()]))
-        elbo = objective.elbo(model, y, torch.tensor(score_noise(1, 1))[:, None, :])
+        elbo = objective.elbo(model, Batch(y, torch.tensor(score_noise(1, 1))[:, None, :]))
     log_p = D.MultivariateNormal(bias, weight @ weight.T + variance.diag()).log_prob(y)
     torch.testing.assert_close(elbo, log_p, rtol=1e-11, atol=1e-11)
 
@@ -103,14 +104,14 @@ def test_elbo_equals_log_p_where_q_is_the_true_posterior():
 def test_elbo_sums_draws_in_float64():
     kl = [[[0.25, 0.25], [1.5, 0.0]]]  # of each component
     model = fixed([[2.0**24, 1.0], [1.0, 2.0], [1.0, 3.0]], kl)  # float32
-    elbo = objective.elbo(model, torch.empty(2, 1), None)
+    elbo = objective.elbo(model, Batch(torch.empty(2, 1), None))
     assert elbo.dtype == torch.float64
     assert elbo.tolist() == [(2**24 + 2) / 3 - 0.5, 0.5]  # 2**24 + 1 is none of float32
 
 
 def test_elbo_sums_divergences_of_draws_in_float64():
     kl = [[[2.0**24], [1.0]], [[1.0], [2.0]], [[1.0], [3.0]]]
-    elbo = objective.elbo(fixed([[0.0, 0.0]] * 3, kl), torch.empty(2, 1), None)
+    elbo = objective.elbo(fixed([[0.0, 0.0]] * 3, kl), Batch(torch.empty(2, 1), None))
     assert elbo.tolist() == [-(2**24 + 2) / 3, -2]
 
 
@@ -152,9 +153,9 @@ def test_numbers_of_the_loss_are_means_over_draws_whose_kl_is_estimated():
 def test_reconstruction_plus_kl_is_minus_the_elbo():
     model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(3, 7, 2, seed=1)
     with torch.no_grad():
-        log_likelihood, kl = model(y, eps)
+        log_likelihood, kl = model(Batch(y, eps))
         loss, *numbers = objective.loss((log_likelihood[None], kl[None]), weights_of([1.0]))[0]
-        elbo = objective.elbo(model, y, eps).mean()
+        elbo = objective.elbo(model, Batch(y, eps)).mean()
     torch.testing.assert_close(sum(numbers), -elbo[None], rtol=1e-13, atol=0)
     torch.testing.assert_close(loss, -elbo[None], rtol=1e-13, atol=0)
 
@@ -178,7 +179,7 @@ def check_loss_gradient(betas, free_bits, importance, n_draws, n_rows):
     y, eps = normals(n_models, n_rows, 4), normals(n_models, n_draws, n_rows, 2, seed=1)
     totals, of_each = [], []
     for m, (model, beta) in enumerate(zip(models, betas, strict=True)):
-        log_likelihood, kl = model(y[m], eps[m], by_draw=importance)
+        log_likelihood, kl = model(Batch(y[m], eps[m]), by_draw=importance)
         own = None if free_bits is None else torch.tensor(free_bits[m]).double()
         loss = mean_loss((log_likelihood, kl), beta, own, importance)
         of_each.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -189,7 +190,7 @@ def check_loss_gradient(betas, free_bits, importance, n_draws, n_rows):
     with torch.inference_mode():
         stack = stacked(models, 4, 2, (5,))
         weights = weights_of(betas, free_bits, importance=importance)
-        numbers, gradients = objective.loss_gradient(stack, y, eps, row_noise(y), weights)
+        numbers, gradients = objective.loss_gradient(stack, Batch(y, eps, row_noise(y)), weights)
 
     torch.testing.assert_close(numbers, torch.stack(totals, dim=1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
@@ -215,7 +216,8 @@ def test_loss_gradient_with_free_bits_is_that_of_their_formula(betas, n_draws, n
     free_bits = []
     for m in range(len(betas)):  # beside the divergences of the two components
         with torch.no_grad():
-            kl = linear_model(4, 2, (5,), seed=100 * m)(y[m], normals(1, 1, 2)).kl.mean((0, 1))
+            batch = Batch(y[m], normals(1, 1, 2))
+            kl = linear_model(4, 2, (5,), seed=100 * m)(batch).kl.mean((0, 1))
         places = {"below": kl.min() / 2, "between": kl.mean(), "above": 2 * kl.max()}
         free_bits.append(places[place].item())
     check_loss_gradient(betas, free_bits, False, n_draws, n_rows)
@@ -263,13 +265,13 @@ def test_loss_gradient_of_a_stack_is_that_of_each_member_alone():
         whole = weights_of(betas, bits, importance=importance)
         with torch.inference_mode():
             stack = stacked(models, 4, 2, (5,))
-            numbers, gradients = objective.loss_gradient(stack, y, eps, row_noise(y), whole)
+            numbers, gradients = objective.loss_gradient(stack, Batch(y, eps, row_noise(y)), whole)
             for m, model in enumerate(models):
                 one = slice(m, m + 1)
                 alone, own = stacked([model], 4, 2, (5,)), (y[one], eps[one], row_noise(y)[one])
                 bits_of_one = None if bits is None or bits[m] == 0 else bits[one]
                 weights = weights_of(betas[one], bits_of_one, importance=importance)
-                expected_numbers, expected = objective.loss_gradient(alone, *own, weights)
+                expected_numbers, expected = objective.loss_gradient(alone, Batch(*own), weights)
                 # float64: rounding of sums of a few numbers.
                 torch.testing.assert_close(
                     numbers[:, one], expected_numbers, rtol=1e-12, atol=1e-12
@@ -342,7 +344,7 @@ def test_a_component_below_the_free_bits_has_no_pull_from_the_divergence():
     with torch.inference_mode():
         stack = stacked([model], 4, 2, (5,))
         of_each = [
-            objective.loss_gradient(stack, y, eps, row_noise(y), weights)[1]
+            objective.loss_gradient(stack, Batch(y, eps, row_noise(y)), weights)[1]
             for weights in (weights_of([5.0], [1e3]), weights_of([0.0]))
         ]
     torch.testing.assert_close(*of_each, rtol=1e-12, atol=1e-13)
@@ -422,7 +424,7 @@ def test_bound_of_importance_samples_rises_with_their_number_to_log_p(n_componen
         p_x = D.MultivariateNormal(bias, weight @ weight.T + variance.diag())
         log_p = p_x.log_prob(y).mean().item()
         eps, bounds = normals(20_000, 7, n_components, seed=1), []
-        log_likelihood, kl = model(y, eps, by_draw=True)
+        log_likelihood, kl = model(Batch(y, eps), by_draw=True)
         for k in (1, 10, 1000, 20_000):
             terms = [
                 (log_likelihood[i : i + k][None], kl[i : i + k][None]) for i in range(0, 20_000, k)
@@ -439,7 +441,7 @@ def test_bound_of_importance_samples_rises_with_their_number_to_log_p(n_componen
 def test_terms_by_draw_have_the_mean_of_the_known_divergence():
     model, y, eps = linear_model(4, 2, (5,)), normals(7, 4), normals(100_000, 1, 2, seed=1)
     with torch.no_grad():
-        estimates, known = model(y, eps, by_draw=True).kl, model(y, eps).kl.sum(-1)
+        estimates, known = model(Batch(y, eps), by_draw=True).kl, model(Batch(y, eps)).kl.sum(-1)
     assert estimates.shape == (100_000, 7, 1)
     error = estimates.std(0) / math.sqrt(100_000)
     assert ((estimates.mean(0) - known.T).abs() < 5 * error).all()

@@ -10,7 +10,8 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from skvae import VAEGridSearchCV, VAEImputer, VAETransformer, metrics
-from skvae._model.stacking import stack_models
+from skvae._model.rows import Batch
+from skvae._model.stack import Stack
 from skvae.likelihoods import Gaussian, Likelihood
 from skvae.networks import MLP, Network
 from skvae.posteriors import Diagonal, Normal, Posterior
@@ -294,14 +295,14 @@ def test_gradients_are_those_of_the_terms(parts, n_models):
     ]
 
     def terms_of(states):
-        stack = stack_models([vae._fitted.architecture] * n_models, states, torch.device("cpu"))
+        stack = Stack([vae._fitted.architecture] * n_models, states, torch.device("cpu"))
         with torch.inference_mode():
-            return stack, *stack.vjp(y, eps, y[..., :0], by_draw=True)
+            return stack, *stack.vjp(Batch(y, eps, y[..., :0]), by_draw=True)
 
     stack, terms, pull = terms_of(states)
     with torch.inference_mode():
         flat = torch.cat([g.flatten(1) for g in pull(*map(torch.ones_like, terms))], dim=1)
-    ways = {name: rng.normal(size=p.shape[1:]) for name, p in stack.named_parameters()}
+    ways = {name: rng.normal(size=p.shape[1:]) for name, p in stack.model.named_parameters()}
     way = torch.tensor(np.concatenate([v.ravel() for v in ways.values()]))
 
     def total(step):

@@ -6,6 +6,7 @@ from sklearn import config_context
 
 from skvae import VAETransformer
 from skvae._fit import planning
+from skvae._fit.preparation import prepare
 from skvae._model.evidence import needed_errors
 
 
@@ -95,7 +96,7 @@ def table(n=60):
 
 @pytest.mark.parametrize("n", [20, 100, 1000])
 def test_an_epoch_must_win_by_more_standard_errors_where_fewer_rows_are_held_out(n):
-    job, _ = VAETransformer(2, random_state=0)._prepare(table(n))
+    job, _ = prepare(VAETransformer(2, random_state=0), table(n))
     n_held_out = n // 10
     assert job.plan.n_held_out == n_held_out
     assert job.plan.n_errors == needed_errors(np.ones(n_held_out))
@@ -103,7 +104,7 @@ def test_an_epoch_must_win_by_more_standard_errors_where_fewer_rows_are_held_out
 
 def test_groups_are_as_many_as_speak_for_an_epoch():
     group = np.arange(100) // 4
-    job, _ = VAETransformer(2, random_state=0)._prepare(table(100), groups=group)
+    job, _ = prepare(VAETransformer(2, random_state=0), table(100), groups=group)
     n_groups = len(set(group[job.held_out]))
     assert n_groups == 3
     assert job.plan.n_held_out == 12
@@ -112,18 +113,18 @@ def test_groups_are_as_many_as_speak_for_an_epoch():
 
 def test_weights_make_fewer_of_the_rows_that_speak_for_an_epoch():
     weight = np.random.default_rng(0).exponential(size=100)
-    job, _ = VAETransformer(2, random_state=0)._prepare(table(100), sample_weight=weight)
+    job, _ = prepare(VAETransformer(2, random_state=0), table(100), sample_weight=weight)
     assert job.plan.n_errors == pytest.approx(needed_errors(weight[job.held_out]))
     assert job.plan.n_errors > needed_errors(np.ones(10))
 
 
 def test_by_one_row_no_epoch_is_told_from_luck():
     vae = VAETransformer(2, early_stopping=True, random_state=0)
-    assert vae._prepare(table(10))[0].plan.n_errors == np.inf
+    assert prepare(vae, table(10))[0].plan.n_errors == np.inf
 
 
 def test_batches_are_of_the_rows_that_are_trained_on():
-    job, _ = VAETransformer(2, early_stopping=True, random_state=0)._prepare(table(30))
+    job, _ = prepare(VAETransformer(2, early_stopping=True, random_state=0), table(30))
     assert job.plan.batch_size == 27
 
 
@@ -131,6 +132,6 @@ def test_of_many_rows_in_groups_as_many_are_judged_as_have_room():
     group = np.arange(1000) // 100
     vae = VAETransformer(2, batch_size=16, random_state=0)
     with config_context(working_memory=0.01):
-        job, _ = vae._prepare(np.random.default_rng(0).normal(size=(1000, 10)), groups=group)
+        job, _ = prepare(vae, np.random.default_rng(0).normal(size=(1000, 10)), groups=group)
     assert len(job.held_out) == 300  # three groups
     assert job.plan.n_held_out < 300

@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skvae import VAETransformer
 from skvae._fit import report
 from skvae._fit.job import Trained
+from skvae._fit.preparation import prepare
 from skvae._model.member import Record
 
 
@@ -18,7 +19,7 @@ def outcome(record=None, *, shortfall=0.0, n_active=2, n_varying=3, **params):
     """What is said of a run with this record: the messages."""
     params = {"max_iter": 30, "random_state": 0} | params
     X = np.random.default_rng(0).normal(size=(100, 3))
-    plan = VAETransformer(2, **params)._prepare(X)[0].plan
+    plan = prepare(VAETransformer(2, **params), X)[0].plan
     trained = Trained(record or Record(n_iter=30, kept=30), {}, n_active, shortfall)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

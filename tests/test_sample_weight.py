@@ -19,6 +19,7 @@ from skvae import VAEGridSearchCV, VAETransformer
 from skvae._data import arrays, statistics
 from skvae._data.units import standardise
 from skvae._fit import execution, job, packing
+from skvae._fit.preparation import prepare
 from skvae._model import factor_analysis, loop, objective
 from skvae._model.state import units_of
 from skvae.likelihoods import Gaussian
@@ -153,9 +154,10 @@ def batches(monkeypatch):
     """What each call of the loss's gradient saw: rows (M, B, D) and their weights (M, B)."""
     seen, gradient = [], loop.loss_gradient
 
-    def watch(stack, y, eps, row_noise, weights, row_weight=None):
-        seen.append((y.clone(), None if row_weight is None else row_weight.clone()))
-        return gradient(stack, y, eps, row_noise, weights, row_weight)
+    def watch(stack, batch, weights):
+        row_weight = batch.row_weight
+        seen.append((batch.y.clone(), None if row_weight is None else row_weight.clone()))
+        return gradient(stack, batch, weights)
 
     monkeypatch.setattr(loop, "loss_gradient", watch)
     return seen
@@ -204,7 +206,7 @@ def test_members_of_a_stack_have_weights_of_their_own(batches):
     X, seeds = table(), (0, 1, 2)
     weights = [np.random.default_rng(seed).exponential(size=120) for seed in seeds]
     jobs = [
-        small(random_state=seed, max_iter=1 + seed)._prepare(X, sample_weight=w)[0]
+        prepare(small(random_state=seed, max_iter=1 + seed), X, sample_weight=w)[0]
         for seed, w in zip(seeds, weights, strict=True)
     ]
     # One table in the same units, as where fits go on from one model: the weights still differ.
@@ -226,7 +228,7 @@ def test_members_of_a_stack_have_weights_of_their_own(batches):
 
 def test_jobs_without_weights_make_another_stack():
     X, w = table(), counts_of(120)
-    with_weights, without = (small()._prepare(X, sample_weight=v)[0] for v in (w, None))
+    with_weights, without = (prepare(small(), X, sample_weight=v)[0] for v in (w, None))
     jobs = dict(enumerate([with_weights, without, copy.copy(with_weights)]))
     assert sorted(map(sorted, packing.gather(jobs, 10))) == [[0, 2], [1]]
 

@@ -21,8 +21,10 @@ from skvae._backend import devices
 from skvae._data.units import standardise
 from skvae._fit import execution, loading, packing
 from skvae._fit.job import has_known_optimum
+from skvae._fit.preparation import prepare
 from skvae._model import factor_analysis, loop
-from skvae._model.stacking import stack_models
+from skvae._model.rows import Batch
+from skvae._model.stack import Stack
 from skvae._model.state import units_of
 from skvae.likelihoods import Gaussian
 
@@ -37,7 +39,7 @@ def table(n_rows, n_features=10, seed=0):
 def job_of(X, **params):
     """The job that fitting X is."""
     vae = VAETransformer(2, hidden_layer_sizes=(4,), batch_size=16, random_state=0)
-    return vae.set_params(**params)._prepare(X)[0]
+    return prepare(vae.set_params(**params), X)[0]
 
 
 def in_units(job, X):
@@ -108,7 +110,7 @@ def test_rows_that_are_read_in_parts_or_at_once_are_judged_by_those_held_out():
     for working_memory in (SMALL, 1000):
         with config_context(working_memory=working_memory):
             vae = VAETransformer(2, hidden_layer_sizes=(4,), batch_size=16, random_state=0)
-            job = vae._prepare(X, None, weight, group)[0]
+            job = prepare(vae, X, None, weight, group)[0]
             if working_memory == SMALL:
                 _, judged, some = loading.read_in_parts(job, lambda epoch, share: None)
             else:
@@ -136,10 +138,10 @@ def test_factor_analysis_of_the_same_rows_is_made_once_in_a_stack(monkeypatch):
     )
     vae = VAETransformer(2, hidden_layer_sizes=(4,), max_iter=2, random_state=0)
     known = {}
-    jobs = [vae.set_params(beta=beta)._prepare(X, known)[0] for beta in (0.5, 1, 2)]
+    jobs = [prepare(vae.set_params(beta=beta), X, known)[0] for beta in (0.5, 1, 2)]
     execution.train(jobs, lambda: None, lambda records, states: False)
     assert len(n_choices) == 1
-    jobs.append(vae.set_params(random_state=1)._prepare(X)[0])  # other rows are held out
+    jobs.append(prepare(vae.set_params(random_state=1), X)[0])  # other rows are held out
     execution.train(jobs, lambda: None, lambda records, states: False)
     assert len(n_choices) == 3
 
@@ -171,7 +173,7 @@ def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise):
     missed = {}
     for max_iter in (3, 200):
         vae = VAETransformer(2, max_iter=max_iter, learning_rate=0.02, random_state=0, **plain)
-        job, _ = vae._prepare(X)
+        job, _ = prepare(vae, X)
         (trained,) = execution.train([job], lambda: None, lambda records, states: False)
         missed[max_iter] = trained.shortfall
         Y = (X - job.state["location"]) / job.state["scale"]
@@ -214,7 +216,7 @@ def test_factors_that_cannot_be_analysed_leave_independent_columns(monkeypatch):
     with pytest.warns(UserWarning, match="columns that are independent"):
         vae.fit(X)
     assert vae.kept_iter_ == 0
-    training = np.delete(X, vae._prepare(X)[0].held_out, axis=0)
+    training = np.delete(X, prepare(vae, X)[0].held_out, axis=0)
     of_columns = scipy.stats.norm(training.mean(axis=0), training.std(axis=0)).logpdf(X).sum(axis=1)
     assert vae.score(X) == pytest.approx(of_columns.mean(), abs=0.1)
 
@@ -442,7 +444,7 @@ def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():
     folds = [(table(200, seed=seed), {}) for seed in range(3)]
     vae = VAETransformer(2, hidden_layer_sizes=(8,), batch_size=16, device="cpu")
     jobs = {
-        i: vae.set_params(random_state=i, n_components=1 + i % 2)._prepare(*folds[i % 3])[0]
+        i: prepare(vae.set_params(random_state=i, n_components=1 + i % 2), *folds[i % 3])[0]
         for i in range(30)
     }
     own, rows = packing._n_bytes(jobs[1]), packing._row_bytes(jobs[1])
@@ -462,7 +464,7 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
     vae = VAETransformer(hidden_layer_sizes=(2,), batch_size=2, device="cpu", random_state=0)
     sizes = [2, 16, 4, 8]  # in another order than that of their costs
     pairs = itertools.product(sizes, folds)
-    jobs = dict(enumerate(vae.set_params(n_components=n)._prepare(*fold)[0] for n, fold in pairs))
+    jobs = dict(enumerate(prepare(vae.set_params(n_components=n), *fold)[0] for n, fold in pairs))
 
     def parts_of(stacks):
         return [
@@ -486,7 +488,7 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
 def test_members_that_have_left_keep_their_own_weights_alone():
     X = table(200)
     vae = VAETransformer(2, hidden_layer_sizes=(8,), random_state=0, early_stopping=False)
-    jobs = [vae.set_params(max_iter=n)._prepare(X, {})[0] for n in range(1, 17)]
+    jobs = [prepare(vae.set_params(max_iter=n), X, {})[0] for n in range(1, 17)]
     jobs = [job._replace(data=jobs[0].data) for job in jobs]
     kept, train = [], loop.train
 
@@ -507,7 +509,7 @@ def test_members_that_have_left_keep_their_own_weights_alone():
 def test_states_are_those_of_the_members_in_training():
     X = table(200)
     vae = VAETransformer(2, hidden_layer_sizes=(8,), random_state=0, early_stopping=False)
-    jobs = [vae.set_params(max_iter=n, n_components=n)._prepare(X, {})[0] for n in (1, 3, 2)]
+    jobs = [prepare(vae.set_params(max_iter=n, n_components=n), X, {})[0] for n in (1, 3, 2)]
     seen = []
 
     def end_epoch(records, states):
@@ -567,11 +569,11 @@ def test_only_the_products_of_the_networks_are_in_bfloat16(likelihood):
     # In bfloat16 a sum of 3 to 8 nats would have steps of 0.016 to 0.03 nats.
     assert len(np.unique(fitted.history_["validation_reconstruction"])) == 40
     job = job_of(X, likelihood=likelihood, precision="bf16")
-    stack = stack_models([job.architecture], [job.state], job.device)
+    stack = Stack([job.architecture], [job.state], job.device)
     stack.low_precision = True
     y, eps = torch.from_numpy(in_units(job, X))[None], torch.zeros(1, 1, 300, 2)
     with torch.inference_mode():
-        (terms, kl), pull = stack.vjp(y, eps, y[..., :0], by_draw=False)
+        (terms, kl), pull = stack.vjp(Batch(y, eps, y[..., :0]), by_draw=False)
         gradients = pull(torch.ones_like(terms), torch.ones_like(kl))
     assert terms.dtype == kl.dtype == torch.float32
     # As many values as rows: bfloat16 has 8 bits.
