@@ -525,9 +525,10 @@ class VAETransformer(
         no value raises an error, since the model could not learn later values of it.
 
         Any block may have missing values: the encoder has inputs for them from the first block on.
-        The dtype of a column in the first block, a pandas Categorical or a polars Enum, announces
-        categories of later blocks. A category that was not announced is taken as missing, with a
-        warning; with ``Categorical(handle_unknown="error")`` it raises an error.
+        The dtype of a column in the first block, a pandas Categorical, a polars Enum or a
+        dictionary of pyarrow, announces categories of later blocks. A category that was not
+        announced is taken as missing, with a warning; with
+        ``Categorical(handle_unknown="error")`` it raises an error.
 
         The optimiser goes on from block to block at a constant `learning_rate`, which may be set
         anew between them. No rows are held out, and there is no warm-up: `learning_rate_schedule`,

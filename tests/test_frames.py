@@ -1,5 +1,6 @@
 """Containers of rows: what is no table of rows is refused, with what to pass in its place."""
 
+import decimal
 import pathlib
 import pickle
 import re
@@ -265,6 +266,14 @@ def test_a_column_that_had_no_value_in_fit_is_said_to_be_so(quick):
         vae.score_samples(X.assign(s=["d", None, None] * 10))
 
 
+def test_numbers_among_objects_are_found_after_many_missing_values(quick):
+    late = np.array([None] * 150 + [*range(50)], dtype=object)
+    X = pd.DataFrame({"a": np.random.default_rng(0).normal(size=200), "late": late})
+    vae = quick(likelihood="auto").fit(X)
+    assert vae.likelihood_ == Gaussian()
+    assert vae.sample(5, random_state=0)["late"].map(type).eq(int).all()
+
+
 # --- pyarrow ----------------------------------------------------------------------------------
 
 
@@ -384,3 +393,36 @@ def test_a_model_fitted_on_one_frame_reads_those_of_other_packages(pyarrow, mixe
     scores = [vae.score_samples(frame) for frame in frames]
     np.testing.assert_array_equal(scores[0], scores[2])
     np.testing.assert_array_equal(scores[1], scores[2])
+
+
+def test_a_dictionary_of_pyarrow_declares_its_categories(pyarrow, quick):
+    codes = pyarrow.array([0, 1] * 15, pyarrow.int8())
+    words = pyarrow.DictionaryArray.from_arrays(codes, ["x", "y", "unused"])
+    vae = quick(likelihood="auto").fit(pyarrow.table({"a": ROWS[:, 0], "b": words}))
+    assert vae._categories[1].tolist() == ["x", "y", "unused"]
+
+
+def test_a_frame_of_pandas_may_have_any_dtype_of_pyarrow(pyarrow, quick):
+    decimals = [decimal.Decimal(i).scaleb(-1) for i in range(30)]
+    decimals[3] = None
+    X = pd.DataFrame(
+        {
+            "real": ROWS[:, 0],
+            "price": pd.array(decimals, pd.ArrowDtype(pyarrow.decimal128(5, 1))),
+            "word": pd.array(
+                ["x", "y", None] * 10,
+                pd.ArrowDtype(pyarrow.dictionary(pyarrow.int8(), pyarrow.string())),
+            ),
+            "whole": pd.array([*range(29), None], pd.ArrowDtype(pyarrow.int16())),
+        }
+    )
+    vae = quick(likelihood="auto").fit(X)
+    assert vae._categories.keys() == {2}
+    back = vae.sample(10, random_state=0)
+    assert back["price"].dtype == float  # no word makes this dtype of pyarrow
+    assert back["whole"].dtype == X["whole"].dtype
+    assert set(back["word"]) <= {"x", "y"}
+    filled = VAEImputer(quick(likelihood="auto")).fit(X).transform(X)
+    assert filled.notna().all().all()
+    assert (filled.dtypes == X.dtypes)[["whole", "word"]].all()
+    quick().fit(X[["real", "price", "whole"]])

@@ -124,14 +124,16 @@ def _flatten(
     return f"{order}. Move the axes of X to that order, and then take {name}.reshape(len(X), -1)"
 
 
-def to_validate(X: Any, *, is_rows: bool = True) -> Any:
+def to_validate(
+    X: Any, image_shape: tuple[int, int, int] | None = None, *, is_rows: bool = True
+) -> Any:
     """Return X as scikit-learn can validate it: tensors become arrays, and dates raise an error.
 
-    With `is_rows`, X must be a table of rows; without, X may have one value per row, such as
-    weights.
+    With `is_rows`, `check_rows` checks X, with `image_shape`; without, X may have one value per
+    row, such as weights.
     """
     if is_rows:
-        check_rows(X)
+        check_rows(X, image_shape)
     if hasattr(X, "tocsr"):
         return X.tocsr()  # not every sparse format can give rows
     X = to_plain(X)
@@ -184,7 +186,7 @@ def float_dtypes(X: Any) -> Any:
     its own, since `check_array` recognises this dtype in pandas only.
     """
     frame = as_frame(X)
-    if frame is not None and set(frame.schema.values()) == {nw.Float32}:
+    if frame is not None and all(c.dtype == nw.Float32 for c in frame.iter_columns()):
         return np.float32
     if isinstance(X, np.ndarray) and X.dtype.kind in "iubf":
         return [np.float64, np.float32, X.dtype]
@@ -309,7 +311,8 @@ def has_objects(X: Any) -> bool:
     if isinstance(X, np.ndarray):
         return X.ndim == 2 and _kind_of_dtype(X) == "O"
     special = [column for _, column in _special(X)]
-    return is_table(X) and any(_kind_of_dtype(c) == "O" or c.dtype == nw.Decimal for c in special)
+    found = any(_kind_of_dtype(c) == "O" or c.dtype == nw.Decimal for c in special)
+    return found and is_table(X)
 
 
 def own_categories(column: Column) -> list[Any] | None:

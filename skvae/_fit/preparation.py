@@ -149,10 +149,8 @@ def _read(
 ) -> Reading:
     """Read the rows of X; `known` stores the result."""
     as_table = _choice.is_read(vae.likelihood)
-    containers.check_rows(X, getattr(vae.network, "image_shape", None))
-    table, rows, weight, group = weighting.count_first(
-        containers.to_validate(X), sample_weight, groups, as_table=as_table
-    )
+    X = containers.to_validate(X, getattr(vae.network, "image_shape", None))
+    table, rows, weight, group = weighting.count_first(X, sample_weight, groups, as_table=as_table)
     placed, chosen = _choice.place(vae.likelihood, table)
     if warm:
         _check_same("likelihood", vae._fitted.likelihood.with_categories({}), placed)

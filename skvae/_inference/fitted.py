@@ -144,8 +144,7 @@ class FittedModel:
 
     def read(self, X: Any, *, accept_far: bool = False) -> Any:
         """Return X as numbers; each block checks later whether the likelihood supports them."""
-        containers.check_rows(X, getattr(self.architecture.network, "image_shape", None))
-        X = containers.to_validate(X)
+        X = containers.to_validate(X, getattr(self.architecture.network, "image_shape", None))
         data = self.schema.read(X, self.likelihood, accept_far=accept_far)
         if not self.knows_holes:
             n_values = np.ones(data.shape[1]) if self.seen is None else self.seen["n_values"]

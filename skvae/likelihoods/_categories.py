@@ -29,8 +29,8 @@ LEAST_SHARE = 1e-3  # least share of a category at the start
 class Categorical(Likelihood):
     """Categories: values of any kind without order, such as strings.
 
-    `fit` learns the categories of each column, as `OneHotEncoder` does; a pandas Categorical and
-    a polars Enum bring theirs. The score is a log-probability.
+    `fit` learns the categories of each column, as `OneHotEncoder` does; a pandas Categorical,
+    a polars Enum and a dictionary of pyarrow bring theirs. The score is a log-probability.
 
     Parameters
     ----------
