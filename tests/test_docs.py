@@ -186,10 +186,19 @@ def blocks(page):
         yield match[2], text[: match.start(2)].count("\n"), match[1]
 
 
-PAGES_WITH_CODE = [page for page in PAGES if any(not why for _, _, why in blocks(page))]
+SLOW = {"held-out", "beta-and-components", "tutorial", "questions", "missing-and-mixed", "parts"}
+PAGES_WITH_CODE = [
+    pytest.param(
+        page,
+        marks=[pytest.mark.slow] if page.stem in SLOW else [],
+        id=str(page.relative_to(DOCS)),
+    )
+    for page in PAGES
+    if any(not why for _, _, why in blocks(page))
+]
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
 def test_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plt.switch_backend("agg")

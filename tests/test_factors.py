@@ -690,6 +690,7 @@ def test_a_choice_that_would_take_long_tries_fewer_sizes_in_fewer_folds(monkeypa
 # --- what fits make of it ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_candidates_that_become_factor_analysis_are_one(precision):
     # Whatever is trained beside them, and with how many components: to the last bit.

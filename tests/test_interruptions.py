@@ -327,6 +327,7 @@ def kill_worker(estimator, X, y=None):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("kind", [GridSearchCV, VAEGridSearchCV])
 def test_a_worker_that_is_killed_ends_the_search_and_leaves_it_as_it_was(X, quick, kind):

@@ -50,7 +50,10 @@ def test_64_threads_transform_one_model_while_8_fit_its_clones(X, quick):
 
 @pytest.mark.parametrize(
     ("hidden_layer_sizes", "batch_size", "same_bits"),
-    [((64, 32), 128, True), ((600, 600), 64, False)],
+    [
+        ((64, 32), 128, True),
+        pytest.param((600, 600), 64, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_fit_has_the_same_bits_on_any_number_of_threads_if_its_steps_are_short(
     hidden_layer_sizes, batch_size, same_bits
@@ -86,6 +89,7 @@ def digest():
     return hashlib.sha256(b"".join(array.tobytes() for array in results)).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_child_process_computes_the_same_bits(method):
     if method not in multiprocessing.get_all_start_methods():
@@ -95,6 +99,7 @@ def test_a_child_process_computes_the_same_bits(method):
         assert processes.submit(digest).result(timeout=100) == digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "environment"),
     [
@@ -148,15 +153,14 @@ def test_a_small_fit_ends_in_a_child_that_is_forked_after_computing_on_several_t
                 os.killpg(parent.pid, signal.SIGKILL)  # the child too, if it hangs
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading"])
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("backend", [pytest.param("loky", marks=pytest.mark.slow), "threading"])
 @pytest.mark.parametrize("kind", [GridSearchCV, VAEGridSearchCV])
-def test_a_search_scores_the_same_however_its_jobs_are_spread(X, quick, kind, n_jobs, backend):
+def test_a_search_scores_the_same_in_several_jobs_as_in_one(X, quick, kind, backend):
     vae = quick(early_stopping=True, device="cpu", precision="float64")
     grid = {"beta": [0.5, 2.0], "n_components": [1, 2]}
     expected = GridSearchCV(vae, grid, cv=2).fit(X).cv_results_["mean_test_score"]
     with joblib.parallel_config(backend):
-        scores = kind(vae, grid, cv=2, n_jobs=n_jobs).fit(X).cv_results_["mean_test_score"]
+        scores = kind(vae, grid, cv=2, n_jobs=2).fit(X).cv_results_["mean_test_score"]
     if kind is GridSearchCV:
         np.testing.assert_array_equal(scores, expected)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)  # a stack rounds otherwise

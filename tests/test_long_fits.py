@@ -240,6 +240,7 @@ joblib.dump(vae.fit(load_wine().data), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_goes_on_from_a_file_in_another_process(wine, tmp_path):
     pytest.importorskip("sklearn.callback")
     part = model().set_callbacks(Stop(3)).fit(wine).set_callbacks()
@@ -330,6 +331,7 @@ vae.set_callbacks(Checkpoint(sys.argv[1]), Kill()).fit(load_wine().data)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_fit_whose_process_is_killed_goes_on_from_its_checkpoint(wine, tmp_path):
     pytest.importorskip("sklearn.callback")
@@ -396,6 +398,7 @@ def blocks(X, n=4):
     return [X[i::n] for i in range(n)]
 
 
+@pytest.mark.slow
 def test_partial_fits_learn_as_the_optimiser_goes_on(wine):
     vae = model(learning_rate=0.01)
     for _ in range(40):

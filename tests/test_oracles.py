@@ -32,6 +32,10 @@ TRAINING = {
 SIZES = (2, 5)
 
 tables = pytest.mark.parametrize("table", TABLES)
+slow = pytest.mark.slow
+trained_tables = pytest.mark.parametrize(
+    "table", ["wine", "diabetes", pytest.param("breast_cancer", marks=slow)]
+)
 sizes = pytest.mark.parametrize("n_components", SIZES)
 
 
@@ -166,7 +170,7 @@ def test_the_factor_analysis_solution_written_into_the_state_has_its_score(table
     assert vae.score(X) == pytest.approx(floored_score, abs=1e-3)
 
 
-@tables
+@trained_tables
 @sizes
 def test_training_with_shared_noise_finds_pca(table, n_components):
     X = 7 * standardised(load(table)) + 100
@@ -174,7 +178,7 @@ def test_training_with_shared_noise_finds_pca(table, n_components):
     assert -0.03 <= gap <= 0.1
 
 
-@tables
+@trained_tables
 @sizes
 def test_training_with_noise_per_feature_finds_factor_analysis(table, n_components):
     X = load(table)
@@ -199,12 +203,15 @@ def elbo_of(**params):
         {"prior": Mixture(3)},
         {"prior": Vamp(20)},
         {"prior": Mixture(3), "posterior": "full"},
-        {"prior": Vamp(20), "posterior": "full"},
-        {
-            "posterior": Flow(hidden_layer_sizes=(16,), n_context=4),
-            "learning_rate": 0.01,
-            "max_grad_norm": 10.0,
-        },
+        pytest.param({"prior": Vamp(20), "posterior": "full"}, marks=slow),
+        pytest.param(
+            {
+                "posterior": Flow(hidden_layer_sizes=(16,), n_context=4),
+                "learning_rate": 0.01,
+                "max_grad_norm": 10.0,
+            },
+            marks=slow,
+        ),
     ],
     ids=str,
 )

@@ -382,6 +382,7 @@ print(max(sizes) - sizes[0], len(X))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_a_file_larger_than_working_memory_is_never_copied(tmp_path):
     X = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.uint8, (1_000_000, 64))

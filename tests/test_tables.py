@@ -693,6 +693,7 @@ def test_sparse_rows_are_the_same_rows(likelihood):
         np.testing.assert_array_equal(sparse.transform(rows), dense.transform(X))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(ALL_INACTIVE)
 def test_sparse_rows_are_never_dense_as_a_whole():
     n_rows, n_columns = 20_000, 500  # 40 MB in float32
@@ -781,6 +782,7 @@ def tables(draw):
     return pd.DataFrame(columns)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(tables())
 def test_any_table_goes_there_and_back(frame):
