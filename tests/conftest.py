@@ -15,7 +15,7 @@ import torch
 
 from skvae import VAETransformer
 
-pytest.register_assert_rewrite("likelihood_laws")
+pytest.register_assert_rewrite("likelihood_laws", "prior_laws", "posterior_laws", "network_laws")
 
 # A shell lets what runs in the background ignore Ctrl-C, of which some tests are.
 signal.signal(signal.SIGINT, signal.default_int_handler)

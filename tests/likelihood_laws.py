@@ -84,11 +84,25 @@ def starts(likelihood, X, n_models):
     return [start(likelihood, X[10 * m :], seed=10 * m) for m in range(n_models)]
 
 
+def stack_modules(modules):
+    """One module with the tensors of several, along a leading dimension."""
+    stack = copy.deepcopy(modules[0])
+    for name, tensor in stack.state_dict(keep_vars=True).items():
+        tensor.data = torch.stack([module.state_dict()[name] for module in modules])
+    return stack
+
+
+def check_is_a_value(part):
+    """Check that a part is equal to its copies, and prints as the code that makes it."""
+    for same in (pickle.loads(pickle.dumps(part)), copy.deepcopy(part)):
+        assert same == part
+        assert hash(same) == hash(part)
+    assert eval(repr(part), vars(sys.modules[type(part).__module__])) == part
+
+
 def stacked(several):
     """One `Start` of several, along a leading dimension."""
-    module = copy.deepcopy(several[0].module)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        tensor.data = torch.stack([s.module.state_dict()[name] for s in several])
+    module = stack_modules([s.module for s in several])
     raw, x = (torch.stack([getattr(s, name).detach() for s in several]) for name in ("raw", "x"))
     return several[0]._replace(module=module, raw=raw, x=x)
 
@@ -198,29 +212,12 @@ class LikelihoodLaws:
             stack = stack._replace(raw=stack.raw.clone(), x=stack.x.clone())
             same, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
             g_raw, g_parameters = pull(g)
-            total = likelihood.total(stack.module, stack.raw, stack.x, weights)
+            each = zip(several, weights, strict=True)
+            total = torch.stack([likelihood.total(s.module, s.raw, s.x, w) for s, w in each])
 
         torch.testing.assert_close(same, torch.stack(log_probs), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(total, same, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close([g_raw, *g_parameters], expected, rtol=1e-11, atol=1e-12)
-
-    def test_vjp_of_a_stack_gives_what_each_member_gives_alone(self, case):
-        likelihood, several = case.likelihood, starts(case.likelihood, case.support().data, 3)
-        stack, weights, g = stacked(several), WEIGHTS, normals(3, 6, seed=2)
-        with torch.no_grad():
-            value, pull = likelihood.vjp(stack.module, stack.raw, stack.x, weights)
-            g_raw, g_parameters = pull(g)
-            for m, s in enumerate(several):
-                one, alone = slice(m, m + 1), stacked([s])
-                expected, pull_alone = likelihood.vjp(
-                    alone.module, alone.raw, alone.x, weights[one]
-                )
-                of_raw, of_parameters = pull_alone(g[one])
-                # float64: rounding of sums of a few numbers.
-                torch.testing.assert_close(value[one], expected, rtol=1e-12, atol=1e-12)
-                torch.testing.assert_close(g_raw[one], of_raw, rtol=1e-12, atol=1e-12)
-                own = [gradient[one] for gradient in g_parameters]
-                torch.testing.assert_close(own, of_parameters, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 1)])
     def test_total_without_a_stack_is_the_weighted_log_prob_of_every_draw(self, case, shape):
@@ -282,8 +279,4 @@ class LikelihoodLaws:
                 assert torch.isfinite(result).all()
 
     def test_likelihood_is_a_value(self, case):
-        likelihood = case.likelihood
-        assert pickle.loads(pickle.dumps(likelihood)) == likelihood
-        assert hash(likelihood) == hash(pickle.loads(pickle.dumps(likelihood)))
-        names = vars(sys.modules[type(likelihood).__module__])
-        assert eval(repr(likelihood), names) == likelihood
+        check_is_a_value(case.likelihood)

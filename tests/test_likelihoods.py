@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from likelihood_laws import Case, LikelihoodLaws, Support, normals, stacked, start
+from own_parts import Exponential, Nested
 from scipy import stats
 from torch import distributions as D
 from torch.nn import functional as F
@@ -137,18 +138,6 @@ class Levels(NamedTuple):
         low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
         return (high.sigmoid() - low.sigmoid()).log()
 
-    def moment(self, power):
-        x = torch.linspace(-1, 1, self.levels).double().view(-1, 1, 1)
-        return (x**power * self.log_prob(x).exp()).sum(0)
-
-    @property
-    def mean(self):
-        return self.moment(1)
-
-    @property
-    def variance(self):
-        return self.moment(2) - self.mean**2
-
 
 def discretized_logistic(likelihood, s, raw):
     levels, columns = likelihood.levels, s.columns
@@ -187,15 +176,6 @@ class WithZeros(NamedTuple):
             .add((1 - self.share) * self.counts.log_prob(x).exp())
             .log()
         )
-
-    @property
-    def mean(self):
-        return (1 - self.share) * self.counts.mean
-
-    @property
-    def variance(self):
-        square = self.counts.variance + self.counts.mean.square()
-        return (1 - self.share) * square - self.mean.square()
 
 
 def zero_inflated(likelihood, s, raw):
@@ -243,35 +223,6 @@ class TestEveryLikelihood(LikelihoodLaws):
         return request.param
 
 
-@dataclass(frozen=True)
-class Exponential(Likelihood):
-    """Waiting times: what a user may write, with what the base class brings."""
-
-    def check_support(self, X, labels=UNNAMED):
-        if (X < 0).any():
-            raise ValueError("Waiting times are not negative.")
-        return X
-
-    def units(self, columns):
-        varies = columns.std > 0
-        return np.where(varies, 0.0, columns.mean), np.where(varies, columns.mean, 0.0)
-
-    def log_mean(self, raw):
-        return 20 * torch.tanh(raw / 20)
-
-    def log_prob(self, module, raw, x):
-        log_mean = self.log_mean(raw)
-        return -log_mean - x * torch.exp(-log_mean)
-
-    def mean(self, module, raw):
-        return self.log_mean(raw).exp()
-
-    def sample(self, module, raw, generator):
-        noise = torch.empty(raw.shape, dtype=raw.dtype, device=generator.device)
-        noise.exponential_(generator=generator)
-        return self.mean(module, raw) * noise.to(raw.device)
-
-
 def waiting_times():
     data = np.random.default_rng(0).exponential([1.0, 0.1, 30.0], (50, 3))
     # x = exp(u): trapezia in u are exact to rounding for a smooth density that vanishes there.
@@ -283,6 +234,15 @@ class TestALikelihoodOfAUser(LikelihoodLaws):
     @pytest.fixture
     def case(self):
         return Case(Exponential(), waiting_times)
+
+
+class TestALikelihoodOfAUserWithANetworkOfAllColumns(LikelihoodLaws):
+    @pytest.fixture
+    def case(self):
+        return Case(Nested(), real_line)
+
+    # The network starts from random weights, as wide as the columns are many.
+    test_a_constant_column_does_not_change_the_units_and_start_of_the_others = None
 
 
 def test_a_likelihood_of_a_user_finds_waiting_times_through_the_estimator(quick):
@@ -348,23 +308,6 @@ def test_log_prob_equals_torch_distributions(case):
     expected = case.oracle(s, raw).log_prob(s.x)
     exact = case.tolerance if case.of is continuous_bernoulli else 1e-12
     torch.testing.assert_close(log_prob, expected, rtol=exact, atol=exact)
-
-
-@every_likelihood
-def test_draws_have_mean_and_variance_of_the_density(case):
-    likelihood, s = case.likelihood, start(case.likelihood, case.support().data)
-    n = 50_000
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        x = likelihood.sample(s.module, s.raw.expand(n, -1, -1), g)
-        oracle = case.oracle(s, s.raw)
-    assert x.shape == (n, 6, 3)
-    assert x.dtype == torch.float64
-    # Five standard errors; that of the variance from the spread of the squares.
-    error, square = (oracle.variance / n).sqrt(), (x - oracle.mean).square()
-    assert ((x.mean(0) - oracle.mean).abs() < 5 * error).all()
-    limit = 5 * square.std(0) / math.sqrt(n) + (5 * error).square()
-    assert ((x.var(0) - oracle.variance).abs() < limit).all()
 
 
 @pytest.mark.parametrize(

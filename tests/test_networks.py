@@ -1,13 +1,14 @@
-"""Networks: the functions they are, the weights they start from, the gradients they return."""
+"""Networks: the laws of all, their formulas, and the weights they start from."""
 
-import copy
 import math
 import pickle
 import re
 
 import numpy as np
+import own_parts
 import pytest
 import torch
+from network_laws import HIDDEN, Case, NetworkLaws
 from torch import nn
 
 from skvae import VAETransformer
@@ -20,12 +21,10 @@ from skvae.networks import (
     MLP,
     NETWORKS,
     Conv,
-    Layers,
     Own,
     become_linear,
     check_outputs,
     is_linear,
-    vjp,
 )
 
 # Of each activation, its formula.
@@ -37,18 +36,7 @@ FORMULAS = {
     "softplus": lambda x: (1 + x.exp()).log(),
     "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
 }
-HIDDEN = [(), (5,), (6, 3)]
 
-# One line for each network: the value, and its inputs as an encoder.
-NETWORK_CASES = [
-    pytest.param(MLP(), 4, id="MLP"),
-    pytest.param(MLP(linear=False), 4, id="plain"),
-    pytest.param(MLP(residual=True), 4, id="residual"),
-    pytest.param(MLP(layer_norm=True), 4, id="layer_norm"),
-    pytest.param(MLP(residual=True, dropout=0.3, layer_norm=True), 4, id="all"),
-    pytest.param(Conv((1, 8, 8), (2, 3)), 64, id="Conv"),
-]
-every_network = pytest.mark.parametrize(("network", "n_in"), NETWORK_CASES)
 every_mlp = pytest.mark.parametrize(
     "network",
     [
@@ -71,31 +59,32 @@ def built(network, hidden, activation="tanh", n_in=4, n_out=2, seed=0):
     return module
 
 
-def stacked(modules):
-    """One module with the weights of all, along a leading dimension."""
-    stack = copy.deepcopy(modules[0])
-    weights = zip(*(module.parameters() for module in modules), strict=True)
-    for p, members in zip(stack.parameters(), weights, strict=True):
-        p.data = torch.stack(members).detach()
-    return stack
-
-
 def rows(n_rows=7, n_in=4, seed=1):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n_rows, n_in, generator=g, dtype=torch.float64)
 
 
-# --- every network ----------------------------------------------------------------------------
+CASES = [
+    Case(MLP()),
+    Case(MLP(linear=False)),
+    Case(MLP(residual=True)),
+    Case(MLP(layer_norm=True)),
+    Case(MLP(residual=True, dropout=0.3, layer_norm=True)),
+    Case(Conv((1, 8, 8), (2, 3)), 64),
+    Case(Conv((3, 9, 11), (3, 2)), 297),
+    Case(own_parts.Dense()),
+]
 
 
-@every_network
-@every_depth
-def test_network_maps_n_in_inputs_to_n_out_outputs_row_by_row(network, n_in, hidden):
-    module, x = built(network, hidden, n_in=n_in), rows(n_in=n_in)
-    output = module(x)
-    assert output.shape == (7, 2)
-    for i in range(7):
-        torch.testing.assert_close(module(x[i : i + 1]), output[i : i + 1], rtol=0, atol=1e-13)
+class TestEveryNetwork(NetworkLaws):
+    @pytest.fixture(params=CASES, ids=lambda case: repr(case.network))
+    def case(self, request):
+        return request.param
+
+    @pytest.mark.parametrize("activation", sorted({*ACTIVATIONS} - {"tanh"}))
+    @pytest.mark.parametrize("n_models", [1, 3])
+    def test_a_stack_pulls_back_through_every_activation(self, case, activation, n_models):
+        self.check_vjp(case, "encoder", (6, 3), activation, n_models)
 
 
 @every_mlp
@@ -123,90 +112,6 @@ def test_network_rounds_a_row_the_same_at_every_place_in_a_block(
             if not torch.equal(output, output[:1].expand(n_rows, n_out)):
                 differ.append((n_in, n_out))
     assert not differ
-
-
-@every_network
-@every_depth
-@every_activation
-@pytest.mark.parametrize("n_models", [1, 3])
-def test_network_pulls_gradients_back_as_autograd_does(network, n_in, hidden, activation, n_models):
-    modules = [built(network, hidden, activation, n_in, seed=10 + m) for m in range(n_models)]
-    x = torch.stack([rows(7, n_in, seed=20 + m) for m in range(n_models)]).requires_grad_()
-    g = torch.stack([rows(7, 2, seed=30 + m) for m in range(n_models)])
-    outputs = torch.stack([module(x[m]) for m, module in enumerate(modules)])
-    parameters = [p for module in modules for p in module.parameters()]
-    expected_to_input, *expected = torch.autograd.grad(outputs, [x, *parameters], g)
-    # Of each parameter, those of all members.
-    n_each = len(expected) // n_models
-    expected = [torch.stack(expected[i::n_each]) for i in range(n_each)]
-
-    with torch.inference_mode():  # as in training
-        output, pull = vjp(stacked(modules), x.detach().clone(), to_input=True)
-        to_input, gradients = pull(g)
-        _, pull_again = vjp(stacked(modules), x.detach().clone(), to_input=False)
-        nothing, same = pull_again(g)
-
-    # float64: rounding of sums of a few dozen numbers, which layer_norm divides.
-    torch.testing.assert_close(output, outputs.detach(), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-11)
-    assert nothing is None or not isinstance(modules[0], Layers)
-    torch.testing.assert_close(same, gradients, rtol=0, atol=0)
-
-
-@every_network
-@every_depth
-def test_network_of_a_stack_gives_what_it_gives_alone(network, n_in, hidden):
-    modules = [built(network, hidden, n_in=n_in, seed=10 + m) for m in range(3)]
-    x, g = (torch.stack([rows(7, n, seed=20 + m) for m in range(3)]) for n in (n_in, 2))
-    with torch.no_grad():
-        output, pull = vjp(stacked(modules), x, to_input=True)
-        to_input, gradients = pull(g)
-        for m, module in enumerate(modules):
-            one = slice(m, m + 1)
-            alone, pull_alone = vjp(stacked([module]), x[one], to_input=True)
-            expected_to_input, expected = pull_alone(g[one])
-            # float64: rounding of sums of a few dozen numbers, which layer_norm divides.
-            torch.testing.assert_close(output[one], alone, rtol=1e-11, atol=1e-11)
-            torch.testing.assert_close(to_input[one], expected_to_input, rtol=1e-10, atol=1e-11)
-            own = [gradient[one] for gradient in gradients]
-            torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-11)
-
-
-@every_network
-@every_depth
-def test_network_lets_a_gradient_reach_every_parameter(network, n_in, hidden):
-    module = built(network, hidden, n_in=n_in)
-    module(rows(n_in=n_in)).square().sum().backward()
-    assert list(module.parameters())
-    for name, p in module.named_parameters():
-        assert (p.grad != 0).all(), name
-
-
-@every_network
-@every_depth
-def test_network_starts_from_its_generator_alone(network, n_in, hidden):
-    def weights(seed):
-        module = network.encoder(n_in, 2, hidden, "tanh")
-        network.initialise(module, torch.Generator().manual_seed(seed))
-        return nn.utils.parameters_to_vector(module.parameters()).detach()
-
-    first = weights(0)
-    before = torch.get_rng_state()
-    with torch.device("meta"):
-        module = network.encoder(n_in, 2, hidden, "tanh")
-    network.initialise(module.to_empty(device="cpu"), torch.Generator().manual_seed(0))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), first)
-    assert torch.equal(weights(0), first)
-    assert not torch.equal(weights(1), first)
-
-
-@every_network
-def test_network_is_a_value(network, n_in):
-    assert pickle.loads(pickle.dumps(network)) == network
-    assert hash(network) == hash(pickle.loads(pickle.dumps(network)))
-    assert eval(repr(network)) == network
 
 
 # --- MLP --------------------------------------------------------------------------------------
@@ -326,26 +231,9 @@ def test_dropout_drops_units_of_each_hidden_layer_by_noise_of_its_own():
     assert [(y == 0).all(0).nonzero().flatten().tolist() for y in seen] == [[1], [2]]
 
 
-@pytest.mark.parametrize("n_models", [1, 3])
-def test_dropout_pulls_gradients_back_as_autograd_does(n_models):
-    network = MLP(residual=True, dropout=0.4, layer_norm=True)
-    modules = [built(network, (6, 3), seed=10 + m) for m in range(n_models)]
-    x, noise, g = (
-        torch.stack([rows(7, n, seed=20 * n + m) for m in range(n_models)]) for n in (4, 9, 2)
-    )
-    x.requires_grad_()
-    outputs = torch.stack([module(x[m], noise[m]) for m, module in enumerate(modules)])
-    parameters = [p for module in modules for p in module.parameters()]
-    expected_to_input, *expected = torch.autograd.grad(outputs, [x, *parameters], g)
-    n_each = len(expected) // n_models
-    expected = [torch.stack(expected[i::n_each]) for i in range(n_each)]
-    with torch.inference_mode():
-        output, pull = vjp(stacked(modules), x.detach().clone(), noise, to_input=True)
-        to_input, gradients = pull(g)
-    # float64: rounding of sums of a few dozen numbers, which layer_norm divides.
-    torch.testing.assert_close(output, outputs.detach(), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-11)
+def test_dropout_keeps_all_units_of_a_row_with_infinite_noise():
+    module, x = built(MLP(dropout=0.5), (6, 3)), rows()
+    assert torch.equal(module(x, torch.full((7, 9), math.inf).double()), module(x))
 
 
 def test_dropout_is_for_training_alone(quick, X):
@@ -389,29 +277,6 @@ def test_conv_maps_images_to_latent_rows_and_back(image_shape, channels, n_per_p
         network.initialise(module, torch.Generator().manual_seed(0))
     assert encoder(torch.zeros(5, n_pixels)).shape == (5, 4)
     assert decoder(torch.zeros(5, 2)).shape == (5, n_per_pixel * n_pixels)
-
-
-@pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 9, 11)], ids=str)
-@pytest.mark.parametrize("n_models", [1, 3])
-def test_conv_decoder_pulls_gradients_back_as_autograd_does(image_shape, n_models):
-    network, n_out = Conv(image_shape, (3, 2)), 2 * math.prod(image_shape)
-    modules = [network.decoder(2, n_out, (5,), "tanh").double() for _ in range(n_models)]
-    for m, module in enumerate(modules):
-        network.initialise(module, torch.Generator().manual_seed(m))
-    x, g = (torch.stack([rows(7, n, seed=m) for m in range(n_models)]) for n in (2, n_out))
-    x.requires_grad_()
-    outputs = torch.stack([module(x[m]) for m, module in enumerate(modules)])
-    parameters = [p for module in modules for p in module.parameters()]
-    expected_to_input, *expected = torch.autograd.grad(outputs, [x, *parameters], g)
-    n_each = len(expected) // n_models
-    expected = [torch.stack(expected[i::n_each]) for i in range(n_each)]
-    with torch.inference_mode():
-        output, pull = vjp(stacked(modules), x.detach().clone(), to_input=True)
-        to_input, gradients = pull(g)
-    # float64: rounding of sums of a few hundred numbers.
-    torch.testing.assert_close(output, outputs.detach(), rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_conv_sees_where_a_pixel_is():
@@ -578,38 +443,6 @@ def test_a_network_that_is_no_pair_of_callables_is_refused(X, network):
 
 def test_check_outputs_lets_right_shapes_pass():
     check_outputs(affine(3, 2), "encoder", 3, 2)
-
-
-# --- a network without gradients of its own ---------------------------------------------------
-
-
-class Plain(nn.Module):
-    """The same layers, in a module that `vjp` does not know."""
-
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-@every_depth
-@pytest.mark.parametrize("n_models", [1, 3])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_gradients_of_a_module_without_vjp_are_those_of_one_that_has_it(hidden, n_models, mode):
-    modules = [built(MLP(), hidden, seed=10 + m) for m in range(n_models)]
-    with mode():
-        stack = stacked(modules)
-        x, g = (torch.stack([rows(7, n, seed=m) for m in range(n_models)]) for n in (4, 2))
-        output, pull = vjp(Plain(stack), x, to_input=True)
-        expected, pull_expected = vjp(stack, x, to_input=True)
-        torch.testing.assert_close(output, expected, rtol=1e-13, atol=1e-13)
-        to_input, gradients = pull(g)
-        expected_to_input, expected_gradients = pull_expected(g)
-    # float64: rounding of sums of a few numbers.
-    torch.testing.assert_close(to_input, expected_to_input, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("network", [MLP(residual=True), MLP(residual=True, layer_norm=True)])
