@@ -523,7 +523,9 @@ def _fill(before: Column, after: Column, holes: Array, empty: bool, index: Any) 
     same = backend is not None and getattr(before, "implementation", None) is backend
     if same and not holes.any():
         return before.to_native()
-    letter, values = kind(before), items(before)
+    # In a frame of another package, an empty column gets plain zeros.
+    letter = "O" if empty and backend is not None and not same else kind(before)
+    values = items(before)
     new = [0] * len(values) if empty else items(after)
     for row in np.flatnonzero(holes):
         value: Any = new[row]
