@@ -134,13 +134,6 @@ def test_mlp_equals_its_formula(hidden, activation, linear):
     assert beside.any() == (linear and len(hidden) > 0)
 
 
-def test_mlp_without_hidden_layers_is_affine():
-    module, x = built(MLP(), ()), rows()
-    a, b = module(x[:3]), module(x[3:6])
-    mixed = module(0.25 * x[:3] + 0.75 * x[3:6])
-    torch.testing.assert_close(mixed, 0.25 * a + 0.75 * b, rtol=1e-13, atol=1e-13)
-
-
 def test_mlp_starts_uniform_with_the_variance_of_glorot_and_biases_at_0():
     module = MLP().encoder(300, 500, (200,), "relu")
     MLP().initialise(module, torch.Generator().manual_seed(0))
