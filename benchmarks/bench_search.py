@@ -52,6 +52,7 @@ from torch import nn
 from skvae import VAEGridSearchCV, VAETransformer
 from skvae._backend import devices
 from skvae._fit import execution, packing
+from skvae._fit.preparation import prepare
 
 CPU = torch.device("cpu")
 N_FOLDS = 5  # of `step` and `search`
@@ -145,7 +146,7 @@ def make_jobs(w, n_jobs):
             random_state=m,
             device="cpu",
         )
-        jobs.append(vae._prepare(X, known)[0])
+        jobs.append(prepare(vae, X, known)[0])
     return jobs
 
 

@@ -30,7 +30,7 @@ from sklearn.utils.validation import (
 from skvae._backend import blocks, devices
 from skvae._backend.tensors import Array, to_tensor
 from skvae._backend.warn import warn
-from skvae._data import codes, containers, schema, weighting, words
+from skvae._data import codes, containers, output, schema, weighting, words
 from skvae._inference.fitted import FittedModel
 from skvae._inference.unseen import Blocks
 from skvae._model.vae import VAE
@@ -309,14 +309,14 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         own = None if container == "default" else container
         filled = fitted.schema.write(self._fill(numbers), containers.index_of(X), own)
         holes, wanted = containers.holes(X), ~self._empty | self.keep_empty_features
-        columns = containers.fill(X, filled, holes, self._empty)
+        columns = output.fill(X, filled, holes, self._empty)
         columns = [columns[i] for i in np.flatnonzero(wanted)]
         names = containers.column_names(filled)
         names = [names[i] for i in np.flatnonzero(wanted)] if names else names
         if self.indicator_ is not None:
             columns += list(self.indicator_.transform(np.where(holes, np.nan, 0.0)).T)
             names = list(self.get_feature_names_out())
-        return containers.join(columns, names, filled)
+        return output.join(columns, names, filled)
 
     def _read(self, X: Any, reset: bool) -> Array:
         """Return a copy of X as numbers, with NaN for missing values."""

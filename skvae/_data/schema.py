@@ -15,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from skvae._backend.tensors import Array
 from skvae._data import arrays, codes, containers, words
 from skvae._data.description import warn_of_long_numbers
+from skvae._data.output import describe_output, give_back, give_back_columns
 
 # Attributes that validation does not need and that may be large.
 LARGE = ("state_", "history_", "_progress", "_fitted_model")
@@ -28,7 +29,7 @@ class Schema:
     # number and names of the columns there in `fit`, and reads them later.
     reader: Any
     categories: dict[int, Any] = field(default_factory=dict)  # of each categorical column
-    output: dict[str, Any] = field(default_factory=dict)  # the result of `containers.describe`
+    output: dict[str, Any] = field(default_factory=dict)  # the result of `describe_output`
 
     @classmethod
     def of(cls, estimator: Any, categories: dict[int, Any], output: dict[str, Any]) -> "Schema":
@@ -69,7 +70,7 @@ class Schema:
             data = arrays.Subset(data, rows)
         # A categorical column without any value becomes one feature that is always missing.
         likelihood = likelihood.with_categories({i: max(1, len(c)) for i, c in categories.items()})
-        output = containers.describe(X, data.dtype, as_table=as_table, categories=categories)
+        output = describe_output(X, data.dtype, as_table=as_table, categories=categories)
         return replace(schema, output=output), likelihood, data
 
     @property
@@ -151,9 +152,9 @@ class Schema:
         `index` is for a pandas frame, if there is one.
         """
         if not self.gives_tables:
-            return containers.give_back(numbers, self.output, index)
+            return give_back(numbers, self.output, index)
         columns = codes.decode(numbers, self.categories)
-        return containers.give_back_columns(columns, self.output, self.categories, index, container)
+        return give_back_columns(columns, self.output, self.categories, index, container)
 
 
 def refuse_infinity(data: Any, names: Array | None, rows: Array | None = None) -> None:
