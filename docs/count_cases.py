@@ -8,7 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # What is counted, and the files of it; all others are about what is right, not about faults.
 KINDS = {
-    "named faults": ["test_faults"],
+    "data in every form, and of the wrong kind": ["test_input"],
     "arbitrary arrays (each up to hundreds of examples)": ["test_properties"],
     "faults in the middle": ["test_interruptions"],
     "long fits": ["test_long_fits"],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer
 
@@ -113,3 +114,12 @@ def global_state(threads_of_products):
         }
 
     return state
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads of torch, however many this run was given."""
+    torch.get_num_threads()  # at its first use in a thread torch sets the number itself
+    with threadpool_limits(2, user_api="openmp"):
+        assert torch.get_num_threads() == 2
+        yield

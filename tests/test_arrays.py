@@ -672,15 +672,6 @@ def test_resolve_device_of_what_is_not_there_raises_and_names_what_is(pretend, n
         devices.resolve_device(name)
 
 
-def test_device_or_cpu_warns_and_computes_on_the_cpu_where_the_device_is_not(pretend):
-    pretend()
-    assert devices.device_or_cpu("cpu") == CPU
-    with pytest.warns(
-        UserWarning, match=r"device='cuda:1' is not available here.* Computing on the CPU\."
-    ):
-        assert devices.device_or_cpu("cuda:1") == CPU
-
-
 def test_device_or_cpu_of_what_is_no_accelerator_raises(pretend):
     pretend()
     with pytest.raises(ValueError, match="device='tpu' is not available here"):
@@ -688,44 +679,6 @@ def test_device_or_cpu_of_what_is_no_accelerator_raises(pretend):
 
 
 # --- generators and modes ---------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("global_generators")
-def test_generator_gives_the_numbers_of_its_seed_and_leaves_the_global_one_alone():
-    draws = [torch.randn(5, generator=devices.generator(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-MODES = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "enable_grad": torch.enable_grad,
-}
-
-
-def modes():
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-    )
-
-
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_computing_is_the_same_in_every_mode_of_the_caller_and_restores_it(mode):
-    with mode():
-        before = modes()
-        with devices.computing(CPU, one_thread=True):
-            assert modes() == (False, True, False)
-            product = torch.ones(4, 4) @ torch.ones(4, 4)
-            assert product.dtype == torch.float32
-            assert not product.requires_grad
-        assert modes() == before
-        with pytest.raises(RuntimeError, match="mine"), devices.computing(CPU, one_thread=True):
-            raise RuntimeError("mine")
-        assert modes() == before
 
 
 def in_fresh_thread(function):
@@ -752,29 +705,6 @@ def test_computing_is_done_on_one_thread_if_asked_and_the_number_restored():
             return threads_in_computing(True), threads_in_computing(False)
 
     assert in_fresh_thread(counts) == ([2, 1, 2, 2], [2, 2, 2, 2])
-
-
-def test_computing_leaves_the_number_of_another_live_thread_alone():
-    ready, inside, seen = threading.Event(), threading.Event(), threading.Event()
-
-    def other():
-        torch.get_num_threads()
-        with threadpool_limits(2, user_api="openmp"):
-            before = torch.get_num_threads()
-            ready.set()
-            inside.wait(10)
-            during = torch.get_num_threads()
-            seen.set()
-        return before, during
-
-    with ThreadPoolExecutor(1) as executor:
-        others = executor.submit(other)
-        ready.wait(10)
-        with devices.computing(CPU, one_thread=True):
-            here = torch.get_num_threads()
-            inside.set()
-            seen.wait(10)
-        assert (here, others.result()) == (1, (2, 2))
 
 
 def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():

@@ -21,56 +21,34 @@ def tensors(*arrays):
     return [torch.from_numpy(array) for array in arrays]
 
 
-def test_gain_is_the_mean_difference_and_the_standard_error_of_a_mean():
+WEIGHTS = {
+    "none": None,
+    "equal": np.full(40, 7.0),
+    "unequal": np.random.default_rng(1).exponential(size=40),
+}
+GROUPS = {
+    "none": None,
+    "single rows": np.random.default_rng(4).permutation(40),
+    "of one size": np.random.default_rng(2).permutation(np.repeat([3, -1, 12, 5], 10)),
+    "of any size": np.random.default_rng(3).integers(6, size=40),
+}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_gain_is_the_weighted_mean_with_the_standard_error_of_the_sums_of_groups(weight, group):
     worse, better = losses()
-    mean, error = gain(*tensors(worse, better))
+    given = [None if v is None else torch.from_numpy(v) for v in (weight, group)]
+    mean, error = gain(*tensors(worse, better), *given)
     difference = worse - better
-    assert mean == pytest.approx(difference.mean(), rel=1e-12)
-    assert error == pytest.approx(difference.std(ddof=1) / math.sqrt(40), rel=1e-12)
-
-
-def test_gain_with_weights_is_the_weighted_mean_with_its_standard_error():
-    worse, better = losses()
-    weight = np.random.default_rng(1).exponential(size=40)
-    mean, error = gain(*tensors(worse, better, weight))
-    difference, share = worse - better, weight / weight.sum()
+    share = np.full(40, 1 / 40) if weight is None else weight / weight.sum()
+    names = np.arange(40) if group is None else group
     assert mean == pytest.approx(share @ difference, rel=1e-12)
-    square = (share**2 * (difference - share @ difference) ** 2).sum()
-    assert error == pytest.approx(math.sqrt(40 / 39 * square), rel=1e-12)
-
-
-def test_gain_of_weights_that_are_the_same_is_that_without():
-    worse, better = losses()
-    plain = gain(*tensors(worse, better))
-    assert gain(*tensors(worse, better, np.full(40, 7.0))) == pytest.approx(plain, rel=1e-12)
-
-
-def test_gain_with_groups_of_one_size_has_the_standard_error_of_their_means():
-    worse, better = losses()
-    group = np.random.default_rng(2).permutation(np.repeat([3, -1, 12, 5], 10))
-    mean, error = gain(torch.from_numpy(worse), torch.from_numpy(better), None, torch.tensor(group))
-    means = np.array([(worse - better)[group == g].mean() for g in np.unique(group)])
-    assert mean == pytest.approx(means.mean(), rel=1e-12)
-    assert error == pytest.approx(means.std(ddof=1) / 2, rel=1e-12)
-
-
-def test_gain_with_groups_and_weights_is_by_the_sums_of_the_groups():
-    worse, better = losses()
-    rng = np.random.default_rng(3)
-    group, weight = rng.integers(6, size=40), rng.exponential(size=40)
-    mean, error = gain(*tensors(worse, better, weight, group))
-    difference, share = worse - better, weight / weight.sum()
-    assert mean == pytest.approx(share @ difference, rel=1e-12)
-    sums = [(share * (difference - mean))[group == g].sum() for g in range(6)]
-    assert error == pytest.approx(math.sqrt(6 / 5 * np.square(sums).sum()), rel=1e-12)
-
-
-def test_gain_of_rows_that_are_each_a_group_is_that_without_groups():
-    worse, better = losses()
-    names = np.random.default_rng(4).permutation(40)
-    assert gain(*tensors(worse, better), None, torch.from_numpy(names)) == pytest.approx(
-        gain(*tensors(worse, better)), rel=1e-12
-    )
+    sums = np.array([(share * (difference - mean))[names == g].sum() for g in np.unique(names)])
+    expected = math.sqrt(len(sums) / (len(sums) - 1) * np.square(sums).sum())
+    assert error == pytest.approx(expected, rel=1e-12)
+    if weight is None and group is None:  # the textbook's
+        assert error == pytest.approx(difference.std(ddof=1) / math.sqrt(40), rel=1e-12)
 
 
 def test_copies_of_rows_that_are_in_one_group_make_nothing_more_certain():

@@ -30,7 +30,8 @@ from threadpoolctl import threadpool_limits
 import skvae
 from skvae import Checkpoint, VAEGridSearchCV, VAEImputer
 from skvae._backend import devices, files
-from skvae._model.member import Run
+from skvae._model.adam import Adam
+from skvae._model.member import Best, Run
 
 PACKAGE = str(Path(skvae.__file__).parent)
 
@@ -205,35 +206,154 @@ def test_ctrl_c_in_the_last_callback_leaves_a_fit_that_is_complete(X, quick):
     assert content(vae.set_callbacks()) == content(whole)
 
 
-def test_ctrl_c_after_the_last_epoch_of_a_block_leaves_the_estimator_as_it_was(
-    X, quick, monkeypatch
+# Where Ctrl-C is pressed: before the n-th call of a method. An epoch has 4 steps.
+FIRST_EPOCH = Adam, "step", 3
+THIRD_EPOCH = Adam, "step", 2 * 4 + 3
+END_OF_FOURTH_EPOCH = Best, "judge", 4
+AFTER_LAST_EPOCH = Run, "finish", 1
+
+
+def press_ctrl_c(patch, owner, name, n_calls):
+    method, calls = getattr(owner, name), itertools.count(1)
+
+    def press(*args):
+        if next(calls) == n_calls:
+            signal.raise_signal(signal.SIGINT)
+        return method(*args)
+
+    patch.setattr(owner, name, press)
+
+
+def stop(vae, X):
+    """Begin a fit that Ctrl-C ends in its third epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        press_ctrl_c(patch, *THIRD_EPOCH)
+        with pytest.warns(UserWarning, match="Training interrupted"):
+            vae.fit(X)
+
+
+BEGINNINGS = {
+    "unfitted": lambda vae, X: None,
+    "fitted": lambda vae, X: vae.fit(X),
+    "fitted to a block": lambda vae, X: vae.partial_fit(X),
+    "stopped": stop,
+}
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize(
+    ("begin", "method", "place", "kept"),
+    [
+        # Raised, since no epoch of this call is complete, and nothing has changed.
+        ("unfitted", "fit", FIRST_EPOCH, None),
+        ("fitted", "fit", FIRST_EPOCH, None),
+        ("stopped", "fit", FIRST_EPOCH, None),
+        ("unfitted", "partial_fit", FIRST_EPOCH, None),
+        ("fitted to a block", "partial_fit", FIRST_EPOCH, None),
+        ("fitted to a block", "partial_fit", AFTER_LAST_EPOCH, None),
+        # The last complete epoch is kept with a warning.
+        ("unfitted", "fit", THIRD_EPOCH, 2),
+        ("unfitted", "fit", END_OF_FOURTH_EPOCH, 3),
+        ("stopped", "fit", THIRD_EPOCH, 4),
+        ("unfitted", "fit", AFTER_LAST_EPOCH, 6),
+    ],
+)
+def test_ctrl_c_loses_the_epoch_in_which_it_is_pressed_and_the_next_call_goes_on(
+    X, quick, begin, method, place, kept, early_stopping
 ):
-    vae = quick(device="cpu").partial_fit(X)
+    vae = quick(batch_size=16, max_iter=6, warm_start=True, device="cpu")
+    BEGINNINGS[begin](vae.set_params(early_stopping=early_stopping), X)
     before = content(vae)
-    interrupt_once(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        vae.partial_fit(X)
-    assert content(vae) == before
+    whole = getattr(copy.deepcopy(vae), method)(X)
+    with pytest.MonkeyPatch.context() as patch:
+        press_ctrl_c(patch, *place)
+        if kept is None:
+            with pytest.raises(KeyboardInterrupt):
+                getattr(vae, method)(X)
+            assert content(vae) == before
+        else:
+            ended = kept == 6 and early_stopping  # held-out rows have chosen
+            what = "factor analysis was" if ended else f"the weights of epoch {kept} were"
+            match = f"Training interrupted: {what} kept"
+            with pytest.warns(UserWarning, match=match):
+                getattr(vae, method)(X)
+            assert vae.n_iter_ == kept
+            for name, values in vae.history_.items():
+                np.testing.assert_array_equal(values, whole.history_[name][:kept])
+            assert np.isfinite(vae.score_samples(X)).all()
+    if kept != 6:
+        getattr(vae, method)(X)
+    assert content(vae) == content(whole)
 
 
 def test_ctrl_c_after_the_last_epoch_of_a_stack_ends_the_search(X, quick, monkeypatch):
     search = VAEGridSearchCV(quick(device="cpu"), {"beta": [1, 2]}, cv=2)
-    interrupt_once(monkeypatch)
+    press_ctrl_c(monkeypatch, *AFTER_LAST_EPOCH)
     with pytest.raises(KeyboardInterrupt):
         search.fit(X)
     assert not hasattr(search, "cv_results_")
 
 
-def interrupt_once(monkeypatch):
-    """Have Ctrl-C come when the last epoch is complete."""
-    finish, interrupts = Run.finish, [KeyboardInterrupt]
+class Unreadable:
+    """Rows of a file that is gone."""
 
-    def interrupted(run):
-        if interrupts:
-            raise interrupts.pop()
-        return finish(run)
+    def __array__(self, dtype=None, copy=None):
+        raise OSError("the file is gone")
 
-    monkeypatch.setattr(Run, "finish", interrupted)
+
+def full_disk(*args):
+    raise OSError("no space left")
+
+
+class Impatient:
+    """A callback that has had enough in the second epoch."""
+
+    events = []
+
+    def setup(self, estimator, context):
+        self.events.append("setup")
+
+    def teardown(self, estimator, context):
+        self.events.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context, **data):
+        if context.task_name == "epoch" and context.task_id == 1:
+            raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize(
+    ("where", "error", "match"),
+    [
+        pytest.param("callback", RuntimeError, "enough", id="in a callback"),
+        pytest.param("conversion", OSError, "the file is gone", id="in the conversion of X"),
+        pytest.param("epoch", OSError, "no space left", id="between two epochs"),
+    ],
+)
+def test_an_exception_is_handed_on_and_leaves_the_estimator_as_it_was(
+    X, quick, monkeypatch, where, error, match, fitted
+):
+    vae, rows = quick(verbose=1), X + 1
+    if fitted:
+        vae.fit(X)
+    if where == "callback":
+        pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 or newer")
+        monkeypatch.setattr(Impatient, "events", [])
+        vae.set_callbacks(Impatient())
+    elif where == "conversion":
+        rows = Unreadable()
+    else:
+        monkeypatch.setattr("builtins.print", full_disk)
+    before = joblib.hash(vars(vae))
+    with pytest.raises(error, match=match):
+        vae.fit(rows)
+    assert joblib.hash(vars(vae)) == before
+    assert vae.__sklearn_is_fitted__() == fitted
+    if where == "callback":
+        assert Impatient.events == ["setup", "teardown"]
 
 
 @pytest.mark.parametrize("error", [*ERRORS, KeyboardInterrupt()], ids=repr)

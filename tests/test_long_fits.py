@@ -18,7 +18,6 @@ from skvae import Checkpoint, VAETransformer
 from skvae._backend import files
 from skvae._fit.job import in_parts
 from skvae._fit.preparation import prepare
-from skvae._model.adam import Adam
 from skvae.likelihoods import Categorical, Columns, Gaussian
 from skvae.networks import Conv
 from skvae.priors import Vamp
@@ -118,23 +117,6 @@ def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
         assert in_parts(prepare(part, X)[0])
 
 
-def test_ctrl_c_in_the_middle_of_an_epoch_loses_that_epoch_alone(wine, monkeypatch):
-    whole, step, count = model().fit(wine), Adam.step, iter(range(100))
-
-    def interrupted(*args):
-        if next(count) == 20:  # of 6 steps an epoch: in the fourth
-            raise KeyboardInterrupt
-        return step(*args)
-
-    part = model()
-    with monkeypatch.context() as patch:
-        patch.setattr(Adam, "step", interrupted)
-        with pytest.warns(UserWarning, match="interrupted"):
-            part.fit(wine)
-    assert part.n_iter_ == 3
-    assert_same_fit(part.fit(wine), whole)
-
-
 def test_a_generator_as_seed_goes_on_with_the_draws_it_began_with(wine):
     pytest.importorskip("sklearn.callback")
     whole = model(random_state=np.random.RandomState(3)).fit(wine)
@@ -157,36 +139,32 @@ def test_with_other_numbers_a_stopped_fit_begins_anew_from_its_weights(wine, cha
     assert part.n_iter_ == 3 + part.max_iter
 
 
+WEIGHT = np.arange(1.0, 179.0)
+# Rows and weights of a fit that goes on, and of the fit before it.
 CHANGES = {
-    "units": lambda X: X * 100,
-    "columns": lambda X: np.roll(X, 1, axis=1),
-    "order": lambda X: X[::-1],
-    "dtype": lambda X: X.astype(np.float32),
-    "number": lambda X: X[:-1],
+    "units": ((lambda X: X * 100, None), None),
+    "columns": ((lambda X: np.roll(X, 1, axis=1), None), None),
+    "order": ((lambda X: X[::-1], None), None),
+    "dtype": ((lambda X: X.astype(np.float32), None), None),
+    "number": ((lambda X: X[:-1], None), None),
+    "weights": ((np.copy, WEIGHT), None),
+    "no weights": ((np.copy, None), WEIGHT),
 }
 
 
 @pytest.mark.filterwarnings("ignore:X leaves the units")
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_on_other_rows_a_stopped_fit_begins_anew(wine, change):
+@pytest.mark.parametrize(("now", "weight_before"), CHANGES.values(), ids=CHANGES)
+def test_on_other_rows_a_stopped_fit_begins_anew(wine, now, weight_before):
     pytest.importorskip("sklearn.callback")
-    part = model(early_stopping=False).set_callbacks(Stop(3)).fit(wine).set_callbacks()
+    part = model(early_stopping=False).set_callbacks(Stop(3))
+    part.fit(wine, sample_weight=weight_before).set_callbacks()
+    change, weight = now
     with pytest.warns(UserWarning, match="something is not what it was: rows"):
-        part.fit(change(wine))
+        part.fit(change(wine), sample_weight=weight)
     assert part.n_iter_ == 9
 
 
-@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False)])
-def test_with_other_weights_a_stopped_fit_begins_anew(wine, before, now):
-    pytest.importorskip("sklearn.callback")
-    weight = {False: None, True: np.arange(1.0, 179.0)}
-    part = model(early_stopping=False).set_callbacks(Stop(3))
-    part.fit(wine, sample_weight=weight[before]).set_callbacks()
-    with pytest.warns(UserWarning, match="something is not what it was: rows"):
-        part.fit(wine, sample_weight=weight[now])
-
-
-def test_rows_that_are_read_otherwise_are_others():
+def test_rows_that_are_read_in_parts_are_others():
     pytest.importorskip("sklearn.callback")
     X = np.random.default_rng(0).normal(size=(900, 5))
     part = model(early_stopping=False, batch_size=32).set_callbacks(Stop(3)).fit(X).set_callbacks()
@@ -203,22 +181,6 @@ def test_a_fit_that_is_stopped_where_it_converges_has_ended(wine):
     part = model(**numbers).set_callbacks(Stop(whole.n_iter_)).fit(wine)
     assert_same_fit(part, whole)
     assert part._progress is None
-
-
-def test_ctrl_c_before_a_further_epoch_is_complete_changes_nothing(wine, monkeypatch):
-    pytest.importorskip("sklearn.callback")
-    part = model().set_callbacks(Stop(3)).fit(wine).set_callbacks()
-    before = joblib.hash(vars(part))
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Adam, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit(wine)
-    assert joblib.hash(vars(part)) == before
-    assert_same_fit(part.fit(wine), model().fit(wine))
 
 
 def test_a_fit_that_ended_keeps_no_optimiser_nor_one_without_warm_start(wine):
@@ -474,23 +436,6 @@ def test_the_first_block_decides_what_comes_back(wine):
         vae.partial_fit(wine.astype(np.float32))
     assert list(vae.sample(2, 0).columns) == names
     assert vae.transform(pd.DataFrame(wine, columns=names)).dtype == np.float64
-
-
-@pytest.mark.parametrize("n_before", [0, 1])
-def test_ctrl_c_in_a_partial_fit_is_raised_and_changes_nothing(wine, monkeypatch, n_before):
-    vae = model()
-    for _ in range(n_before):
-        vae.partial_fit(wine)
-    before = joblib.hash(vars(vae))
-
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Adam, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            vae.partial_fit(wine)
-    assert joblib.hash(vars(vae)) == before
 
 
 @pytest.mark.parametrize("spoil", ["columns", "holes", "rate", "infinity"])

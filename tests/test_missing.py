@@ -1,6 +1,5 @@
 """Missing values: NaN in X, the bound of what is there, and what the encoder sees of the rest."""
 
-import re
 import warnings
 
 import numpy as np
@@ -171,16 +170,6 @@ def test_frames_with_every_kind_of_missing_value(wine):
     H = frame.astype(float).to_numpy()
     expected = VAETransformer(2, max_iter=3, random_state=0).fit(H)
     np.testing.assert_array_equal(vae.score_samples(frame), expected.score_samples(H))
-
-
-@pytest.mark.parametrize(("names", "where"), [(None, "column 1"), (list("abc"), "column 1 ('b')")])
-def test_a_column_without_a_value_is_named(wine, names, where):
-    X = wine[:, :3].copy()
-    X[:, 1] = np.nan
-    X = X if names is None else pd.DataFrame(X, columns=names)
-    with pytest.warns(UserWarning, match=re.escape(f"X has no value in {where}: all are missing")):
-        vae = VAETransformer(2, max_iter=1).fit(X)
-    assert np.isfinite(vae.score(X))
 
 
 def test_pipelines_and_searches_take_missing_values(wine):

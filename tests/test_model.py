@@ -21,7 +21,6 @@ from skvae._model.state import (
     from_state,
     initial_state,
     log_jacobian,
-    n_weights,
     units_of,
 )
 from skvae.likelihoods import Bernoulli, Gaussian, NegativeBinomial, Poisson, ZeroInflated
@@ -122,18 +121,6 @@ def test_state_of_a_model_made_from_a_state_is_that_state_bit_for_bit(likelihood
         np.testing.assert_array_equal(again[name].numpy(), array)
 
 
-@every_likelihood
-def test_learned_part_of_a_state_is_that_of_the_parameters_bit_for_bit(likelihood):
-    architecture = describe(likelihood=likelihood)
-    state = initial_state(architecture, describe_columns(data(likelihood)), 0)
-    stack = stacked([architecture], [state])
-    learned = stack.state_of(architecture, state, end_to_end(stack)[0])
-    assert list(learned) == learned_names(architecture, state)
-    for name, array in learned.items():
-        assert array.dtype == state[name].dtype
-        np.testing.assert_array_equal(array, state[name])
-
-
 def test_initial_state_is_that_of_its_seed_and_moves_no_global_generator():
     columns = describe_columns(data())
     torch.rand(1), np.random.rand()  # so that no seed gives the state
@@ -227,14 +214,6 @@ def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
     }
 
 
-def test_n_weights_counts_about_the_multiplications_of_a_row():
-    _, state = made(hidden=(6, 5))
-    products = 4 * 6 + 6 * 5 + 5 * 4 + 4 * 4 + 2 * 5 + 5 * 6 + 6 * 8 + 2 * 8
-    # Biases, units, means, noise and its floors, a bound, and whether variances are released.
-    others = 6 + 5 + 4 + 5 + 6 + 8 + 5 * 4 + 4 + 4 + 1 + 1
-    assert n_weights(state) == products + others
-
-
 # --- in the units of X ------------------------------------------------------------------------
 
 
@@ -243,6 +222,8 @@ def test_n_weights_counts_about_the_multiplications_of_a_row():
 def test_encode_equals_the_formula_in_the_units_of_x(likelihood, hidden):
     model, state = made(likelihood, hidden=hidden)
     X = data(likelihood)
+    if not hidden:  # then values are not bounded
+        X[0, 0] = state["location"][0] + 1e6 * state["scale"][0]
 
     mean, std = model.encode(torch.tensor(X))
 
@@ -397,17 +378,6 @@ def test_encoder_sees_what_is_farther_than_20_deviations_as_that_far(likelihood)
 
 
 @every_likelihood
-def test_encoder_without_hidden_layers_sees_every_value_as_it_is(likelihood):
-    model, state = made(likelihood, hidden=())
-    X = data(likelihood)[:5]
-    X[0, 0] = state["location"][0] + 1e6 * state["scale"][0]
-    mean, _ = model.encode(torch.tensor(X))
-    scale = np.where(state["scale"] > 0, state["scale"], np.inf)
-    raw = mlp(state, "encoder", (X - state["location"]) / scale)
-    np.testing.assert_allclose(mean.detach(), raw[:, :2], rtol=1e-11, atol=1e-12)
-
-
-@every_likelihood
 def test_log_jacobian_is_that_of_the_map_to_the_models_units(likelihood):
     _, state = made(likelihood)
     varies = [0, 1, 3]
@@ -439,19 +409,6 @@ def test_density_in_the_units_of_x_integrates_to_1(noise):
 
 
 # --- terms ------------------------------------------------------------------------------------
-
-
-@every_likelihood
-@pytest.mark.parametrize("noise_rows", [5, 1])
-def test_terms_have_a_log_likelihood_a_draw_and_row_and_a_kl_a_row_and_component(
-    likelihood, noise_rows
-):
-    model, _ = made(likelihood)
-    y, eps = normals(5, 4), normals(3, noise_rows, 2)
-    terms, by_draw = model(Batch(y, eps)), model(Batch(y, eps), by_draw=True)
-    assert terms.log_likelihood.shape == by_draw.log_likelihood.shape == (3, 5)
-    assert terms.kl.shape == (1, 5, 2)
-    assert by_draw.kl.shape == (3, 5, 1)
 
 
 @pytest.mark.parametrize("noise_rows", [5, 1])
@@ -557,18 +514,6 @@ def test_decode_sample_draws_around_the_mean_with_the_noise_of_its_generator(lik
     assert (x.std(0) > 0).all()
 
 
-def test_values_and_their_names_make_the_same_model():
-    columns = describe_columns(data())
-    for name, value in [("gaussian", Gaussian()), ("bernoulli", Bernoulli())]:
-        by_name, by_value = (
-            initial_state(describe(likelihood=likelihood), columns, 0)
-            for likelihood in (name, value)
-        )
-        assert list(by_name) == list(by_value)
-        for key, array in by_name.items():
-            np.testing.assert_array_equal(array, by_value[key])
-
-
 # --- stacks -----------------------------------------------------------------------------------
 
 # Numbers of components of the members of a stack.
@@ -581,6 +526,8 @@ def made_several(likelihood, mixture, hidden=(6, 5)):
     """Architectures and states in float64 of models with these numbers of components."""
     architectures = [describe(4, n, likelihood, hidden) for n in mixture]
     states = [made(likelihood, n, hidden, seed=1 + m)[1] for m, n in enumerate(mixture)]
+    for m, state in enumerate(states):  # each sees values as far as a bound of its own
+        state["bound"] = state["bound"] / (1 + m)
     return architectures, states
 
 
@@ -715,19 +662,6 @@ def test_a_stack_that_keeps_some_members_is_the_stack_of_these(likelihood):
     )
     for a, b in zip(*of_both, strict=True):
         assert torch.equal(a, b)
-
-
-@every_likelihood
-def test_members_of_a_stack_see_values_as_far_as_their_own_bounds(likelihood):
-    architectures, states = made_several(likelihood, (2, 2))
-    states[0] = states[0] | {"bound": np.float64(3.0)}
-    y, eps = 50 * normals(1, 7, 4).expand(2, 7, 4), normals(2, 1, 7, 2, seed=1)
-    terms, _ = stacked(architectures, states).vjp(Batch(y, eps, y[..., :0]), by_draw=False)
-    for m, state in enumerate(states):
-        alone = from_state(architectures[m], state)
-        with torch.no_grad():
-            for a, b in zip(terms, alone(Batch(y[m], eps[m])), strict=True):
-                torch.testing.assert_close(a[m], b, rtol=1e-11, atol=1e-11)
 
 
 # --- other parts, and noise of rows and units ---------------------------------------------------
@@ -881,10 +815,3 @@ def test_an_encoder_of_ones_own_has_an_input_for_what_is_missing():
     architecture = describe(network=Own(nn.Linear, nn.Linear), missing=True)
     state = initial_state(architecture, describe_columns(data()), 0)
     assert state["encoder.weight"].shape == (4, 8)
-
-
-def test_noise_is_asked_for_units_of_the_decoder_rows_and_units_of_the_encoder():
-    sizes = {"hidden": (6, 5)}
-    assert describe(**sizes).n_noise == (0, 0, 0)
-    assert describe(**sizes, network=MLP(dropout=0.1)).n_noise == (11, 0, 11)
-    assert describe(**sizes, likelihood=Bernoulli(resample=True)).n_noise == (0, 4, 0)

@@ -405,7 +405,6 @@ def test_the_terms_of_columns_sum_to_the_whole():
         atol=1e-4,
     )
     # What is missing says nothing.
-    assert (parts[frame.isna().to_numpy()] == pytest.approx(0, abs=1e-6)) is not False
     np.testing.assert_allclose(parts[frame.isna().to_numpy()], 0, atol=1e-6)
 
 
@@ -473,6 +472,7 @@ def changed(name, value):
         (changed("children", -1), "Got -1 in column 3 ('children')"),
         (changed("children", 1.5), "Got 1.5 in column 3 ('children')"),
         (changed("age", "old"), "X has the value 'old' in column 0 ('age'), which is no number"),
+        (changed("age", 1e30), "X has the value 1e+30 in column 0 ('age')"),
         (changed("member", 2), "Got 2 in column 4 ('member')"),
         (changed("sex", 3), "X has the value 3 in column 1 ('sex'), whose categories in fit"),
         (table().drop(columns="sex"), "sex"),
@@ -483,7 +483,7 @@ def changed(name, value):
 def test_bad_values_and_columns_are_named(frame, message):
     vae = model().fit(table())
     with pytest.raises(ValueError, match=re.escape(message)):
-        vae.score_samples(frame)
+        vae.transform(frame)
 
 
 def test_an_unknown_category_is_an_error_where_that_is_asked_for():
@@ -494,41 +494,12 @@ def test_an_unknown_category_is_an_error_where_that_is_asked_for():
         vae.transform(changed("sex", "x"))
 
 
-def test_a_number_out_of_reach_is_named():
-    vae = model().fit(table())
-    with pytest.raises(ValueError, match=re.escape("X has the value 1e+30 in column 0 ('age')")):
-        vae.transform(changed("age", 1e30))
-
-
-@pytest.mark.parametrize("name", ["age", "sex", "city", "member"])
-def test_a_column_without_a_value_is_named(name):
-    frame = table()
-    frame[name] = None
-    with pytest.warns(UserWarning, match=re.escape(f"('{name}'): all are missing")):
-        vae = model().fit(frame)
-    assert vae.sample(5, random_state=0)[name].isna().all()
-
-
-def test_strings_without_a_likelihood_for_them_are_named():
-    with pytest.raises(ValueError, match=re.escape("in column 1 ('sex'), which is no number")):
-        model("gaussian").fit(table().drop(columns="city"))
-
-
 def test_categories_of_several_types_are_refused():
     X = np.array([["a"], [1], ["b"]] * 9, dtype=object)
     with pytest.raises(
         ValueError, match=re.escape("column 0 are of the types int, str, which cannot")
     ):
         model("categorical").fit(X)
-
-
-def test_a_failed_fit_changes_nothing():
-    vae, frame = model().fit(table()), table()
-    before = copy.deepcopy(vars(vae))
-    with pytest.raises(ValueError, match="-1"):
-        vae.fit(changed("children", -1))
-    assert vars(vae).keys() == before.keys()
-    np.testing.assert_array_equal(vae.score_samples(frame), model().fit(frame).score_samples(frame))
 
 
 def test_the_table_itself_is_not_changed():
@@ -680,17 +651,25 @@ def test_a_search_on_a_table_with_rare_categories_equals_fits_one_by_one():
 # --- sparse -------------------------------------------------------------------------------
 
 
+KINDS_OF_SPARSE = [
+    f"{kind}_{form}" for kind in ("csr", "csc", "coo", "lil") for form in ("array", "matrix")
+]
+
+
 @pytest.mark.parametrize(
     "likelihood", ["poisson", "bernoulli", ZeroInflated(), "gaussian"], ids=str
 )
 def test_sparse_rows_are_the_same_rows(likelihood):
-    rng = np.random.default_rng(0)
-    X = (rng.random((200, 30)) < 0.1).astype(float)
-    S = scipy.sparse.csr_matrix(X)
-    dense, sparse = (model(likelihood).fit(rows) for rows in (X, S))
-    for rows in (X, S, scipy.sparse.csc_array(X)):
-        np.testing.assert_array_equal(sparse.score_samples(rows), dense.score_samples(X))
-        np.testing.assert_array_equal(sparse.transform(rows), dense.transform(X))
+    X = (np.random.default_rng(0).random((200, 30)) < 0.1).astype(float)
+    dense = model(likelihood).fit(X)
+    for kind in KINDS_OF_SPARSE:
+        S = getattr(scipy.sparse, kind)(X)
+        sparse = model(likelihood).fit(S)
+        for name, array in dense.state_.items():
+            np.testing.assert_array_equal(sparse.state_[name], array)
+        for rows in (X, S):
+            np.testing.assert_array_equal(sparse.score_samples(rows), dense.score_samples(X))
+            np.testing.assert_array_equal(sparse.transform(rows), dense.transform(X))
 
 
 @pytest.mark.slow

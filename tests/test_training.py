@@ -352,46 +352,29 @@ def test_adam_reads_gradients_that_are_views_of_other_tensors(n_models):
     assert (steps[0] != 1).float().mean() > 0.8
 
 
-@pytest.mark.parametrize("n_models", [1, 3])
-def test_adam_leaves_the_parameters_themselves_with_their_values_as_views_of_one_matrix(n_models):
+@pytest.mark.parametrize(("n_models", "keep"), [(1, None), (3, None), (4, [1, 2])])
+@torch.no_grad()
+def test_adam_leaves_the_parameters_themselves_with_their_values_as_views_of_one_matrix(
+    n_models, keep
+):
     draw = draws_of(n_models)
     parameters = [draw(shape).requires_grad_() for shape in SHAPES]
     values, same = [p.detach().clone() for p in parameters], list(parameters)
-    adam = Adam(parameters, [0.0] * n_models, [NEVER] * n_models)
+    adam = Adam(parameters, [0.1] * n_models, [1.0] * n_models, DECAYS)
+    if keep is not None:
+        adam.keep(torch.tensor(keep))
+        values, n_models = [value[keep] for value in values], len(keep)
     assert len(adam.weights) == n_models
     for p, value, before in zip(parameters, values, same, strict=True):
         assert p is before
         assert torch.equal(p, value)
         assert p.requires_grad
-    with torch.no_grad():
-        adam.weights.copy_(torch.arange(n_models)[:, None])
+    adam.weights.copy_(torch.arange(n_models)[:, None])
     for m in range(n_models):
         assert all((p[m] == m).all() for p in parameters)
 
 
-def test_adam_that_keeps_some_members_leaves_them_their_values_as_views_of_a_smaller_matrix():
-    draw = draws_of(4)
-    parameters = [draw(shape) for shape in SHAPES]
-    values, same = [p.clone() for p in parameters], list(parameters)
-    adam = Adam(parameters, [0.1] * 4, [1.0] * 4, DECAYS)
-    adam.keep(torch.tensor([1, 2]))
-    for p, value, before in zip(parameters, values, same, strict=True):
-        assert p is before
-        assert torch.equal(p, value[1:3])
-    adam.weights.copy_(torch.arange(2)[:, None])
-    for m in range(2):
-        assert all((p[m] == m).all() for p in parameters)
-
-
 # --- Plan -------------------------------------------------------------------------------------
-
-
-def test_rate_of_the_cosine_schedule_falls_from_the_rate_to_0_along_half_a_cosine():
-    cosine = plan(schedule="cosine", learning_rate=0.3, max_iter=6)
-    rates = [cosine.rate_at(epoch) for epoch in range(7)]
-    expected = [1, (1 + math.sqrt(0.75)) / 2, 0.75, 0.5, 0.25, (1 - math.sqrt(0.75)) / 2, 0]
-    assert rates == pytest.approx([0.3 * share for share in expected], abs=1e-16)
-    assert cosine.rate_at(1.5) == pytest.approx(0.3 * (1 + math.sqrt(0.5)) / 2)
 
 
 def test_rate_of_the_cosine_schedule_equals_that_of_torch():
@@ -404,19 +387,11 @@ def test_rate_of_the_cosine_schedule_equals_that_of_torch():
         scheduler.step()
 
 
-def test_rate_of_the_constant_schedule_stays():
-    assert {plan(learning_rate=0.3).rate_at(epoch) for epoch in (0, 0.5, 4.9)} == {0.3}
-
-
-def test_beta_rises_during_the_warm_up_and_stays():
-    warming = plan(beta=8.0, n_warmup=3)
-    assert [warming.beta_in(epoch) for epoch in range(6)] == [2, 4, 6, 8, 8, 8]
-    assert plan(beta=8.0).beta_in(0) == 8
-
-
 @pytest.mark.parametrize(
     ("max_iter", "n_cycles", "n_warmup", "expected"),
     [
+        (6, 1, 0, [8, 8, 8, 8, 8, 8]),
+        (6, 1, 3, [2, 4, 6, 8, 8, 8]),
         (6, 2, 1, [4, 8, 8, 4, 8, 8]),
         (8, 2, 3, [2, 4, 6, 8, 2, 4, 6, 8]),
         (8, 3, 1, [4, 8, 4, 8, 4, 8, 8, 8]),  # the last cycle is longer
@@ -433,58 +408,34 @@ def test_beta_rises_in_every_cycle_and_stays_after_the_last(max_iter, n_cycles, 
     assert [cyclical.is_warming(epoch + 1) for epoch in range(max_iter)] == still
 
 
-def test_plan_without_warm_up_is_never_warming():
-    assert not any(plan(n_cycles=n).is_warming(epoch) for n in (1, 3) for epoch in range(6))
-
-
 # --- what the loss is shown -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_held_out", [0, 1, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 11, 14])
-def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size):
-    n_training = 14 - n_held_out
-    batch_size = min(batch_size, n_training)
-    problem, rows = Problem(), rows_of(14)
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_every_training_row_is_used_exactly_once_an_epoch(n_held_out, batch_size, n_parts):
+    n_training, sizes = 14 - n_held_out, {}
+    problem, rows, in_some = Problem(), rows_of(14), in_parts(n_parts)
     before = rows.clone()
-    problem.train(rows, plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4))
 
+    def counted(whole):
+        for share, part in in_some(whole):
+            n_rows = part.index.shape[1]
+            # Each part ends with a ragged batch of its own.
+            batches = [min(batch_size, n_rows - i) for i in range(0, n_rows, batch_size)]
+            sizes.setdefault(problem.started, []).extend(batches)
+            assert share == pytest.approx(n_rows / n_training)
+            yield share, part
+
+    numbers = plan(n_held_out=n_held_out, batch_size=min(batch_size, n_training), max_iter=4)
+    problem.train(rows, numbers, cut=counted)
     assert torch.equal(rows, before)
     out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
     assert len(set(out)) == n_held_out
     orders = []
     for epoch in range(1, 5):
         batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
-        sizes = [len(batch) for batch in batches]
-        assert sizes[:-1] == [batch_size] * (len(sizes) - 1)  # a ragged last batch
-        assert 1 <= sizes[-1] <= batch_size
-        used = numbers_of(torch.cat(batches))
-        assert sorted(used + out) == list(range(14))
-        orders.append(tuple(used))
-    assert len(set(orders)) == 4
-
-
-@pytest.mark.parametrize("n_held_out", [0, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 14])
-def test_every_row_of_every_part_is_used_exactly_once_an_epoch(n_held_out, batch_size):
-    n_training = 14 - n_held_out
-    problem, cut, sizes = Problem(), in_parts(3), {}
-
-    def counted(whole):
-        for share, rows in cut(whole):
-            n_rows = rows.index.shape[1]
-            batches = [min(batch_size, n_rows - i) for i in range(0, n_rows, batch_size)]
-            sizes.setdefault(problem.started, []).extend(batches)
-            assert share == pytest.approx(n_rows / n_training)
-            yield share, rows
-
-    numbers = plan(n_held_out=n_held_out, batch_size=batch_size, max_iter=4)
-    problem.train(rows_of(14), numbers, cut=counted)
-    out = numbers_of(problem.judged[0][0].rows) if n_held_out else []
-    orders = []
-    for epoch in range(1, 5):
-        batches = [batch.rows for batch in problem.batches[0] if batch.epoch == epoch]
-        # Each part ends with a ragged batch of its own.
         assert [len(batch) for batch in batches] == sizes[epoch]
         used = numbers_of(torch.cat(batches))
         assert sorted(used + out) == list(range(14))
@@ -520,17 +471,6 @@ def test_every_row_that_is_read_in_parts_is_used_exactly_once_an_epoch(
         assert progress[-1] == (epoch, pytest.approx(1))
         orders.append(tuple(seen))
     assert len(set(orders)) == 3
-
-
-def test_noise_of_training_is_new_for_every_row_and_every_epoch():
-    problem = Problem()
-    problem.train(rows_of(500), plan(batch_size=64, max_iter=3))
-    noise = torch.cat([batch.noise for batch in problem.batches[0]], dim=1)
-    assert noise.shape == (1, 1500, N_COMPONENTS)
-    assert len(noise.unique()) == noise.numel()
-    # Five standard errors of standard normals.
-    assert noise.mean().abs() < 5 / math.sqrt(noise.numel())
-    assert (noise.var() - 1).abs() < 5 * math.sqrt(2 / noise.numel())
 
 
 @pytest.mark.parametrize("n_held_out", [0, 6])
@@ -588,13 +528,6 @@ def test_noise_is_new_for_every_row_however_much_of_it_is_drawn_at_once(monkeypa
     ):
         assert batches.shape[-2:] == (90, 2)
         assert len(batches.unique()) == batches.numel()
-
-
-def test_training_shows_the_loss_beta_of_the_epoch():
-    problem = Problem()
-    problem.train(rows_of(8), plan(beta=8.0, n_warmup=3, max_iter=5))
-    shown = {batch.epoch: batch.beta for batch in problem.batches[0]}
-    assert shown == {1: 2.0, 2: 4.0, 3: 6.0, 4: 8.0, 5: 8.0}
 
 
 def test_every_epoch_is_announced_before_its_first_step_and_ended_after_its_last():
@@ -736,76 +669,69 @@ def judged_by(losses):
     return lambda epoch, member: (losses[epoch - 1], 0.0)
 
 
-def test_best_weights_are_a_copy_of_those_with_the_smallest_loss():
-    weights = torch.zeros(2)
-    best = Best(weights)
-    for epoch, loss in enumerate([5.0, 3.0, 4.0, 3.0], start=1):
-        weights.fill_(epoch)
-        rows = torch.tensor([loss - 1, loss + 1])
-        best.judge(loss, rows, epoch, weights, plan())
-        rows.fill_(99)
-    weights.fill_(99)
-    assert best.epoch == 2
-    assert best.weights.tolist() == [2, 2]
-    assert best.rows.tolist() == [2, 4]
-
-
-def test_best_weights_are_of_an_epoch_after_the_warm_up_though_one_in_it_had_a_smaller_loss():
-    weights = torch.zeros(2)
-    best = Best(weights)
-    for epoch, loss in enumerate([3.0, 1.0, 7.0, 6.0, 8.0], start=1):
-        weights.fill_(epoch)
-        best.judge(loss, torch.tensor([loss]), epoch, weights, plan(n_warmup=2))
-        assert best.epoch == [1, 2, 3, 4, 4][epoch - 1]
-        assert best.waited == [0, 0, 0, 0, 1][epoch - 1]
-    assert best.weights.tolist() == [4, 4]
-    assert best.rows.tolist() == [6]
-
-
-def test_training_restores_the_weights_of_the_best_epoch_on_held_out_rows():
-    problem = Problem(judged_by([5.0, 4.0, 2.0, 3.0, 4.0, 6.0]))
-    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=6))
-    assert (record.outcome, record.n_iter, record.kept) == ("finished", 6, 3)
-    assert torch.equal(record.weights, problem.after[2][0])
-    assert len({tuple(weights[0].tolist()) for weights in problem.after}) == 6
-
-
-def test_training_without_held_out_rows_keeps_the_last_weights():
-    problem = Problem(judged_by([5.0, 1.0, 2.0, 3.0, 4.0]))
-    record = problem.train(rows_of(14), plan(patience=1))
-    assert (record.outcome, record.n_iter, record.kept) == ("finished", 5, 5)
-    assert torch.equal(record.weights, problem.after[4][0])
+BETA_2 = [(2.0, 2.0), (4.0, 0.5), (1.0, 4.0)]  # with 1 the first were the best, with 0 the third
 
 
 @pytest.mark.parametrize(
-    ("losses", "numbers", "n_iter", "kept"),
+    ("terms", "numbers", "outcome", "n_iter", "kept"),
     [
+        # The best epoch on held-out rows, judged at the final beta.
+        ([5, 4, 2, 3, 4, 6], {}, "finished", 6, 3),
+        (BETA_2, {"beta": 2.0}, "finished", 3, 2),
+        # Without held-out rows, the last epoch.
+        ([5, 1, 2, 3, 4], {"n_held_out": 0, "patience": 1}, "finished", 5, 5),
         # Patience runs from the epoch after the smallest loss.
-        ([5, 4, 4, 4, 4, 4, 4], {"patience": 2}, 4, 2),
-        ([5, 4, 5, 3, 5, 5, 5], {"patience": 2}, 6, 4),
+        ([5, 4, 4, 4, 4, 4, 4], {"patience": 2}, "converged", 4, 2),
+        ([5, 4, 5, 3, 5, 5, 5], {"patience": 2}, "converged", 6, 4),
         # A fall by no more than tol isn't waited for, but its weights are the best.
-        ([5, 4.95, 4.9, 4.85, 4.84], {"patience": 3, "tol": 0.2}, 4, 4),
+        ([5, 4.95, 4.9, 4.85, 4.84], {"patience": 3, "tol": 0.2}, "converged", 4, 4),
         # Small falls add up.
-        ([5, 4.9, 4.7, 4.6, 4.4, 4.4, 4.4], {"patience": 2, "tol": 0.2}, 7, 5),
-        # Nothing ends before the warm-up has.
-        ([1, 2, 3, 5, 5, 5, 5], {"patience": 2, "n_warmup": 3}, 6, 4),
+        ([5, 4.9, 4.7, 4.6, 4.4, 4.4, 4.4], {"patience": 2, "tol": 0.2}, "converged", 7, 5),
+        # Nothing ends before the warm-up has, and no epoch of it is the best.
+        ([1, 2, 3, 5, 5, 5, 5], {"patience": 2, "n_warmup": 3}, "converged", 6, 4),
+        ([3, 1, 7, 6, 8], {"n_warmup": 2}, "finished", 5, 4),
     ],
 )
-def test_training_converges_after_patience_epochs_without_a_fall(losses, numbers, n_iter, kept):
-    problem = Problem(judged_by([float(loss) for loss in losses]))
-    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=len(losses), **numbers))
-    assert (record.outcome, record.n_iter, record.kept) == ("converged", n_iter, kept)
+def test_training_keeps_the_best_epoch_and_ends_after_patience(
+    terms, numbers, outcome, n_iter, kept
+):
+    terms = [own if isinstance(own, tuple) else (float(own), 0.0) for own in terms]
+    problem = Problem(lambda epoch, member: terms[epoch - 1])
+    numbers = plan(**{"n_held_out": 4, "max_iter": len(terms)} | numbers)
+    record = problem.train(rows_of(14), numbers)
+    assert (record.outcome, record.n_iter, record.kept) == (outcome, n_iter, kept)
     assert problem.started == n_iter
     assert torch.equal(record.weights, problem.after[kept - 1][0])
+    assert len({tuple(weights[0].tolist()) for weights in problem.after}) == n_iter
+    if numbers.n_held_out:
+        expected = [reconstruction + numbers.beta * kl for reconstruction, kl in terms[:n_iter]]
+        assert record.history["validation_loss"] == expected
 
 
-def test_training_judges_by_the_objective_at_its_final_beta():
-    # With beta = 2 the best epoch is the second, with 1 it were the first, with 0 the third.
-    terms = [(2.0, 2.0), (4.0, 0.5), (1.0, 4.0)]
-    problem = Problem(lambda epoch, member: terms[epoch - 1])
-    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=3, beta=2.0))
-    assert record.kept == 2
-    assert record.history["validation_loss"] == [6.0, 5.0, 9.0]
+@pytest.mark.parametrize(
+    ("first", "terms", "numbers", "kept"),
+    [
+        # The weights that training began with are kept where no epoch is better.
+        (1, [5, 2, 3, 4], {}, 0),
+        (1, [2, 3, 4], {}, 0),
+        (4, [5, 2, 3, 4], {}, 2),
+        # The warm-up begins anew: an epoch after it is kept.
+        (1, [5, 2, 3, 4], {"n_warmup": 2}, 3),
+        # They are judged at the final beta, and never kept with a loss that is not finite.
+        ((2.0, 2.0), [(4.0, 0.5)], {"beta": 2.0}, 1),
+        (math.nan, [5, 2, 3], {}, 2),
+        (math.inf, [5, 2, 3], {}, 2),
+    ],
+)
+def test_training_that_continues_may_keep_the_weights_it_began_with(first, terms, numbers, kept):
+    terms = [own if isinstance(own, tuple) else (float(own), 0.0) for own in (first, *terms)]
+    problem = Problem(lambda epoch, member: terms[epoch])
+    start = problem.weights()[0]
+    numbers = plan(n_held_out=4, max_iter=len(terms) - 1, continues=True, **numbers)
+    record = problem.train(rows_of(14), numbers)
+    assert (record.outcome, record.n_iter, record.kept) == ("finished", len(terms) - 1, kept)
+    assert {len(values) for values in record.history.values()} == {record.n_iter}
+    assert torch.equal(record.weights, problem.after[kept - 1][0] if kept else start)
 
 
 @pytest.mark.parametrize(("n_held_out", "kept"), [(4, 2), (0, 3)])
@@ -822,32 +748,6 @@ def test_training_stops_where_end_epoch_returns_true(n_held_out, kept):
     assert torch.equal(record.weights, problem.after[kept - 1][0])
 
 
-@pytest.mark.parametrize(
-    ("first_loss", "n_warmup", "kept"),
-    [
-        (1.0, 0, 0),  # no epoch was better than the weights that the run began with
-        (4.0, 0, 2),
-        (1.0, 2, 3),  # the warm-up begins anew: an epoch after it is kept
-    ],
-)
-def test_training_that_continues_may_keep_the_weights_it_began_with(first_loss, n_warmup, kept):
-    problem = Problem(judged_by([5.0, 2.0, 3.0, 4.0, first_loss]))  # the last: before epoch 1
-    first = problem.weights()[0]
-    record = problem.train(
-        rows_of(14), plan(n_held_out=4, max_iter=4, n_warmup=n_warmup, continues=True)
-    )
-    assert (record.outcome, record.n_iter, record.kept) == ("finished", 4, kept)
-    assert {len(values) for values in record.history.values()} == {4}
-    assert torch.equal(record.weights, problem.after[kept - 1][0] if kept else first)
-
-
-def test_training_that_continues_judges_its_first_weights_at_the_final_beta():
-    terms = [(2.0, 2.0), (4.0, 0.5)]  # before and after epoch 1
-    problem = Problem(lambda epoch, member: terms[epoch])
-    numbers = plan(n_held_out=4, max_iter=1, beta=2.0, continues=True)
-    assert problem.train(rows_of(14), numbers).kept == 1
-
-
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_training_that_continues_and_diverges_keeps_the_weights_it_began_with(n_held_out):
     problem = Problem(spoil=spoiled(1, 0, math.nan))
@@ -855,13 +755,6 @@ def test_training_that_continues_and_diverges_keeps_the_weights_it_began_with(n_
     record = problem.train(rows_of(14), plan(n_held_out=n_held_out, continues=True))
     assert (record.outcome, record.n_iter, record.kept) == ("diverged", 0, 0)
     assert torch.equal(record.weights, first)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_training_that_continues_does_not_keep_weights_whose_loss_was_not_finite(value):
-    problem = Problem(judged_by([5.0, 2.0, 3.0, value]))  # the last: before epoch 1
-    record = problem.train(rows_of(14), plan(n_held_out=4, max_iter=3, continues=True))
-    assert (record.outcome, record.kept) == ("finished", 2)
 
 
 # --- divergence -------------------------------------------------------------------------------
@@ -936,38 +829,6 @@ def test_interruption_keeps_the_last_complete_epoch(n_held_out, moment, complete
     assert torch.equal(record.weights, problem.after[complete - 1][0])
 
 
-def test_interruption_in_the_middle_of_a_batch_forgets_the_steps_of_its_epoch():
-    problem = Problem()
-    vjp = problem.vjp
-
-    def interrupted(*arguments, **options):
-        if problem.n_steps == 3 + 3 + 1 and problem.started == 3:
-            raise KeyboardInterrupt  # before the second step of the third epoch
-        return vjp(*arguments, **options)
-
-    problem.vjp = interrupted
-    record = problem.train(rows_of(10), plan(batch_size=4))
-    assert problem.n_steps == 7
-    assert (record.outcome, record.n_iter, record.kept) == ("interrupted", 2, 2)
-    assert torch.equal(record.weights, problem.after[1][0])
-
-
-def test_interruption_while_an_epoch_is_recorded_forgets_that_epoch(monkeypatch):
-    judge = Best.judge
-
-    def interrupted(self, loss, rows, epoch, weights, plan):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        judge(self, loss, rows, epoch, weights, plan)
-
-    monkeypatch.setattr(Best, "judge", interrupted)
-    problem = Problem()
-    record = problem.train(rows_of(10), plan(n_held_out=4))
-    assert (record.outcome, record.n_iter, record.kept) == ("interrupted", 1, 1)
-    assert all(len(values) == 1 for values in record.history.values())
-    assert torch.equal(record.weights, problem.after[0][0])
-
-
 @pytest.mark.parametrize("moment", ["begin", "step"])
 @pytest.mark.parametrize("n_held_out", [0, 4])
 def test_interruption_before_the_first_epoch_is_complete_is_raised_again(moment, n_held_out):
@@ -982,17 +843,6 @@ def test_another_exception_goes_through():
 
     with pytest.raises(RuntimeError, match="mine"):
         Problem().train(rows_of(14), plan(), end_epoch=end_epoch)
-
-
-@pytest.mark.parametrize(("continues", "kept"), [(True, 0), (False, 1)])
-def test_a_run_that_continues_and_finds_nothing_better_keeps_the_weights_it_began_with(
-    continues, kept
-):
-    problem = Problem(lambda epoch, member: (1.0 + epoch, 0.0))  # worse with every epoch
-    start = problem.weights()[0]
-    record = problem.train(rows_of(20), plan(n_held_out=4, max_iter=3, continues=continues))
-    assert record.kept == kept
-    assert torch.equal(record.weights, problem.after[0][0] if kept else start)
 
 
 # --- many members -----------------------------------------------------------------------------

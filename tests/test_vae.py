@@ -2,12 +2,11 @@
 
 import contextlib
 import itertools
+import math
 import pickle
 import re
-import signal
 import subprocess
 import sys
-import threading
 import tracemalloc
 import warnings
 
@@ -36,8 +35,6 @@ from skvae import VAETransformer, likelihoods, metrics, posteriors, priors
 from skvae._backend import blocks
 from skvae._data import weighting
 from skvae._fit.preparation import prepare
-from skvae._model.adam import Adam
-from skvae._model.member import Best
 from skvae.likelihoods import Bernoulli, Gaussian
 from skvae.networks import MLP
 
@@ -70,6 +67,13 @@ def assert_same_state(left, right):
         np.testing.assert_array_equal(array, right.state_[name])
 
 
+def assert_finite(vae, X):
+    """The model and its results on X are finite numbers."""
+    assert all(np.isfinite(array).all() for array in vae.state_.values())
+    assert all(np.isfinite(output(vae, X)).all() for output in OUTPUTS.values())
+    assert np.isfinite(vae.sample(3, random_state=0)).all()
+
+
 # --- the score ----------------------------------------------------------------------------
 
 
@@ -96,8 +100,10 @@ def test_score_samples_of_a_network_is_the_elbo_by_other_draws(X, quick, numpy_e
     np.testing.assert_allclose(vae.score(X), elbo.mean(), atol=0.02)
 
 
-def test_score_is_the_mean_of_score_samples_and_a_plain_float(X, quick):
-    vae = quick().fit(X)
+@pytest.mark.parametrize("beta", [0, 1e-9, 1, 1e9])
+def test_score_is_the_mean_of_score_samples_and_a_finite_float_whatever_beta_is(X, quick, beta):
+    vae = quick(beta=beta).fit(X)
+    assert np.isfinite(vae.score(X))
     assert type(vae.score(X)) is float
     assert vae.score(X) == np.mean(vae.score_samples(X))
     assert vae.score_samples(X).shape == (60,)
@@ -180,21 +186,30 @@ def test_weight_decay_is_of_the_matrices_of_the_networks_alone(X, quick, parts):
 # --- units --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("likelihood", [Gaussian(n) for n in ("per_feature", "shared")], ids=str)
-def test_x_times_1024_moves_the_score_by_minus_d_log_1024(X, quick, likelihood):
-    score = quick(likelihood=likelihood).fit(X).score_samples(X)
-    moved = quick(likelihood=likelihood).fit(1024 * X).score_samples(1024 * X)
-    np.testing.assert_allclose(moved, score - 4 * np.log(1024), atol=1e-4)
-
-
-def test_x_times_1024_moves_the_score_of_noise_per_sample_and_of_a_given_noise_too(X, quick):
-    for likelihood, scaled in [
-        (Gaussian("per_sample"), Gaussian("per_sample")),
-        (Gaussian(0.5), Gaussian(0.5 * 1024**2)),
-    ]:
-        score = quick(likelihood=likelihood).fit(X).score(X)
-        moved = quick(likelihood=scaled).fit(1024 * X).score(1024 * X)
-        np.testing.assert_allclose(moved, score - 4 * np.log(1024), atol=1e-4)
+@pytest.mark.parametrize(
+    ("likelihood", "scale", "scaled"),
+    [
+        *(
+            (Gaussian(noise), scale, Gaussian(noise))
+            for noise in ("per_feature", "per_sample")
+            for scale in (1024.0, (1e-6, 1e6, 1, 1e-6), (1e-12, 1e12, 1e-3, 1))
+        ),
+        (Gaussian("shared"), 1024.0, Gaussian("shared")),
+        (Gaussian(0.5), 1024.0, Gaussian(0.5 * 1024**2)),
+    ],
+    ids=str,
+)
+def test_columns_times_a_scale_move_the_score_by_minus_its_logarithm(
+    X, quick, likelihood, scale, scaled
+):
+    score = quick(likelihood=likelihood, max_iter=30).fit(X).score_samples(X)
+    Y = X * scale
+    moved = quick(likelihood=scaled, max_iter=30).fit(Y).score_samples(Y)
+    exact = isinstance(scale, float)  # a power of 2 rounds nothing
+    jacobian = np.log(np.broadcast_to(scale, 4)).sum()
+    np.testing.assert_allclose(moved.mean(), score.mean() - jacobian, atol=1e-3)
+    if exact:
+        np.testing.assert_allclose(moved, score - jacobian, atol=1e-4)
 
 
 def test_time_stamps_of_1_7e9_keep_their_digits(X, quick):
@@ -250,14 +265,6 @@ def test_the_noise_never_falls_below_a_hundredth_of_the_column(X, quick):
 
 
 # --- determinism --------------------------------------------------------------------------
-
-
-@any_likelihood
-@any_output
-def test_methods_give_the_same_numbers_at_every_call(X, quick, likelihood, output):
-    X = suited(X, likelihood)
-    vae = quick(likelihood=likelihood).fit(X)
-    np.testing.assert_array_equal(output(vae, X), output(vae, X))
 
 
 @any_output
@@ -373,28 +380,6 @@ def test_one_seed_gives_one_model_in_clones_refits_and_pickles(X, quick, likelih
     for output in OUTPUTS.values():
         np.testing.assert_array_equal(output(loaded, X), output(vae, X))
     np.testing.assert_array_equal(loaded.sample(5, random_state=1), vae.sample(5, random_state=1))
-
-
-def test_another_seed_gives_another_model(X, quick):
-    one, other = quick().fit(X), quick(random_state=1).fit(X)
-    assert not np.array_equal(one.transform(X), other.transform(X))
-
-
-def test_without_a_seed_numpy_s_global_generator_decides(X, quick):
-    np.random.seed(3)
-    one, other = quick(random_state=None).fit(X), quick(random_state=None).fit(X)
-    np.random.seed(3)
-    assert_same_state(one, quick(random_state=None).fit(X))
-    assert not np.array_equal(one.transform(X), other.transform(X))
-
-
-def test_a_generator_as_random_state_is_read_on(X, quick):
-    one, other = (
-        [quick(random_state=generator).fit(X).transform(X) for _ in range(2)]
-        for generator in (np.random.RandomState(5), np.random.RandomState(5))
-    )
-    np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(one[0], one[1])
 
 
 # --- what comes back ----------------------------------------------------------------------
@@ -555,22 +540,15 @@ def test_no_two_blocks_of_samples_are_the_same(X, quick):
     assert len(np.unique(drawn, axis=0)) == len(drawn)
 
 
-def test_sample_draws_one_row_and_reads_numpy_s_global_generator_by_default(X, quick):
-    vae = quick().fit(X)
-    np.random.seed(0)
-    first, second = vae.sample(), vae.sample()
-    np.random.seed(0)
-    np.testing.assert_array_equal(vae.sample(), first)
-    assert first.shape == (1, 4)
-    assert not np.array_equal(first, second)
-
-
-def test_sample_accepts_a_generator_and_reads_it_on(X, quick):
+def test_sample_draws_one_row_and_reads_the_global_generator_or_its_own_on(X, quick):
     vae = quick().fit(X)
     generator = np.random.RandomState(0)
-    first, second = vae.sample(3, generator), vae.sample(3, generator)
-    np.testing.assert_array_equal(vae.sample(3, np.random.RandomState(0)), first)
+    np.random.seed(0)
+    first, second = vae.sample(), vae.sample()
+    assert first.shape == (1, 4)
     assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(vae.sample(1, generator), first)
+    np.testing.assert_array_equal(vae.sample(1, generator), second)
 
 
 # --- skvae.sample -------------------------------------------------------------------------
@@ -603,16 +581,11 @@ def test_sample_of_a_search_is_that_of_its_best_estimator(X, quick):
     np.testing.assert_array_equal(drawn, search.best_estimator_.sample(3, random_state=1))
 
 
-def test_sample_names_the_step_that_has_no_inverse(X, quick):
-    pipe = make_pipeline(StandardScaler(), Normalizer(), quick()).fit(X)
-    with pytest.raises(TypeError, match="Step 'normalizer' of the Pipeline has no inverse"):
-        skvae.sample(pipe, 3)
-
-
-def test_sample_of_a_pipeline_within_a_pipeline_inverts_all_steps(X, quick):
-    pipe = make_pipeline(make_pipeline(RobustScaler(), None, StandardScaler()), quick()).fit(X)
+def test_sample_of_pipelines_within_a_pipeline_inverts_all_steps(X, quick):
+    inner = make_pipeline(StandardScaler(), quick())
+    pipe = make_pipeline(make_pipeline(RobustScaler(), None, StandardScaler()), inner).fit(X)
     drawn = skvae.sample(pipe, 5, random_state=0)
-    expected = pipe[0].inverse_transform(pipe[-1].sample(5, random_state=0))
+    expected = pipe[0].inverse_transform(skvae.sample(inner, 5, random_state=0))
     np.testing.assert_array_equal(drawn, expected)
 
 
@@ -620,11 +593,14 @@ def test_sample_of_a_pipeline_within_a_pipeline_inverts_all_steps(X, quick):
     ("step", "name"),
     [
         (make_pipeline(StandardScaler(), FunctionTransformer(np.tanh)), "functiontransformer"),
+        (FunctionTransformer(np.cbrt), "functiontransformer"),
+        (make_pipeline(StandardScaler(), Normalizer()), "normalizer"),
         (SimpleImputer(add_indicator=True), "simpleimputer"),
     ],
 )
 def test_sample_refuses_steps_whose_inverse_is_none_of_new_rows(X, quick, step, name):
-    X[0, 0] = np.nan
+    if name == "simpleimputer":
+        X[0, 0] = np.nan
     pipe = make_pipeline(step, quick()).fit(X)
     with pytest.raises(TypeError, match=f"Step '{name}' of the Pipeline has no inverse,"):
         skvae.sample(pipe, 3)
@@ -670,6 +646,8 @@ def test_history_has_every_term_of_every_epoch(X, quick, likelihood, early_stopp
         assert type(values) is np.ndarray
         assert values.shape == (5,)
         assert np.isfinite(values).all()
+    if early_stopping:
+        assert (history["validation_beta"] == 3).all()
     for prefix in prefixes:
         loss, reconstruction, kl, negative_elbo, beta = (history[prefix + t] for t in TERMS)
         np.testing.assert_allclose(loss, reconstruction + beta * kl, rtol=1e-12)
@@ -702,11 +680,6 @@ def test_beta_rises_to_its_full_weight_before_the_end(X, quick, share, max_iter)
     assert (np.diff(beta) >= 0).all()
     assert (beta > 0).all()
     assert np.sum(beta < 2.0) == int(share * max_iter)
-
-
-def test_validation_is_judged_at_the_final_beta(X, quick):
-    vae = quick(beta=2.0, beta_warmup=0.5, early_stopping=True).fit(X)
-    np.testing.assert_array_equal(vae.history_["validation_beta"], 2.0)
 
 
 @pytest.mark.parametrize(("n_rows", "held_out"), [(19, False), (20, True)])
@@ -872,19 +845,24 @@ def test_columns_of_rare_levels_leave_training_its_epochs():
     assert LinearRegression().fit(latent[:1000], Z[:1000]).score(latent[1000:], Z[1000:]) > 0.4
 
 
-@pytest.mark.parametrize("where", ["held out", "trained on"])
-@pytest.mark.parametrize("value", [1e8, 1e20, -1e300])
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        *itertools.product(["held out", "trained on"], [1e8, 1e20, -1e300]),
+        *itertools.product(["nothing held out"], [1e39, -1e300, np.finfo(np.float64).max]),
+    ],
+)
 @pytest.mark.parametrize("noise", ["per_sample", "shared"])
 def test_a_sentinel_is_named_wherever_it_is(X, quick, where, value, noise):
-    vae = quick(likelihood=Gaussian(noise), early_stopping=True)
+    vae = quick(likelihood=Gaussian(noise), early_stopping=where != "nothing held out")
     out = held_out_of(vae, X)
     row = out[1] if where == "held out" else np.delete(np.arange(60), out)[3]
     X[row, 2] = value
     what = re.escape(f"{value:.10g} in column 2 (1 row)")
     with pytest.warns(UserWarning, match=f"X has values .* {what}"):
         vae.fit(X)
-    assert np.isfinite(vae.score_samples(X)).all()
-    assert np.isfinite(vae.history_["validation_loss"]).all()
+    assert_finite(vae, X)
+    assert all(np.isfinite(values).all() for values in vae.history_.values())
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -1085,8 +1063,11 @@ def test_other_targets_are_ignored(X, quick):
     expected = quick().fit(X)
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(60, 4)), columns=list("abcd"))
-    for y in (X, rng.integers(3, size=60), X[:, 0], rng.normal(size=(60, 4)), X[:, :3], frame):
-        assert_same_state(quick().fit(X, y), expected)
+    numbers = X, rng.integers(3, size=60), X[:, 0], rng.normal(size=(60, 4)), X[:, :3], frame
+    for y in (*numbers, ["any", "thing"], np.full(3, np.nan), "y", object()):
+        vae = quick().fit(X, y)
+        assert_same_state(vae, expected)
+        assert vae.score(X, y) == expected.score(X)
 
 
 # --- how a fit ended --------------------------------------------------------------------------
@@ -1141,8 +1122,7 @@ def test_noise_variance_is_one_per_feature_one_for_all_or_the_one_given(X, quick
     assert per_feature.dtype == np.float64
     shared = quick(likelihood=Gaussian("shared")).fit(X).noise_variance_
     assert type(shared) is float
-    given = quick(likelihood=Gaussian(0.5)).fit(X).noise_variance_
-    np.testing.assert_allclose(given, 0.5, rtol=1e-6)
+    assert quick(likelihood=Gaussian(0.3)).fit(X).noise_variance_ == 0.3
     per_feature_moved = quick(likelihood=Gaussian("per_feature")).fit(1024 * X).noise_variance_
     np.testing.assert_allclose(per_feature_moved, 1024**2 * per_feature, rtol=1e-5)
 
@@ -1262,12 +1242,6 @@ def test_warm_start_names_the_part_of_the_model_that_changed(X, quick, changed):
         vae.fit(X)
 
 
-def test_warm_start_with_other_columns_is_refused(X, quick):
-    vae = quick(warm_start=True).fit(X)
-    with unchanged(vae), pytest.raises(ValueError, match=r"X has 3 features, but .* expecting 4"):
-        vae.fit(X[:, :3])
-
-
 # --- a fit that fails ---------------------------------------------------------------------
 
 
@@ -1300,7 +1274,11 @@ FAILURES = {
         np.copy,
         "validation set is too small: 0.01 of 60 rows",
     ),
-    "divergence": ({"learning_rate": 1e6}, np.copy, "not finite in epoch 1, at learning rate 1e"),
+    "divergence": (
+        {"learning_rate": 1e6},
+        np.copy,
+        "not finite in epoch 1, at learning rate 1e.*Use a smaller learning_rate",
+    ),
 }
 
 
@@ -1327,19 +1305,6 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was(
             vae.transform(X)
 
 
-def test_an_exception_in_the_middle_of_training_leaves_the_estimator_as_it_was(
-    X, quick, monkeypatch
-):
-    vae = quick(verbose=1).fit(X)
-
-    def full_disk(*args):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("builtins.print", full_disk)
-    with unchanged(vae), pytest.raises(OSError, match="no space left"):
-        vae.fit(X[:, :3])
-
-
 def test_a_loss_that_stops_being_finite_keeps_the_best_weights_and_warns(X, quick):
     vae = quick(learning_rate=30.0, max_iter=20)
     with pytest.warns(ConvergenceWarning, match=r"not finite in epoch \d+, at learning rate \d"):
@@ -1353,204 +1318,7 @@ def test_a_loss_that_stops_being_finite_keeps_the_best_weights_and_warns(X, quic
 # --- Ctrl-C -------------------------------------------------------------------------------
 
 
-def interrupt(monkeypatch, owner, name, n_calls):
-    """Ctrl-C at the end of the n-th call of a method."""
-    method, calls = getattr(owner, name), []
-
-    def method_and_interrupt(*args):
-        result = method(*args)
-        calls.append(True)
-        if len(calls) == n_calls:
-            signal.raise_signal(signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(owner, name, method_and_interrupt)
-
-
-@pytest.mark.parametrize("early_stopping", [False, True])
-@pytest.mark.parametrize(
-    "moment",
-    [(Adam, "step", 3 * 4 + 2), (Best, "judge", 4)],
-    ids=["during an epoch", "at its end"],
-)
-def test_ctrl_c_keeps_the_last_complete_epoch(X, quick, monkeypatch, early_stopping, moment):
-    vae = quick(
-        likelihood=Gaussian("per_feature"),
-        batch_size=16,  # 4 steps an epoch
-        learning_rate=0.1,
-        learning_rate_schedule="constant",
-        early_stopping=early_stopping,
-    )
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        expected = clone(vae).set_params(max_iter=3).fit(X)
-    interrupt(monkeypatch, *moment)
-    with pytest.warns(UserWarning, match="Training interrupted: the weights of epoch 3"):
-        vae.set_params(max_iter=10).fit(X)
-    assert vae.n_iter_ == 3
-    for name, values in vae.history_.items():
-        np.testing.assert_array_equal(values, expected.history_[name])
-    if not early_stopping:
-        assert_same_state(vae, expected)
-
-
-@pytest.mark.parametrize("fitted", [False, True])
-def test_ctrl_c_before_the_first_epoch_is_complete_is_raised_again(X, quick, monkeypatch, fitted):
-    vae = quick(batch_size=16)
-    if fitted:
-        vae.fit(X)
-    interrupt(monkeypatch, Adam, "step", 3)
-    with unchanged(vae), pytest.raises(KeyboardInterrupt):
-        vae.fit(X)
-
-
 # --- the rest of the process --------------------------------------------------------------
-
-
-@pytest.fixture
-def two_threads():
-    """Let torch compute on two threads here, however many this run was given."""
-    torch.get_num_threads()  # at its first use in a thread torch sets the number itself
-    with threadpool_limits(2, user_api="openmp"):
-        assert torch.get_num_threads() == 2
-        yield
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_other_threads_keep_their_number_of_threads(X, quick, monkeypatch):
-    counts = {"running": set(), "started during fit": set(), "started after": set()}
-    started, done = threading.Event(), threading.Event()
-
-    def watch():
-        torch.get_num_threads()
-        with threadpool_limits(3, user_api="openmp"):
-            while not done.wait(0.001):
-                counts["running"].add(torch.get_num_threads())
-                started.set()
-
-    def count_in_new_thread(when):
-        new = threading.Thread(target=lambda: counts[when].add(torch.get_num_threads()))
-        new.start()
-        new.join()
-
-    count_in_new_thread("started after")  # and before: one set, one number
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert started.wait(10)
-    monkeypatch.setattr("builtins.print", lambda *args: count_in_new_thread("started during fit"))
-    try:
-        for action in (lambda vae: vae.fit(X), lambda vae: vae.score(X)):
-            action(quick(verbose=1).fit(X))
-    finally:
-        done.set()
-        watcher.join()
-    count_in_new_thread("started after")
-    assert counts["running"] == {3}
-    assert len(counts["started after"]) == 1
-    assert counts["started during fit"] == counts["started after"]
-
-
-@contextlib.contextmanager
-def default_dtype_float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def default_device_meta():
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
-
-
-MODES = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "default_dtype": default_dtype_float64,
-    "default_device": default_device_meta,
-}
-
-
-class Linear32(torch.nn.Linear):
-    """Draws its weights in float32, whatever the default."""
-
-    def __init__(self, n_in, n_out):
-        super().__init__(n_in, n_out, dtype=torch.float32)
-
-
-PARTS = [
-    {"prior": priors.Mixture(3)},
-    {"prior": priors.Vamp(3)},
-    {"posterior": "full", "n_importance_samples": 2},
-    {"posterior": posteriors.Flow(hidden_layer_sizes=(4,), n_context=2)},
-    {"free_bits": 0.1, "beta_warmup": 0.5, "n_beta_cycles": 2},
-    {"network": MLP(residual=True, dropout=0.2, layer_norm=True)},
-    {"network": (Linear32, Linear32)},
-    {"likelihood": "laplace"},
-    {"likelihood": "student_t"},
-    {"likelihood": "continuous_bernoulli"},
-    {"likelihood": likelihoods.Bernoulli(resample=True)},
-    {"likelihood": likelihoods.DiscretizedLogistic(4)},
-    {"likelihood": likelihoods.ZeroInflated(likelihoods.NegativeBinomial())},
-    {"likelihood": "poisson", "prior": priors.Vamp(3)},
-]
-
-
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-@pytest.mark.parametrize("parts", PARTS, ids=str)
-def test_the_mode_of_the_caller_changes_nothing_of_any_part(parts, mode):
-    X = np.random.default_rng(0).random((60, 3))
-    if any(word in str(parts).lower() for word in ("logistic", "poisson", "binomial")):
-        X = np.floor(4 * X)
-
-    def everything():
-        vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, random_state=0, **parts)
-        vae.fit(X)
-        return [
-            *vae.history_.values(),
-            vae.transform(X),
-            vae.score_samples(X),
-            vae.sample(5, random_state=0),
-            vae.sample_posterior(X, 2, random_state=0),
-            metrics.log_likelihood(vae, X, n_samples=3, per_sample=True, random_state=0),
-        ]
-
-    outside, state = everything(), torch.random.get_rng_state()
-    with mode():
-        inside = everything()
-    for left, right in zip(inside, outside, strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-@any_likelihood
-def test_the_mode_of_the_caller_changes_nothing(X, quick, likelihood, mode):
-    X = suited(X, likelihood)
-
-    def everything():
-        vae = quick(likelihood=likelihood, early_stopping=True).fit(X)
-        module = vae.to_module()
-        return [
-            *vae.state_.values(),
-            *vae.history_.values(),
-            *(output(vae, X) for output in OUTPUTS.values()),
-            vae.sample(5, random_state=0),
-            *(tensor.detach().numpy() for tensor in module.state_dict().values()),
-        ]
-
-    outside = everything()
-    with mode():
-        inside = everything()
-    for left, right in zip(inside, outside, strict=True):
-        assert left.dtype == right.dtype
-        np.testing.assert_array_equal(left, right)
 
 
 def test_verbose_prints_a_line_an_epoch(X, quick, capsys):
@@ -1701,10 +1469,6 @@ def test_the_epoch_that_was_kept_is_counted_over_all_fits(X, quick):
     assert vae.partial_fit(X).kept_iter_ == 2
 
 
-def test_a_fixed_noise_variance_is_given_back_as_it_was(X, quick):
-    assert quick(likelihood=Gaussian(0.3)).fit(X).noise_variance_ == 0.3
-
-
 class Unlearned(likelihoods.Likelihood):
     """Of its own making: normal values whose variance is that of their column."""
 
@@ -1729,49 +1493,27 @@ def test_a_likelihood_of_ones_own_may_have_a_noise_variance(X, quick):
     np.testing.assert_allclose(vae.noise_variance_, X.var(axis=0), rtol=1e-12)
 
 
-def test_sample_goes_through_a_pipeline_in_a_pipeline(X, quick):
-    inner = make_pipeline(StandardScaler(), quick())
-    nested = make_pipeline(StandardScaler(), inner).fit(X)
-    expected = nested[0].inverse_transform(skvae.sample(inner, 5, random_state=0))
-    np.testing.assert_array_equal(skvae.sample(nested, 5, random_state=0), expected)
-
-
-def test_sample_refuses_a_step_whose_inverse_is_not_known(X, quick):
-    pipe = make_pipeline(FunctionTransformer(np.cbrt), quick()).fit(X)
-    with pytest.raises(TypeError, match=r"'functiontransformer' .* no inverse,"):
-        skvae.sample(pipe)
+SIZES = [
+    *({"n_components": 3, "hidden_layer_sizes": own} for own in [(), (7,), (50, 25), (128, 64)]),
+    *(
+        {"n_components": n, "prior": prior, "posterior": "full"}
+        for n in (5, 9, 16)
+        for prior in ("standard_normal", priors.Mixture(3), priors.Vamp(3))
+    ),
+]
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("hidden_layer_sizes", [(), (7,), (50, 25), (128, 64)])
-def test_rows_have_the_same_bits_in_any_place_in_either_precision(precision, hidden_layer_sizes):
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_rows_have_the_same_bits_in_any_place_in_either_precision(quick, sizes, precision):
     X = load_wine().data  # 13 columns
-    vae = VAETransformer(
-        3, hidden_layer_sizes=hidden_layer_sizes, max_iter=1, precision=precision, random_state=0
-    ).fit(X)
-    Z, scores, order = vae.transform(X), vae.score_samples(X), np.random.default_rng(0)
+    vae = quick(**sizes, precision=precision, max_iter=1).fit(X)
+    expected = {name: output(vae, X) for name, output in OUTPUTS.items()}
+    rng = np.random.default_rng(0)
     for _ in range(3):
-        places = order.permutation(len(X))[: order.integers(1, len(X))]
-        np.testing.assert_array_equal(vae.transform(X[places]), Z[places])
-        np.testing.assert_array_equal(vae.score_samples(X[places]), scores[places])
-        np.testing.assert_array_equal(
-            vae.inverse_transform(Z[places]), vae.inverse_transform(Z)[places]
-        )
-
-
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("prior", ["standard_normal", priors.Mixture(3), priors.Vamp(3)], ids=str)
-@pytest.mark.parametrize("n_components", [5, 9, 16])
-def test_rows_of_a_full_posterior_have_the_same_bits_in_any_place(
-    X, quick, n_components, prior, precision
-):
-    parts = {"n_components": n_components, "prior": prior, "posterior": "full"}
-    vae = quick(**parts, precision=precision, max_iter=1).fit(X)
-    stds, scores, order = vae.encode(X)[1], vae.score_samples(X), np.random.default_rng(0)
-    for _ in range(3):
-        places = order.permutation(len(X))[: order.integers(1, len(X))]
-        np.testing.assert_array_equal(vae.encode(X[places])[1], stds[places])
-        np.testing.assert_array_equal(vae.score_samples(X[places]), scores[places])
+        places = rng.permutation(len(X))[: rng.integers(1, len(X))]
+        for name, output in OUTPUTS.items():
+            np.testing.assert_array_equal(output(vae, X[places]), expected[name][places])
 
 
 def test_a_fit_imports_no_compiler():
@@ -1782,3 +1524,214 @@ def test_a_fit_imports_no_compiler():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "False"
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda vae, X: vae.transform(X), id="transform"),
+        pytest.param(lambda vae, X: vae.encode(X), id="encode"),
+        pytest.param(lambda vae, X: vae.sample_posterior(X), id="sample_posterior"),
+        pytest.param(lambda vae, X: vae.inverse_transform(X), id="inverse_transform"),
+        pytest.param(lambda vae, X: vae.score_samples(X), id="score_samples"),
+        pytest.param(lambda vae, X: vae.score(X), id="score"),
+        pytest.param(lambda vae, X: vae.sample(), id="sample"),
+        pytest.param(lambda vae, X: vae.to_module(), id="to_module"),
+        pytest.param(lambda vae, X: vae.get_feature_names_out(), id="get_feature_names_out"),
+    ],
+)
+def test_every_method_says_when_fit_is_missing(X, quick, call):
+    with pytest.raises(NotFittedError, match="This VAETransformer instance is not fitted yet"):
+        call(quick(), X)
+
+
+BAD_PARAMETERS = {
+    "n_components": [0, 2.0, None, np.nan, np.inf],
+    "likelihood": ["binomial", Gaussian, None],
+    "prior": ["normal", 1, None],
+    "posterior": ["full_rank", 1, None],
+    "network": ["cnn", MLP, None, (MLP,), ("mlp", "mlp")],
+    "hidden_layer_sizes": [
+        *(0, -3, "8", None, (8, 0), (8, -1), (8.5,), ("8",), (0,), (2.0,), (True,)),
+        *((16, (8,)), [[16, 8], [4, 4]]),
+    ],
+    "activation": ["sine", math.tanh, None],
+    "beta": [-1, np.nan, np.inf, None, "1"],
+    "beta_warmup": [-0.1, 1.0, np.nan, None],
+    "n_beta_cycles": [0, 1.5, None],
+    "free_bits": [-1, np.nan, np.inf, None],
+    "n_importance_samples": [0, 1.5, None],
+    "learning_rate": [0, -1, np.nan, np.inf, None],
+    "learning_rate_schedule": ["linear", None],
+    "weight_decay": [-1e-3, np.nan, np.inf, None],
+    "max_grad_norm": [0, np.nan, np.inf],
+    "batch_size": [0, "all", 1.5, None],
+    "max_iter": [0, 1.5, np.inf, None],
+    "early_stopping": ["yes", None],
+    "validation_fraction": [0, 1.0, np.nan, None],
+    "n_iter_no_change": [0, 1.5, None],
+    "tol": [-1.0, np.nan, np.inf, None],
+    "n_score_draws": [0, 1.5, None],
+    "warm_start": ["no", None],
+    "device": [None, 0],
+    "precision": ["float16", np.float32, None],
+    "random_state": ["seed", -1, 1.5],
+    "verbose": [-1, "yes"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(name, value, id=f"{name}={value!r}")
+        for name, values in BAD_PARAMETERS.items()
+        for value in values
+    ],
+)
+def test_a_parameter_out_of_its_range_is_named(X, quick, name, value):
+    with pytest.raises(
+        ValueError, match=f"The '{name}' parameter of VAETransformer must (be|hold)"
+    ):
+        quick(**{name: value}).fit(X)
+
+
+def test_every_parameter_has_bad_values():
+    assert BAD_PARAMETERS.keys() == VAETransformer().get_params().keys()
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "error", "match"),
+    [
+        pytest.param(0, ValueError, "n_samples == 0, must be >= 1", id="none"),
+        pytest.param(-1, ValueError, "n_samples == -1, must be >= 1", id="less than none"),
+        pytest.param(1.5, TypeError, "n_samples must be an instance of", id="not whole"),
+        pytest.param("3", TypeError, "n_samples must be an instance of", id="a string"),
+    ],
+)
+def test_sample_refuses_what_is_no_number_of_rows(X, quick, n_samples, error, match):
+    with pytest.raises(error, match=match):
+        quick().fit(X).sample(n_samples)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_model_of_an_absent_device_is_loaded_and_computes_on_the_cpu(X, quick):
+    vae = quick().fit(X)
+    expected = vae.score_samples(X)
+    loaded = pickle.loads(pickle.dumps(vae.set_params(device="cuda")))  # as it would be there
+    with pytest.warns(UserWarning, match="'cuda' is not available.*Computing on the CPU") as caught:
+        np.testing.assert_array_equal(loaded.score_samples(X), expected)
+    assert len(caught) == 1
+
+
+def test_one_row_that_counts_is_too_few_to_fit(X, quick):
+    weight = np.eye(1, 60)[0]
+    vae = quick().fit(X)
+    with pytest.raises(ValueError, match=r"at least two rows\. Got n_samples = 1 with"):
+        vae.fit(X, sample_weight=weight)
+    assert vae.score(X, sample_weight=weight) == vae.score_samples(X)[0]
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "fraction"),
+    [
+        pytest.param(5, 0.1, id="few rows"),
+        pytest.param(60, 0.01, id="a small share"),
+        pytest.param(2, 0.4, id="two rows"),
+    ],
+)
+def test_a_validation_set_without_rows_is_refused(X, quick, n_rows, fraction):
+    vae = quick(early_stopping=True, validation_fraction=fraction)
+    match = f"validation set is too small: {fraction} of {n_rows} rows.*Increase 'validation_frac"
+    with pytest.raises(ValueError, match=match):
+        vae.fit(X[:n_rows])
+
+
+def test_the_last_epoch_is_a_warning_where_training_was_to_end_by_itself(X, quick):
+    early, constant = {"early_stopping": True}, {"learning_rate_schedule": "constant"}
+    with pytest.warns(ConvergenceWarning, match=r"Maximum number of epochs \(4\).*Increase max_i"):
+        quick(**early, **constant).fit(X)
+    # A warning would be an error: without rows held out nobody knows, and a rate that falls to 0
+    # ends training by itself.
+    quick(**constant).fit(X)
+    quick(**early).fit(X)
+
+
+# --- tables of every size and scale -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("magnitude", [1e-200, 1e39, 1e200])
+def test_numbers_that_float32_does_not_hold_are_fitted(X, quick, magnitude):
+    # No error: units are float64, so that fit has none that are too large.
+    vae = quick(max_iter=30)
+    score = vae.fit(X).score(X)
+    Y = X * magnitude
+    np.testing.assert_allclose(vae.fit(Y).score(Y), score - 4 * np.log(magnitude), atol=1e-3)
+    assert np.isfinite(vae.inverse_transform(vae.transform(Y))).all()
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS[:-1], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda X: np.where(np.arange(4) == 1, 0.1, X), id="a constant column"),
+        pytest.param(lambda X: np.full_like(X, 0.3), id="all constant"),
+        pytest.param(lambda X: np.repeat(X[:1], 60, axis=0), id="one row many times"),
+        pytest.param(lambda X: np.hstack([X, X]), id="every column twice"),
+        pytest.param(
+            lambda X: np.tile([[1.0, 1.0, 3.0], [2.0, 2.0, 5.0]], (30, 1)),
+            id="rows and columns many times",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:All columns of X are constant:UserWarning")
+def test_columns_and_rows_that_say_nothing_new_are_fitted(X, quick, likelihood, change):
+    X = change(X)
+    assert_finite(quick(likelihood=likelihood, max_iter=50).fit(X), X)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 5, 49, 50])
+def test_two_rows_and_more_fit_with_the_defaults(X, n_rows):
+    vae = VAETransformer(random_state=0).fit(X[:n_rows])
+    assert np.isfinite(vae.score(X[:n_rows]))
+    assert vae.transform(X[:1]).shape == (1, vae.n_components)
+
+
+def test_a_batch_larger_than_the_data_is_one_batch(X, quick):
+    assert_same_state(quick(batch_size=1000).fit(X), quick(batch_size=60).fit(X))
+
+
+@any_likelihood
+@pytest.mark.parametrize(
+    ("n_features", "params"),
+    [
+        pytest.param(4, {"batch_size": 59}, id="a last batch of one row"),
+        pytest.param(4, {"batch_size": 1}, id="batches of one row"),
+        pytest.param(
+            4,
+            {"batch_size": 59, "network": MLP(dropout=0.2, layer_norm=True)},
+            id="a last batch of one row that is normalised",
+        ),
+        pytest.param(4, {"n_components": 9}, id="more components than features"),
+        pytest.param(1, {}, id="one feature"),
+        pytest.param(1, {"n_components": 1, "hidden_layer_sizes": 8}, id="one of each"),
+        pytest.param(4, {"hidden_layer_sizes": ()}, id="no hidden layer"),
+        pytest.param(4, {"hidden_layer_sizes": np.array([8, 4])}, id="layers in an array"),
+    ],
+)
+def test_unusual_sizes_fit(X, quick, likelihood, n_features, params):
+    X = suited(X, likelihood)[:, :n_features]
+    vae = quick(likelihood=likelihood, **params).fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert vae.transform(X).shape == (60, params.get("n_components", 2))
+    assert vae.inverse_transform(vae.transform(X)).shape == X.shape
+    assert vae.sample(3).shape == (3, n_features)
+
+
+def test_rows_like_those_of_fit_score_higher_than_shuffled_columns_and_noise(X, quick):
+    vae = quick(max_iter=200, learning_rate=0.02).fit(X)
+    rng = np.random.default_rng(0)
+    assert vae.score(X) > vae.score(rng.permuted(X, axis=0)) + 1
+    assert vae.score(X) > vae.score(X.mean(axis=0) + X.std(axis=0) * rng.normal(size=X.shape)) + 1
