@@ -1,11 +1,11 @@
-"""Mutants of the core: are they noticed by the tests that mirror their file?
+"""Mutants of the core, and whether the tests that mirror their file notice them.
 
     python tests/mutants.py --n 300 --workers 2 --json mutants.json
 
-cosmic-ray lists what it could change in each file. A sample, chosen by a seed, is tried: each
-mutant in a copy of the repository, by the mirrored test file alone, up to the first failure. Those
-that are in the file of results already are not tried again, so that a run can be broken off. Needs
-the extra `mutants`.
+cosmic-ray lists the possible changes of each file. A seed chooses a sample of them. Each mutant of
+the sample is tried in a copy of the repository, by the mirrored test file alone, up to the first
+failure. A mutant in the file of results is not tried again, so a run can be interrupted. The script
+needs the extra `mutants`.
 """
 
 import argparse
@@ -26,12 +26,13 @@ ROOT = Path(__file__).parent.parent
 LIKELIHOODS = ["_base", "_reals", "_unit_interval", "_levels", "_counts", "_categories", "_columns"]
 MODEL, LOOP = ["vae", "state", "stack"], ["adam", "graphs", "loop", "member", "noise"]
 TESTS = {
+    **{name: f"test_{name}" for name in ("priors", "posteriors", "networks")},
     "_model/objective": "test_objective",
     **dict.fromkeys([f"_model/{name}" for name in MODEL], "test_model"),
     **dict.fromkeys([f"_model/{name}" for name in LOOP], "test_training"),
     **dict.fromkeys([f"likelihoods/{name}" for name in LIKELIHOODS], "test_likelihoods"),
 }
-# Of unions in annotations, which Python evaluates and nobody reads.
+# Operators of unions in annotations, which change no result.
 ANNOTATIONS = "ReplaceBinaryOperator_BitOr"
 TIMEOUT = 600  # seconds, of a mutant
 

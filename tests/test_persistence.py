@@ -10,6 +10,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import skops.io
 import torch
@@ -80,15 +81,11 @@ def foreign(value, path="vars"):
 
 @any_estimator
 def test_a_fitted_model_is_arrays_and_plain_values(binary, quick, params):
+    vae = quick(**params).fit(pd.DataFrame(binary, columns=list("abcd")))
+    assert foreign(vae.__getstate__()) == []
     vae = quick(**params).fit(binary)
     assert foreign(vae.__getstate__()) == []
     assert all(type(array) is np.ndarray for array in vae.state_.values())
-
-
-def test_a_model_of_a_frame_is_arrays_and_plain_values(binary, quick):
-    pandas = pytest.importorskip("pandas")
-    vae = quick().fit(pandas.DataFrame(binary, columns=list("abcd")))
-    assert foreign(vae.__getstate__()) == []
 
 
 def test_what_is_foreign_is_found():
@@ -113,16 +110,12 @@ def test_the_class_has_a_name_that_survives_when_files_move():
 
 
 @any_estimator
-def test_joblib_gives_back_the_same_numbers(binary, quick, tmp_path, params):
+def test_joblib_gives_back_the_same_numbers_and_can_memory_map_the_arrays(
+    binary, quick, tmp_path, params
+):
     vae = quick(**params).fit(binary)
     joblib.dump(vae, tmp_path / "vae.joblib")
     assert_same_model(joblib.load(tmp_path / "vae.joblib"), vae, binary)
-
-
-@any_estimator
-def test_joblib_can_memory_map_the_arrays(binary, quick, tmp_path, params):
-    vae = quick(**params).fit(binary)
-    joblib.dump(vae, tmp_path / "vae.joblib")
     loaded = joblib.load(tmp_path / "vae.joblib", mmap_mode="r")
     arrays = [array for array in loaded.state_.values() if array.size and array.ndim]
     assert all(isinstance(array, np.memmap) for array in arrays)
