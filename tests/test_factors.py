@@ -398,16 +398,24 @@ def test_nothing_is_left_of_columns_that_have_nothing_in_common(n):
     assert sum(share_of(each, 0) < 1 for each in chosen) <= 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1])
-def test_rows_of_a_group_are_left_out_together(monkeypatch, share):
-    group = np.random.default_rng(0).integers(12, size=90) * 7 - 3
+def watch_folds(monkeypatch, tried=None):
+    """A list that gets the weights (folds, rows) of each choice; `tried` gets its sizes."""
     seen, maximise = [], factor_analysis.maximise
 
     def watch(y, sizes, noise, weight, n_steps):
         seen.append(weight.numpy())
+        if tried is not None:
+            tried.append(sizes)
         return maximise(y, sizes, noise, weight, n_steps)
 
     monkeypatch.setattr(factor_analysis, "maximise", watch)
+    return seen
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_rows_of_a_group_are_left_out_together(monkeypatch, share):
+    group = np.random.default_rng(0).integers(12, size=90) * 7 - 3
+    seen = watch_folds(monkeypatch)
     choose(with_holes(plane(90), share), 3, group=group)
     (folds,) = seen
     assert len(folds) >= 3
@@ -442,13 +450,7 @@ def test_where_groups_leave_too_few_rows_the_folds_are_of_rows():
 
 
 def test_two_groups_are_two_folds(monkeypatch):
-    seen, maximise = [], factor_analysis.maximise
-
-    def watch(y, sizes, noise, weight, n_steps):
-        seen.append(weight.numpy())
-        return maximise(y, sizes, noise, weight, n_steps)
-
-    monkeypatch.setattr(factor_analysis, "maximise", watch)
+    seen = watch_folds(monkeypatch)
     group = np.arange(90) % 2
     choose(plane(90), 3, group=group)
     assert {tuple(own > 0) for own in seen[0]} == {tuple(group == 0), tuple(group == 1)}
@@ -670,20 +672,15 @@ def test_columns_that_do_not_vary_and_few_rows_leave_finite_numbers(columns, kin
 
 
 def test_a_choice_that_would_take_long_tries_fewer_sizes_in_fewer_folds(monkeypatch):
-    seen, maximise = [], factor_analysis.maximise
-
-    def watch(y, sizes, noise, weight, n_steps):
-        seen.append((sizes, len(weight)))
-        return maximise(y, sizes, noise, weight, n_steps)
-
-    monkeypatch.setattr(factor_analysis, "maximise", watch)
+    tried = []
+    seen = watch_folds(monkeypatch, tried)
     for afforded in (factor_analysis.AFFORDED, 2**24, 1):
         monkeypatch.setattr(factor_analysis, "AFFORDED", afforded)
         assert share_of(choose(plane(400, 20), 12), 2) > 0.8
-    numbers = [len(sizes) * n_folds for sizes, n_folds in seen]
+    numbers = [len(sizes) * len(folds) for sizes, folds in zip(tried, seen, strict=True)]
     assert numbers[0] > numbers[1] >= numbers[2]
-    assert seen[2][1] == 1
-    for sizes, _ in seen:
+    assert len(seen[2]) == 1
+    for sizes in tried:
         assert {0, 1, 2, 12} <= {size.n_components for size in sizes}
 
 

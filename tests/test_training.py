@@ -919,19 +919,88 @@ def test_every_member_trains_as_it_does_alone(n_held_out, n_tables, n_parts):
     assert len({record.n_iter for record in records}) > 3
 
 
+def all_spoiled(now, member, *terms):
+    terms[0].fill_(math.nan)
+
+
+class Scenario(NamedTuple):
+    """What happens to members, and how each of them ends."""
+
+    numbers: list  # of each member's plan
+    outcomes: list
+    n_iters: list
+    spoil: object = None
+    interrupt: tuple | None = None
+    stop: int | None = None  # the epoch after which `end_epoch` returns True
+
+
+BETAS = [{"beta": beta} for beta in (0.5, 1.0, 2.0)]
+LENGTHS = [{"max_iter": n, "beta": n} for n in (5, 2, 5, 7)]
+SCENARIOS = [
+    *(
+        Scenario(
+            BETAS,
+            ["finished", "diverged", "finished"],
+            [5, epoch - 1, 5],
+            spoiled(epoch, 0, value, member=1),
+        )
+        for epoch in (1, 3)
+        for value in (math.nan, math.inf)
+    ),
+    Scenario(BETAS, ["diverged"] * 3, [0] * 3, all_spoiled),
+    Scenario(
+        LENGTHS,
+        ["stopped", "finished", "diverged", "stopped"],
+        [4, 2, 2, 4],
+        spoiled(3, 1, math.inf, member=2),
+        stop=4,
+    ),
+    *(
+        Scenario(
+            LENGTHS,
+            ["interrupted", "finished", "diverged", "interrupted"],
+            [complete, 2, 2, complete],
+            spoiled(3, 0, math.nan, member=2),
+            (4, moment),
+        )
+        for moment, complete in [("begin", 3), ("step", 3), ("end", 4)]
+    ),
+    Scenario(
+        BETAS,
+        ["interrupted", "diverged", "interrupted"],
+        [2, 1, 2],
+        spoiled(2, 0, math.nan, member=1),
+        (2, "end"),
+    ),
+]
+
+
 @pytest.mark.parametrize("n_held_out", [0, 4])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_member_whose_loss_is_not_finite_leaves_the_others_alone(n_held_out, value, epoch):
-    plans = [plan(n_held_out=n_held_out, beta=beta) for beta in (0.5, 1.0, 2.0)]
-    spoil = spoiled(epoch, 0, value, member=1)
-    problem = Problem(spoil=spoil, members=range(3))
-    records = problem.train_all([rows_of(14)] * 3, plans, [0, 1, 2])
-    assert [record.outcome for record in records] == ["finished", "diverged", "finished"]
-    assert [record.n_iter for record in records] == [5, epoch - 1, 5]
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_end_of_some_members_leaves_the_others_as_they_are_alone(scenario, n_held_out):
+    plans = [plan(n_held_out=n_held_out, **numbers) for numbers in scenario.numbers]
+
+    def train(members):
+        problem = Problem(spoil=scenario.spoil, interrupt=scenario.interrupt, members=members)
+
+        def end_epoch(records):
+            problem.end_epoch(records)
+            return records[0].n_iter == scenario.stop
+
+        own = [plans[m] for m in members]
+        rows = [rows_of(14)] * len(own)
+        return problem, problem.train_all(rows, own, list(members), end_epoch=end_epoch)
+
+    problem, records = train(range(len(plans)))
+    assert [record.outcome for record in records] == scenario.outcomes
+    assert [record.n_iter for record in records] == scenario.n_iters
+    # `end_epoch` sees the members in training, and no epoch in which all diverge.
+    assert [len(seen) for seen in problem.records] == [
+        sum(n >= epoch for n in scenario.n_iters) for epoch in range(1, max(scenario.n_iters) + 1)
+    ]
     for m, record in enumerate(records):
-        alone = Problem(spoil=spoil, members=[m])
-        assert_same_run(record, alone.train(rows_of(14), plans[m], seed=m))
+        alone, (expected,) = train([m])
+        assert_same_run(record, expected)
         assert_same_shown(problem, alone, m)
 
 
@@ -949,61 +1018,6 @@ def test_a_member_with_an_enormous_rate_diverges_and_leaves_the_others_alone(n_h
         assert record.n_iter == expected.n_iter
         # Rounding of 80 steps in float32.
         torch.testing.assert_close(record.weights, expected.weights, rtol=1e-3, atol=1e-4)
-
-
-def test_members_that_all_diverge_end_the_run():
-    problem = Problem(spoil=lambda now, member, *terms: terms[0].fill_(math.nan), members=range(2))
-    records = problem.train_all([rows_of(14)] * 2, [plan()] * 2, [0, 1])
-    for record in records:
-        assert told(record) == told(Record(member=record.member, outcome="diverged"))
-    assert problem.started == 1
-    assert problem.after == []  # no epoch is ended
-
-
-@pytest.mark.parametrize("n_held_out", [0, 4])
-def test_end_epoch_sees_the_members_in_training_and_stops_them_all(n_held_out):
-    most = [5, 2, 5, 5]
-    plans = [plan(n_held_out=n_held_out, max_iter=n) for n in most]
-    spoil = spoiled(3, 1, math.inf, member=2)
-    problem, told_of = Problem(spoil=spoil, members=range(4)), []
-
-    def end_epoch(records):
-        told_of.append([record.n_iter for record in records])
-        return records[0].n_iter == 4
-
-    records = problem.train_all([rows_of(14)] * 4, plans, [0, 1, 2, 3], end_epoch=end_epoch)
-    assert told_of == [[1] * 4, [2] * 4, [3] * 2, [4] * 2]
-    assert [record.outcome for record in records] == ["stopped", "finished", "diverged", "stopped"]
-    assert [record.n_iter for record in records] == [4, 2, 2, 4]
-    for m, record in enumerate(records):
-        alone = Problem(spoil=spoil, members=[m])
-        expected = alone.train(
-            rows_of(14), plans[m], seed=m, end_epoch=lambda records: records[0].n_iter == 4
-        )
-        assert_same_run(record, expected)
-
-
-@pytest.mark.parametrize("n_held_out", [0, 4])
-@pytest.mark.parametrize(("moment", "complete"), [("begin", 3), ("step", 3), ("end", 4)])
-def test_interruption_keeps_the_last_complete_epoch_of_each_member_in_training(
-    n_held_out, moment, complete
-):
-    plans = [plan(n_held_out=n_held_out, max_iter=n, beta=n) for n in (5, 2, 5, 7)]
-    spoil = spoiled(3, 0, math.nan, member=2)
-    interrupt = (4, moment)
-    problem = Problem(spoil=spoil, interrupt=interrupt, members=range(4))
-    records = problem.train_all([rows_of(14)] * 4, plans, [0, 1, 2, 3])
-    assert [record.outcome for record in records] == [
-        "interrupted",
-        "finished",
-        "diverged",
-        "interrupted",
-    ]
-    assert [record.n_iter for record in records] == [complete, 2, 2, complete]
-    assert [records[m].kept for m in (0, 3)] == [complete] * 2
-    for m, record in enumerate(records):
-        alone = Problem(spoil=spoil, interrupt=interrupt, members=[m])
-        assert_same_run(record, alone.train(rows_of(14), plans[m], seed=m))
 
 
 def test_interruption_while_members_are_recorded_keeps_what_each_has_complete(monkeypatch):
@@ -1028,16 +1042,6 @@ def test_interruption_while_members_are_recorded_keeps_what_each_has_complete(mo
         assert record.kept == record.n_iter
         assert {len(values) for values in record.history.values()} == {record.n_iter}
         assert torch.equal(record.weights, whole.after[record.n_iter - 1][m])
-
-
-def test_interruption_at_the_end_of_an_epoch_leaves_a_member_that_diverged_in_it_diverged():
-    spoil = spoiled(2, 0, math.nan, member=1)
-    problem = Problem(spoil=spoil, interrupt=(2, "end"), members=range(2))
-    records = problem.train_all([rows_of(14)] * 2, [plan()] * 2, [0, 1])
-    assert [(record.outcome, record.n_iter) for record in records] == [
-        ("interrupted", 2),
-        ("diverged", 1),
-    ]
 
 
 @pytest.mark.parametrize("moment", ["begin", "step"])
@@ -1168,18 +1172,6 @@ def assert_same_trained(trained, alone):
         np.testing.assert_allclose(trained.state[name], array, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("hidden", [(), (6, 5)], ids=str)
-@pytest.mark.parametrize("n_held_out", [0, 8])
-def test_models_of_different_components_train_together_as_they_do_alone(hidden, n_held_out):
-    numbers = [{"weight_decay": 0.3}, {"beta": 0.2}, {"schedule": "cosine", "n_warmup": 3}]
-    jobs = [
-        job_of(m, n_components, hidden, n_held_out=n_held_out, **numbers[m])
-        for m, n_components in enumerate([1, 5, 2])
-    ]
-    for trained, job in zip(run(jobs), jobs, strict=True):
-        assert_same_trained(trained, run([job])[0])
-
-
 # What is alike in a stack, and what is each member's own.
 OBJECTIVES = [
     ({}, [{"free_bits": 0.0}, {"free_bits": 0.1, "n_warmup": 3}, {"free_bits": 2.0}]),
@@ -1190,14 +1182,37 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize(("alike", "own"), OBJECTIVES, ids=str)
+TOGETHER = [
+    *(
+        [alike | own | {"max_iter": 6 + m} for m, own in enumerate(each)]
+        for alike, each in OBJECTIVES
+    ),
+    # Of different numbers of components, the widest of which may end first.
+    *(
+        [
+            {"n_components": 1, "hidden": hidden, "weight_decay": 0.3},
+            {"n_components": 5, "hidden": hidden, "beta": 0.2},
+            {"n_components": 2, "hidden": hidden, "schedule": "cosine", "n_warmup": 3},
+        ]
+        for hidden in [(), (6, 5)]
+    ),
+    *(
+        [{"n_components": n, "max_iter": 9 - n} for n in mixture]
+        for mixture in [(1, 2, 5), (5, 2, 1), (2, 5, 1)]
+    ),
+    # The second diverges.
+    [{}, {"n_components": 3, "learning_rate": 1e200}],
+]
+
+
+@pytest.mark.parametrize("numbers", TOGETHER, ids=str)
 @pytest.mark.parametrize("n_held_out", [0, 8])
-def test_models_of_every_objective_train_together_as_they_do_alone(alike, own, n_held_out):
-    jobs = [
-        job_of(m, **alike, **numbers, n_held_out=n_held_out, max_iter=6 + m)
-        for m, numbers in enumerate(own)
-    ]
+def test_models_train_together_as_they_do_alone(numbers, n_held_out):
+    jobs = [job_of(m, **own, n_held_out=n_held_out) for m, own in enumerate(numbers)]
     for trained, job in zip(run(jobs), jobs, strict=True):
+        diverges = job.plan.learning_rate > 1
+        assert trained.record.outcome == ("diverged" if diverges else "finished")
+        assert diverges or trained.record.n_iter == job.plan.max_iter
         assert_same_trained(trained, run([job])[0])
 
 
@@ -1247,7 +1262,7 @@ def test_judgement_with_free_bits_is_of_the_mean_divergence_of_all_judged_rows(
         rows = members.judged.take(members.judged.index)[0]
     model = from_state(job.architecture, job.state)
     with torch.no_grad():
-        of_rows = model(rows, members.noise[0])
+        of_rows = model(Batch(rows, members.noise[0]))
     of_components = of_rows.kl.mean((0, 1))
     assert reconstruction == pytest.approx(-of_rows.log_likelihood.mean().item(), rel=1e-12)
     assert kl == pytest.approx(of_components.sum().item(), rel=1e-12)
@@ -1294,25 +1309,6 @@ def test_record_of_an_objective_is_its_loss_beside_the_terms_of_the_elbo(numbers
             assert (loss >= reconstruction + 2 * 2 * 0.2 - 1e-12).all()
         else:  # the bound of several draws is tighter than the mean of theirs
             assert (loss < reconstruction + 2 * kl).all()
-
-
-@pytest.mark.parametrize("mixture", [(1, 2, 5), (5, 2, 1), (2, 5, 1)], ids=str)
-@pytest.mark.parametrize("n_held_out", [0, 8])
-def test_models_go_on_as_they_do_alone_when_those_with_more_components_have_ended(
-    mixture, n_held_out
-):
-    # The widest ends first.
-    jobs = [job_of(m, n, max_iter=9 - n, n_held_out=n_held_out) for m, n in enumerate(mixture)]
-    for trained, job in zip(run(jobs), jobs, strict=True):
-        assert trained.record.n_iter == job.plan.max_iter
-        assert_same_trained(trained, run([job])[0])
-
-
-def test_models_go_on_as_they_do_alone_when_one_has_diverged():
-    jobs = [job_of(m, n, learning_rate=rate) for m, n, rate in [(0, 2, 0.01), (1, 3, 1e200)]]
-    healthy, diverged = run(jobs)
-    assert diverged.record.outcome == "diverged"
-    assert_same_trained(healthy, run(jobs[:1])[0])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])

@@ -535,9 +535,15 @@ def test_the_first_samples_are_the_same_however_many_follow(X, quick, likelihood
             np.testing.assert_array_equal(few, many[:n_samples])
 
 
-def test_no_two_blocks_of_samples_are_the_same(X, quick):
-    drawn = quick().fit(X).sample(3 * 2048, random_state=0)
+def test_no_two_blocks_of_samples_have_the_same_latent_rows_or_noise(X, quick):
+    vae = quick().fit(X)
+    drawn, mean = (vae.sample(3 * 2048, random_state=0, mean=mean) for mean in (False, True))
     assert len(np.unique(drawn, axis=0)) == len(drawn)
+    blocks = np.split(drawn - mean, 3)  # 2048 rows each
+    for one, other in itertools.combinations(blocks, 2):
+        for column in range(4):
+            # Five standard errors of a correlation of 0.
+            assert abs(np.corrcoef(one[:, column], other[:, column])[0, 1]) < 5 / np.sqrt(2048)
 
 
 def test_sample_draws_one_row_and_reads_the_global_generator_or_its_own_on(X, quick):
