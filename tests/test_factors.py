@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skvae import VAEGridSearchCV, VAETransformer
 from skvae._data import statistics
+from skvae._fit.preparation import prepare
 from skvae._model import factor_analysis, loop
 from skvae._model.factor_analysis import Noise, Size
 from skvae.likelihoods import Gaussian, Laplace, StudentT, _reals
@@ -804,3 +805,16 @@ def test_variances_of_rows_are_learned_in_every_epoch_of_a_warm_start():
     for _ in range(3):
         vae.fit(X)
     assert (vae.state_["decoder.linear"][2:] != 0).all()
+
+
+@pytest.mark.parametrize("far", [1e38, 1e39, 1e100, 1e300])
+@pytest.mark.filterwarnings("ignore:X has values that are farther from the others:UserWarning")
+def test_a_held_out_value_that_changes_the_units_of_its_column_leaves_all_scores_finite(far):
+    # PCA is chosen on rows in which this column does not vary, in units of 1 to 10.
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)) * [1, 2, 0.5, 4] + [3, -1, 0, 9]
+    vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, random_state=0)
+    X[np.sort(prepare(vae, X)[0].held_out)[1], 2] = far
+    vae.fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    assert vae.kept_iter_ == 0

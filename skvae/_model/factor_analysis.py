@@ -237,7 +237,12 @@ def analyse(
     if varies.any() and not varies.all():
         own, of_own = _part(y, noise, varies)
         return _with_constants(analyse(own, choice, of_own, weight), y, noise, varies)
-    sizes = [s._replace(n_components=min(s.n_components, len(y) - 1)) for s, _ in choice]
+    most, has_pca = len(y) - 1, _has_pca(noise)
+    # A column that did not vary in the rows of the choice may have other units.
+    sizes = [
+        Size(min(k, most), pseudo_rows, is_pca and has_pca)
+        for (k, pseudo_rows, is_pca), _ in choice
+    ]
     weight = torch.ones_like(y[:, 0]) if weight is None else weight
     (found,) = maximise(y, sizes, noise, weight[None], N_LAST_STEPS)
     mean, loading, variance = _average(found, [share for _, share in choice], noise)
