@@ -174,7 +174,7 @@ def multiply_stacks(products, n_steps):
     """The limit: the products of stacks, and nothing else, in as many threads as torch has."""
 
     def multiply(of_stack):
-        with devices.computing(CPU, one_thread=True):
+        with devices.computing(CPU):
             for _ in range(n_steps):
                 for a, b, out in of_stack:
                     torch.bmm(a, b, out=out)

@@ -36,7 +36,7 @@ import torch
 from sklearn.utils import check_random_state, check_scalar
 
 from skvae import _pipeline
-from skvae._backend import blocks, devices
+from skvae._backend import blocks, devices, team
 from skvae._backend.tensors import Array, to_array, to_tensor
 from skvae._backend.warn import warn
 from skvae._inference.fitted import FittedModel
@@ -708,19 +708,22 @@ def _compare_posteriors(
 
     `raw` are the encoder's outputs of all rows. Each row is compared for `n_samples` draws of z.
     """
-    n_rows = len(raw)
+    n_rows, cpu = len(raw), torch.device("cpu")
     rng, total = np.random.default_rng(seed), 0.0
     size = max(1, (1 << 20) // (n_rows * n_components))
-    with devices.computing(torch.device("cpu"), one_thread=False):
+    with team.Team(cpu, team.n_threads(cpu)) as threads, devices.computing(cpu):
         all_rows = posterior.parameters(torch.from_numpy(raw))
         for _ in range(n_samples):
             eps = torch.from_numpy(rng.standard_normal((n_rows, n_components), raw.dtype))
-            for start in range(0, n_rows, size):
+
+            def compare(start: int, eps: torch.Tensor = eps) -> float:
                 own = posterior.parameters(torch.from_numpy(raw[start : start + size]))
                 z, log_q = posterior.draw(flow, own, eps[None, start : start + size])
                 among = posterior.log_density(flow, all_rows, z[0]).double()
                 log_mean = torch.logsumexp(among, -1) - math.log(n_rows)
-                total += float((log_q[0].double() - log_mean).sum())
+                return float((log_q[0].double() - log_mean).sum())
+
+            total += sum(threads.map(compare, range(0, n_rows, size)))
     return total / (n_rows * n_samples)
 
 

@@ -534,7 +534,7 @@ def test_the_number_of_threads_is_put_back_wherever_ctrl_c_comes(monkeypatch):
     with openmp.limit(limits=3):
         torch.get_num_threads()
         monkeypatch.setattr(devices, "_openmp", Interrupted)
-        with pytest.raises(KeyboardInterrupt), devices.computing(CPU, one_thread=True):
+        with pytest.raises(KeyboardInterrupt), devices.computing(CPU):
             pass
         assert torch.get_num_threads() == 3
 
@@ -687,29 +687,29 @@ def in_fresh_thread(function):
         return executor.submit(function).result()
 
 
-def threads_in_computing(one_thread):
+def threads_in_computing():
     """Threads of torch before, in and after a block, and after one that failed."""
     counts = [torch.get_num_threads()]
-    with devices.computing(CPU, one_thread=one_thread):
+    with devices.computing(CPU):
         counts.append(torch.get_num_threads())
     counts.append(torch.get_num_threads())
-    with pytest.raises(RuntimeError), devices.computing(CPU, one_thread=one_thread):
+    with pytest.raises(RuntimeError), devices.computing(CPU):
         raise RuntimeError
     return [*counts, torch.get_num_threads()]
 
 
-def test_computing_is_done_on_one_thread_if_asked_and_the_number_restored():
+def test_computing_is_done_on_one_thread_and_the_number_restored():
     def counts():
         torch.get_num_threads()  # a thread's first call sets its number
         with threadpool_limits(2, user_api="openmp"):
-            return threads_in_computing(True), threads_in_computing(False)
+            return threads_in_computing()
 
-    assert in_fresh_thread(counts) == ([2, 1, 2, 2], [2, 2, 2, 2])
+    assert in_fresh_thread(counts) == [2, 1, 2, 2]
 
 
 def test_computing_in_a_fresh_thread_holds_after_the_user_has_set_a_number():
     def inside():
-        with devices.computing(CPU, one_thread=True):
+        with devices.computing(CPU):
             return torch.get_num_threads()
 
     before = torch.get_num_threads()
@@ -733,7 +733,7 @@ def test_products_have_one_thread_in_computing_and_then_as_many_as_before(
         torch.get_num_threads()
         devices._limit_mkl()(of_mkl)
         with threadpool_limits(5, user_api="openmp"):
-            with devices.computing(CPU, one_thread=True):
+            with devices.computing(CPU):
                 inside = threads_of_products()
             with threadpool_limits(4, user_api="openmp"):
                 return inside, threads_of_products()

@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 import skvae
 from skvae import Checkpoint, VAEGridSearchCV, VAEImputer
 from skvae._backend import devices, files
+from skvae._fit import job
 from skvae._model.adam import Adam
 from skvae._model.member import Best, Run
 
@@ -120,11 +121,22 @@ def content(estimator):
     return joblib.hash({k: v for k, v in vars(estimator).items() if k != "_fitted_model"})
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    ("method", "fitted", "in_shares"),
+    [
+        ("fit", False, False),
+        ("fit", True, False),
+        ("fit", True, True),
+        ("partial_fit", False, False),
+        ("partial_fit", True, False),
+    ],
+)
 def test_an_exception_anywhere_in_a_fit_leaves_everything_as_it_was(
-    X, quick, global_state, method, fitted
+    X, quick, global_state, monkeypatch, method, fitted, in_shares
 ):
+    if in_shares:
+        monkeypatch.setattr(job, "SHARE_PRODUCTS", 1)
+        monkeypatch.setattr(job, "HALF_ROWS", 1)
     before = global_state()
     vae = quick(early_stopping=True, warm_start=True, device="cpu")
     if fitted:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from skvae._backend import devices
+from skvae._backend.team import Team
 from skvae._data import statistics
 from skvae._fit import execution, loading
 from skvae._fit.job import Job
@@ -201,6 +202,7 @@ class Problem:
             self.start_epoch,
             end_epoch or self.end_epoch,
             become_simple,
+            team=Team(CPU, 1),
         )
 
     def train(self, rows, numbers, seed=0, **params):
@@ -1231,7 +1233,7 @@ def members_of(jobs):
     stack = Stack([job.architecture for job in jobs], [job.state for job in jobs], CPU)
     generators = [devices.generator(job.seed) for job in jobs]
     _, judged, _ = loading.read_once(jobs)
-    return loop.Members(stack, judged, [job.plan for job in jobs], generators)
+    return loop.Members(stack, judged, [job.plan for job in jobs], generators, Team(CPU, 1), 1)
 
 
 @pytest.mark.parametrize("alike", [alike for alike, _ in OBJECTIVES], ids=str)
@@ -1321,7 +1323,14 @@ def test_what_pads_a_model_in_a_stack_stays_exactly_0_in_training(weight_decay):
     plans = [job.plan for job in jobs]
     with torch.inference_mode():
         records = loop.train(
-            stack, read, judged, plans, generators, lambda: None, lambda records: False
+            stack,
+            read,
+            judged,
+            plans,
+            generators,
+            lambda: None,
+            lambda records: False,
+            team=Team(CPU, 1),
         )
         states = [
             {**job.state, **stack.state_of(job.architecture, job.state, record.weights)}

@@ -7,14 +7,14 @@ vector. With one shape, a multiple of 32, a row has the same result, bit for bit
 rows beside it. Several threads take a block each. Only the result is larger than a block.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 
 import torch
 from torch import nn
 
 from skvae._backend.devices import computing
+from skvae._backend.team import Team
 from skvae._backend.tensors import Array
 
 # Values of the widest layer that inference makes at once. They fit into a core's cache, and malloc
@@ -72,33 +72,11 @@ def map_rows(
     the result for each output. Each call computes in one thread.
     """
     n_samples = len(outputs[0])
-    starts = iter(range(0, n_samples, n_rows))  # shared: a free thread takes the next block
-    errors: dict[int, Exception] = {}
 
-    def work() -> None:
-        with computing(device, one_thread=True):
-            for start in starts:
-                rows = slice(start, start + n_rows)
-                try:
-                    for output, result in zip(outputs, function(rows), strict=True):
-                        output[rows] = result[: n_samples - start]
-                except Exception as error:
-                    errors[start] = error
-                    stop()
+    def fill(start: int) -> None:
+        rows = slice(start, start + n_rows)
+        for output, result in zip(outputs, function(rows), strict=True):
+            output[rows] = result[: n_samples - start]
 
-    def stop() -> None:
-        deque(starts, maxlen=0)  # uses up all blocks, so that threads find no other
-
-    n_others = min(n_threads, -(-n_samples // n_rows)) - 1
-    if n_others == 0:
-        work()
-    else:
-        with ThreadPoolExecutor(n_others) as executor:  # it starts a thread at each submit
-            try:
-                futures = [executor.submit(work) for _ in range(n_others)]
-                work()
-                wait_for(futures)
-            finally:  # also after Ctrl-C, before all threads have begun or while they work
-                stop()
-    if errors:  # the error of the first rows, which does not depend on the threads' speed
-        raise errors[min(errors)]
+    with Team(device, n_threads) as team, computing(device):
+        team.map(fill, range(0, n_samples, n_rows))

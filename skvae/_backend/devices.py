@@ -12,10 +12,6 @@ from threadpoolctl import ThreadpoolController
 
 from skvae._backend.warn import warn
 
-# A training step with fewer multiplications, about a millisecond, uses one thread. Two threads wait
-# for each other in every operation, and were up to 90 times slower while another process ran.
-FEW_PRODUCTS = 2**24
-
 PRECISIONS = ("float32", "bf16", "float64")
 
 
@@ -92,31 +88,41 @@ def _limit_mkl() -> Callable[[int], int]:
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, *, one_thread: bool) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Limit each operation of the calling thread to one thread.
+
+    The limit holds for the calling thread alone and ends with the block. Operations on several
+    threads wait for each other, which is slow on a busy machine. In a child process that was made
+    by fork they may wait forever.
+    """
+    n_threads = torch.get_num_threads()  # first, since this sets a new thread's number
+    limited = None
+    of_mkl: list[int] = []
+    try:
+        # One step sets and notes the limit, so that Ctrl-C cannot come in between.
+        of_mkl.extend(map(_limit_mkl(), [1]))
+        limited = _openmp().limit(limits=1)
+        yield
+    finally:
+        for n in of_mkl:
+            _limit_mkl()(n)
+        if limited is not None:
+            limited.restore_original_limits()
+        else:  # Ctrl-C came before the old limits were noted
+            _openmp().limit(limits=n_threads)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device) -> Iterator[None]:
     """Set the modes of torch and numpy, so that the modes of the caller have no effect.
 
     These are grad, inference, autocast and numpy's error mode. Gradients are written out (see
     `skvae.networks`), so autograd records nothing, which saves a sixth of a small training step.
-
-    The limit to one thread holds for the calling thread alone and ends with the block.
+    Each operation has one thread; see `one_thread`.
     """
-    n_threads = torch.get_num_threads()  # first, since this sets a new thread's number
     # CUDA captures and replays graphs on the current device.
     on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     errors = np.errstate(all="warn", under="ignore")  # numpy's default
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), errors, on:
-        limited = None
-        of_mkl: list[int] = []
-        try:
-            if one_thread:
-                # One step sets and notes the limit, so that Ctrl-C cannot come in between.
-                of_mkl.extend(map(_limit_mkl(), [1]))
-                limited = _openmp().limit(limits=1)
-            yield
-        finally:
-            for n in of_mkl:
-                _limit_mkl()(n)
-            if limited is not None:
-                limited.restore_original_limits()
-            elif one_thread:  # Ctrl-C came before the old limits were noted
-                _openmp().limit(limits=n_threads)
+    autocast = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), autocast, errors, on, one_thread():
+        yield

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skvae._backend import devices
+from skvae._backend import devices, team
 from skvae._backend.tensors import to_array, to_tensor
 from skvae._data import arrays
 from skvae._data.units import fill_standardised
@@ -25,7 +25,7 @@ from skvae._fit.job import (
     Trained,
     has_known_optimum,
     in_parts,
-    is_small,
+    n_shares,
     support_of,
     torch_dtype,
 )
@@ -79,7 +79,8 @@ def train(
     part with the epoch, counted from 0, and the share of it that is done.
     """
     first = jobs[0]
-    with devices.computing(first.device, one_thread=is_small(first)):
+    n_threads = team.n_threads(first.device)  # those of the caller, which the next line changes
+    with devices.computing(first.device), team.Team(first.device, n_threads) as us:
         stack = Stack(
             [job.architecture for job in jobs],
             [job.state for job in jobs],
@@ -125,6 +126,8 @@ def train(
                 lambda records: end_epoch(records, lambda: states(records)),
                 None if analyses is None else become_simple,
                 [_to_tensors(job.progress, job.device) for job in jobs if job.progress is not None],
+                team=us,
+                n_shares=n_shares(first),
                 keep_progress=first.keeps_progress,
             )
             return end(records)

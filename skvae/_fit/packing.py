@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from sklearn import get_config
 
-from skvae._backend import blocks
+from skvae._backend import blocks, team
 from skvae._fit import execution
-from skvae._fit.job import Job, Trained, in_parts, is_small, itemsize, shape, source_of
+from skvae._fit.job import Job, Trained, in_parts, itemsize, n_shares, shape, source_of
 from skvae._model import loop
 from skvae._model.member import Record
 from skvae._model.state import n_weights
@@ -84,8 +84,8 @@ def _fill(
 def _n_threads(job: Job) -> int:
     """Return how many stacks of such jobs train at once."""
     # Jobs that are read in parts need a buffer each, so they train one after the other.
-    side_by_side = job.device.type == "cpu" and is_small(job) and not in_parts(job)
-    return min(MOST_STACKS, torch.get_num_threads()) if side_by_side else 1
+    side_by_side = job.device.type == "cpu" and n_shares(job) == 1 and not in_parts(job)
+    return min(MOST_STACKS, team.n_threads(job.device)) if side_by_side else 1
 
 
 def _row_bytes(job: Job) -> int:

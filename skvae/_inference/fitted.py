@@ -15,7 +15,7 @@ from sklearn import get_config
 from sklearn.utils import check_random_state
 from torch import nn
 
-from skvae._backend import blocks, devices, quadrature
+from skvae._backend import blocks, devices, quadrature, team
 from skvae._backend.tensors import Array, can_share, to_array, to_tensor
 from skvae._backend.warn import warn
 from skvae._data import arrays, containers
@@ -197,7 +197,7 @@ class FittedModel:
             model.limit = float(self.state["bound"])  # a number, which is not shared
             return model
         shares = device.type == "cpu" and not self.architecture.is_foreign
-        with devices.computing(device, one_thread=True):
+        with devices.computing(device):
             model = from_state(self.architecture, self.state, device, shares=shares)
         # A copy of an array that may be written to would not change with it.
         if shares and not any(a.flags.writeable and not can_share(a) for a in arrays_now):
@@ -235,7 +235,7 @@ class FittedModel:
         n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
         # About eight arrays of a layer's size exist at a time.
         n_bytes = 8 * n_rows * n_at_once * model.width * self.dtype.itemsize
-        n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        n_threads = team.n_threads(device)
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
         blocks.map_rows(
             lambda rows: function(model, rows),

@@ -19,17 +19,18 @@ stops being finite. On CUDA the step is captured once, as a graph, and replayed.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
+from skvae._backend.team import Team
 from skvae._model.adam import Adam
 from skvae._model.evidence import excess
 from skvae._model.graphs import Step, capture
 from skvae._model.member import Plan, Progress, Record, Run, Simple
 from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.objective import Stack as Objective
-from skvae._model.objective import Weights, loss, loss_gradient, row_losses
+from skvae._model.objective import Terms, Weights, loss, loss_gradient, row_losses
 from skvae._model.rows import Batch, Rows
 
 # Antithetic draws of each held-out row: two pairs, forward only, on a tenth of the rows.
@@ -60,9 +61,18 @@ class Stack(Objective, Protocol):
         """Keep only these models."""
         ...
 
+    def copy(self: Self) -> Self:
+        """Return a stack of modules of its own that share all tensors with this one."""
+        ...
 
-def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) -> Step:
-    """Return a function that makes a training step and adds its numbers (3, M) to `seen`."""
+
+def make_step(
+    stacks: Sequence[Stack], team: Team, adam: Adam, seen: torch.Tensor, weights: Weights
+) -> Step:
+    """Return a function that makes a training step and adds its numbers (3, M) to `seen`.
+
+    There is one of `stacks` for each share of a batch.
+    """
 
     def step(
         rows: Rows,
@@ -73,10 +83,22 @@ def make_step(stack: Stack, adam: Adam, seen: torch.Tensor, weights: Weights) ->
         beta: torch.Tensor,
         *coefficients: Any,
     ) -> None:
-        batch = Batch(rows.take(index), eps, row_noise, row_weight)
-        numbers, gradients = loss_gradient(stack, batch, weights._replace(beta=beta))
+        now, n_rows = weights._replace(beta=beta), index.shape[1]
+
+        def gradient(share: tuple[Stack, slice]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            stack, own = share
+            of_rows = None if row_weight is None else row_weight[:, own]
+            batch = Batch(rows.take(index[:, own]), eps[:, :, own], row_noise[:, own], of_rows)
+            return loss_gradient(stack, batch, now, n_rows)
+
+        size = -(-n_rows // len(stacks))
+        slices = [slice(start, start + size) for start in range(0, n_rows, size)]
+        (numbers, gradients), *others = team.map(gradient, list(zip(stacks, slices)))  # noqa: B905
+        for more_numbers, more in others:  # always in this order, so that sums round the same
+            numbers = numbers + more_numbers
+            torch._foreach_add_(gradients, more)
         adam.step(gradients, *coefficients)
-        seen.add_(numbers, alpha=index.shape[1])
+        seen.add_(numbers, alpha=n_rows)
 
     if seen.device.type != "cuda":
         return step
@@ -92,8 +114,10 @@ class Members:
         judged: Rows,
         plans: Sequence[Plan],
         generators: Sequence[torch.Generator],
+        team: Team,
+        n_shares: int,
     ) -> None:
-        self.stack, self.judged = stack, judged
+        self.stack, self.judged, self.team, self.n_shares = stack, judged, team, n_shares
         self.plans, self.generators = list(plans), list(generators)
         self.wide = max(plan.n_components for plan in plans)  # it stays when members leave
         n_rows, dtype = judged.index.shape[1], judged.data.dtype
@@ -121,7 +145,9 @@ class Members:
             free_bits if any(plan.free_bits for plan in self.plans) else None,
             self.plans[0].n_importance_samples > 1,
         )
-        self.step = make_step(self.stack, self.adam, self.seen, self.weights)
+        # Threads must not use one module at once, since autograd replaces its tensors meanwhile.
+        self.stacks = [self.stack, *(self.stack.copy() for _ in range(self.n_shares - 1))]
+        self.step = make_step(self.stacks, self.team, self.adam, self.seen, self.weights)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Keep only the members of these indices."""
@@ -150,7 +176,8 @@ class Members:
     def run_epoch(self, parts: Iterable[tuple[float, Rows]], epoch: int) -> torch.Tensor:
         """Train for one pass over all rows; return the mean numbers (3, M) of its steps."""
         progress = [1.0 if plan.continues else epoch / plan.max_iter for plan in self.plans]
-        self.stack.begin_epoch(self.seen.new_tensor(progress))
+        for stack in self.stacks:
+            stack.begin_epoch(self.seen.new_tensor(progress))
         self.seen.zero_()
         done, n_rows = 0.0, 0
         for share, rows in parts:
@@ -201,18 +228,27 @@ class Members:
         at_once = min(times * JUDGED_ROWS, times * JUDGED_VALUES // self.judged.data.shape[-1])
         at_once = at_once * N_VALIDATION_DRAWS // self.noise.shape[1]
         size = max(1, at_once // len(self.plans))
-        blocks = zip(
-            self.judged.index.split(size, 1),
-            self.noise.split(size, 2),
-            self.row_noise.split(size, 1),
-            strict=True,
+        blocks = list(
+            zip(
+                self.judged.index.split(size, 1),
+                self.noise.split(size, 2),
+                self.row_noise.split(size, 1),
+                strict=True,
+            )
         )
-        terms = [
-            self.stack.vjp(
-                Batch(self.judged.take(index), eps, row_noise), by_draw=self.weights.importance
-            )[0]
-            for index, eps, row_noise in blocks
-        ]
+
+        def judge_own(first: int) -> list[Terms]:
+            """Return the terms of every block that a stack takes, beginning with block `first`."""
+            return [
+                self.stacks[first].vjp(
+                    Batch(self.judged.take(index), eps, row_noise),
+                    by_draw=self.weights.importance,
+                )[0]
+                for index, eps, row_noise in blocks[first :: self.n_shares]
+            ]
+
+        taken = self.team.map(judge_own, range(self.n_shares))
+        terms = [taken[i % self.n_shares][i // self.n_shares] for i in range(len(blocks))]
         # The loss needs all rows at once: with free bits it is no mean of the rows' losses.
         log_likelihood, kl = (torch.cat(term, dim=2) for term in zip(*terms, strict=True))
         numbers = loss((log_likelihood, kl), self.weights, self.judged.weight).numbers
@@ -232,6 +268,8 @@ def train(
     become_simple: Callable[[bool], None] | None = None,
     progress: Sequence[Progress] = (),
     *,
+    team: Team,
+    n_shares: int = 1,
     keep_progress: bool = False,
 ) -> list[Record]:
     """Minimise reconstruction + beta * KL for each model of a stack.
@@ -261,6 +299,11 @@ def train(
         The states of earlier runs of the same plans on the same rows. This run continues them,
         unless they had ended. A state may hold the optimiser and the generator alone; then a new
         run begins with these.
+    team : Team
+        The threads that compute.
+    n_shares : int, default=1
+        Number of shares of a batch, each of which one thread computes. The result depends on this
+        number and not on the number of threads. With free bits, it must be 1.
     keep_progress : bool, default=False
         Whether the records have the progress after each epoch.
 
@@ -275,7 +318,7 @@ def train(
     KeyboardInterrupt
         If it came before the first epoch of this run was complete.
     """
-    members = Members(stack, judged, plans, generators)
+    members = Members(stack, judged, plans, generators, team, n_shares)
     rows = enumerate(zip(plans, members.adam.weights, strict=True))
     runs = [Run(m, plan, weights) for m, (plan, weights) in rows]
     if progress:

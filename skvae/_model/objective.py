@@ -94,13 +94,21 @@ class Loss(NamedTuple):
     g_kl: torch.Tensor  # (M, S|1, B, L|1)
 
 
-def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None) -> Loss:
+def loss(
+    terms: Terms,
+    weights: Weights,
+    row_weight: torch.Tensor | None = None,
+    n_rows: int | None = None,
+) -> Loss:
     """Compute the training loss of each model of a stack from the terms of some rows.
 
     `row_weight` (M, B) is how much each row counts, of mean 1 over an epoch; None: 1 for each.
+    If the rows are a share of a batch of `n_rows` rows, sums are divided by the latter. So the
+    results of all shares add up to those of the batch, unless there are free bits.
     """
     log_likelihood, kl = terms
-    _, n_draws, n_rows = log_likelihood.shape
+    _, n_draws, n_own = log_likelihood.shape
+    n_rows = n_rows or n_own
 
     def weigh(values: torch.Tensor) -> torch.Tensor:
         if row_weight is None:
@@ -117,7 +125,7 @@ def loss(terms: Terms, weights: Weights, row_weight: torch.Tensor | None = None)
         beside = weights.beta - inside
         log_w = log_likelihood - inside.unsqueeze(-1) * kl.sum(-1)
         bound = torch.logsumexp(log_w, 1, keepdim=True) - math.log(n_draws)
-        total = beside.squeeze(1) * total_kl - weigh(bound).squeeze(1).mean(1)
+        total = beside.squeeze(1) * total_kl - weigh(bound).squeeze(1).sum(1) / n_rows
         g = weigh(torch.softmax(log_w, 1) / -n_rows)
         of_each = weigh((beside / (n_draws * n_rows)).unsqueeze(-1).expand_as(g))
         g_kl = (of_each - g * inside.unsqueeze(-1)).unsqueeze(-1)
@@ -160,11 +168,14 @@ def row_losses(
 
 
 def loss_gradient(
-    stack: Stack, batch: Batch, weights: Weights
+    stack: Stack, batch: Batch, weights: Weights, n_rows: int | None = None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the numbers of `loss`, (3, M), and the gradient of the loss for each parameter."""
+    """Return the numbers of `loss`, (3, M), and the gradient of the loss for each parameter.
+
+    `batch` may be a share of a batch of `n_rows` rows; see `loss`.
+    """
     terms, pull = stack.vjp(batch, by_draw=weights.importance)
-    numbers, *gradients = loss(terms, weights, batch.row_weight)
+    numbers, *gradients = loss(terms, weights, batch.row_weight, n_rows)
     return numbers, pull(*gradients)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._device import device_decorator
 
 from skvae import networks
-from skvae._backend.devices import generator
+from skvae._backend.devices import generator, one_thread
 from skvae._backend.tensors import Array, share_tensor, to_array, to_tensor
 from skvae._data.statistics import Moments
 from skvae._data.units import Units, standardise
@@ -50,6 +50,7 @@ def _new(architecture: Architecture, seed: int) -> VAE:
         return VAE(architecture)
 
 
+@one_thread()
 def initial_state(
     architecture: Architecture,
     columns: Moments,
@@ -121,6 +122,7 @@ def cast_state(state: State, dtype: Any) -> State:
     }
 
 
+@one_thread()
 def from_state(
     architecture: Architecture,
     state: State,
