@@ -46,13 +46,25 @@ class Analyses:
         self.latest = found
         return found
 
+    def starts(self, rows: Rows) -> list[factor_analysis.Factors]:
+        """Analyse these rows with as many components as each model has."""
+        found = []
+        for m, (job, noise) in enumerate(zip(self.jobs, self.noise, strict=True)):
+            y, weight, _ = _member(rows, m)
+            whole = ((_size(job, y), 1.0),)
+            factors = self._once(factor_analysis.analyse, (y, whole, noise, weight))
+            found.append(
+                factors or factor_analysis.analyse(y, factor_analysis.ALONE, noise, weight)
+            )
+        return found
+
     def shortfalls(self, rows: Rows, records: Sequence[Record]) -> list[float]:
         """Return how many nats per row the last epochs are worse than factor analysis."""
         missed = []
         pairs = zip(self.jobs, self.noise, records, strict=True)
         for m, (job, noise, record) in enumerate(pairs):
             y, weight, _ = _member(rows, m)
-            size = factor_analysis.Size(min(job.plan.n_components, y.shape[1]))
+            size = _size(job, y)
             own = torch.ones_like(y[:, 0]) if weight is None else weight
             best = self._once(_highest_likelihood, (y, size, noise, own))
             loss = record.history["negative_elbo"][-1] - job.plan.constant
@@ -69,6 +81,10 @@ class Analyses:
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 self.found[key] = None
         return self.found[key]
+
+
+def _size(job: Job, y: torch.Tensor) -> factor_analysis.Size:
+    return factor_analysis.Size(min(job.plan.n_components, y.shape[1]))
 
 
 def _highest_likelihood(

@@ -23,6 +23,7 @@ from skvae._fit.analyses import Analyses
 from skvae._fit.job import (
     Job,
     Trained,
+    begins_as_factors,
     has_known_optimum,
     in_parts,
     n_shares,
@@ -98,6 +99,9 @@ def train(
         else:
             read, judged, some = read_once(jobs)
         analyses = Analyses(jobs, stack.factor_noise) if stack.contains_factors else None
+
+        if analyses is not None and begins_as_factors(first):
+            stack.become_factors(analyses.starts(some(False)))
 
         def become_simple(of_all: bool) -> None:
             assert analyses is not None

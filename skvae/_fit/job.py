@@ -93,6 +93,15 @@ def has_known_optimum(job: Job) -> bool:
     return plain and whole and normal and linear and few
 
 
+def begins_as_factors(job: Job) -> bool:
+    """Whether a model that can become factor analysis begins as such.
+
+    A model with hidden layers would not leave it: all first derivatives are 0 there if the rows are
+    normal, and nearly so otherwise.
+    """
+    return not job.architecture.hidden_layer_sizes and not job.plan.continues
+
+
 def in_parts(job: Job) -> bool:
     return job.n_at_once < job.data.shape[0]
 
