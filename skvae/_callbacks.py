@@ -1,7 +1,9 @@
 """Callbacks of scikit-learn, which scikit-learn has from version 1.9 on."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,69 @@ class Callbacks:
         if self.task is not None:
             attributes = {**self.stale, **attributes}
             self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)
+
+
+# --- a search -----------------------------------------------------------------------------
+
+# Callbacks are not safe in threads, and the stacks of a search run in threads.
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def task(
+    search: Any,
+    parent: Any,
+    name: str,
+    task_id: int | None = None,
+    *,
+    n_subtasks: int = 0,
+    in_order: bool = True,
+) -> Iterator[Any]:
+    """Run a task within a parent task, and yield it; without a parent, yield None."""
+    if parent is None:
+        yield None
+        return
+    with _one_at_a_time:
+        begun = parent.subcontext(name, task_id, n_subtasks, in_order)
+        begun.call_on_fit_task_begin(estimator=search)
+    yield begun
+    with _one_at_a_time:
+        begun.call_on_fit_task_end(estimator=search)
+
+
+@contextlib.contextmanager
+def watch_stack(
+    search: Any, training: Any, number: int, n_epochs: int
+) -> Iterator[Callable[[], bool]]:
+    """Run the task of a stack, and yield the function to call after each of its epochs.
+
+    The function returns True if a callback asks to stop.
+    """
+    with task(search, training, "stack", number, n_subtasks=n_epochs) as stack:
+
+        def end_epoch() -> bool:
+            if stack is None:
+                return False
+            with _one_at_a_time:
+                epoch = stack.subcontext("epoch").call_on_fit_task_begin(estimator=search)
+                return bool(epoch.call_on_fit_task_end(estimator=search))
+
+        yield end_epoch
+
+
+@contextlib.contextmanager
+def lent(lender: Any, borrower: Any) -> Iterator[None]:
+    """Lend an estimator the callbacks and the task that scikit-learn gave to another one."""
+    names = vars(lender).keys() & {"_skl_callbacks", "_parent_callback_ctx"}
+    vars(borrower).update({name: vars(lender)[name] for name in names})
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(borrower).pop(name, None)
+
+
+# --- a callback ---------------------------------------------------------------------------
 
 
 class Checkpoint:

@@ -1,33 +1,34 @@
 """Grid search that trains all its candidates and folds together.
 
-The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Each
-candidate and fold gets a clone of the estimator whose training is done already: its `fit` only sets
-the trained state. It does so only if rows and parameters are those that the state was trained for;
-otherwise it trains. Everything else, such as scoring, is scikit-learn's.
+The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Two kinds
+of objects stand in for others there. A `_Candidate` stands in for the estimator. The parameters of
+a candidate include its `_Models`, and `fit` of the `_Candidate` chooses one of them by the indices
+of the rows that it is given. It does not matter when, where and how often scikit-learn clones and
+fits. A `_Scorer` stands in for each scorer, and passes it the estimator itself. All else, such as
+results and refit, is scikit-learn's.
 """
 
-import contextlib
 import copy
 import math
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self
 
 import joblib
 import numpy as np
 from sklearn import get_config
-from sklearn.base import clone, is_classifier
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, get_tags, indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import _routing_enabled
 from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import _check_method_params
 
+from skvae import _callbacks
 from skvae._backend.warn import warn
 from skvae._fit import packing, report
 from skvae._fit.job import Job, Trained
@@ -36,8 +37,9 @@ from skvae._model.member import Plan
 from skvae._typing import Estimator, Rows, Splitter
 from skvae._vae import DOC_LINK, VAETransformer
 
-Fingerprint: TypeAlias = tuple[Any, Any]  # hashes of rows and of parameters of `fit`
-Key: TypeAlias = tuple[Fingerprint, Any]
+# The name of the parameter by which a candidate carries its models. No step of a Pipeline and no
+# parameter has such a name, since it is no identifier.
+MODELS = "trained models"
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -148,6 +150,9 @@ class VAEGridSearchCV(GridSearchCV):
     multimetric_: bool
     feature_names_in_: np.ndarray
 
+    # What a copy of the search trains before scikit-learn scores; None in all other searches.
+    _training: "_Training | None" = None
+
     _parameter_constraints: dict[str, Any] = {
         **GridSearchCV._parameter_constraints,
         "max_stack": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -211,32 +216,48 @@ class VAEGridSearchCV(GridSearchCV):
         self._validate_params()
         if not _can_stack(self.estimator):
             return super().fit(X, y, **params)
-        routed = self._get_routed_params_for_fit(params)
-        of_fit = routed.estimator.fit
-        passed = {**of_fit, **routed.scorer.score}
-        # Groups may be given for the splitter alone.
-        given = {_name_of(self.estimator, "groups"): params.get("groups"), **params}
-        renamed = any(given.get(name) is not value for name, value in passed.items())
-        if renamed or not of_fit.keys() <= _of_rows(self.estimator):
+        scorers, _ = self._get_scorers()
+        X, y = indexable(X, y)
+        routed = self._get_routed_params_for_fit(_check_method_params(X, params))
+        if not routed.estimator.fit.keys() <= _of_rows(self.estimator):
             return super().fit(X, y, **params)
         # The folds are drawn once, so that training and scoring use the same rows.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         splits = list(cv.split(X, y, **routed.splitter.split))
-        name = _name_of(self.estimator, "sample_weight")
-        _check_weights(name, splits, of_fit.get(name), routed.scorer.score.get("sample_weight"))
-        # This copy of the search gets trained estimators.
+        _check_weights(_name_of(self.estimator, "sample_weight"), splits, routed)
+        training = _Training(self.estimator, self.param_grid, X, y, splits, routed)
+        scorer = getattr(scorers, "_scorers", scorers)  # by name, if there are several metrics
+        # scikit-learn works on a copy of the search, so this search keeps its parameters.
         search = copy.copy(self)
-        search._handout = handout = _Handout(self.estimator, X, y, splits, of_fit)
-        search.estimator, search.cv = handout.entry(), check_cv(splits)
-        super(VAEGridSearchCV, search).fit(X, y, **passed)
-        results = vars(search).keys() - self.get_params(deep=False).keys()
-        self.__dict__.update({name: vars(search)[name] for name in results})
-        self._checked_cv_orig = cv  # as `GridSearchCV` keeps it, and not the rows of all folds
-        handout.tell_times(self.cv_results_)
+        search.estimator, search.cv, search._training = _Candidate(self.estimator), splits, training
+        search.scoring = (
+            {name: _Scorer(each) for name, each in scorer.items()}
+            if isinstance(scorer, dict)
+            else _Scorer(scorer)
+        )
+        super(VAEGridSearchCV, search).fit(X, y, **params)
+        search.scorer_ = scorer
+        training.tell_times(search.cv_results_)
+        self._take_results(search, cv)
         return self
+
+    def _take_results(self, search: Self, cv: Any) -> None:
+        """Take the results of a copy of this search, with the estimator and `cv` of this one."""
+        results = {**vars(search)}
+        for name in {"_training", *self.get_params(deep=False)}:
+            results.pop(name, None)
+        if self.refit:
+            results["best_estimator_"] = best = search.best_estimator_.estimator
+            if hasattr(best, "feature_names_in_"):
+                results["feature_names_in_"] = best.feature_names_in_
+        if "_checked_cv_orig" in results:  # scikit-learn >= 1.9; the copy has the rows of all folds
+            results["_checked_cv_orig"] = cv
+        self.__dict__.update(results)
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
         """Route as scikit-learn does, and give the groups of the splitter to `fit` as well."""
+        if self._training is not None:
+            return self._training.routed
         routed = super()._get_routed_params_for_fit(params)
         groups = params.get("groups")
         if groups is not None and not _routing_enabled() and _is_vae(self.estimator):
@@ -247,70 +268,291 @@ class VAEGridSearchCV(GridSearchCV):
         self, evaluate_candidates: Callable[..., Any], *, callback_ctx: Any = None
     ) -> None:
         """Train all candidates on all folds, then let scikit-learn score them."""
-        handout: _Handout | None = self.__dict__.pop("_handout", None)
-        if handout is None:
+        # scikit-learn sends the search to each worker, so it must not hold the models.
+        training, self._training = self._training, None
+        if training is None:
             context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
             return super()._run_search(evaluate_candidates, **context)
-        candidates = list(ParameterGrid(self.param_grid))
-        rounds = handout.plan(candidates)
-        if callback_ctx is None:  # scikit-learn < 1.9
+        begin = partial(_callbacks.task, self)
+        rounds = training.rounds()
+        with begin(callback_ctx, "search", n_subtasks=len(rounds) + 1) as search:
             for folds in rounds:
-                stacks = handout.prepare(folds, self.max_stack, self.verbose)
-                handout.train(stacks, lambda place, n: contextlib.nullcontext(lambda: False))
-            handout.finish()
-            return evaluate_candidates(candidates)
-        with _task(self, callback_ctx, "search", max_subtasks=len(rounds) + 1) as search:
-            for folds in rounds:
-                stacks = handout.prepare(folds, self.max_stack, self.verbose)
-                with _task(self, search, "training", None, len(stacks), False) as training:
-                    handout.train(stacks, lambda *stack, task=training: _watch(self, task, *stack))
-            handout.finish()
+                jobs = training.prepare(folds)
+                stacks = packing.gather(jobs, self.max_stack)
+                if self.verbose > 0:
+                    print(f"Training {len(jobs)} models, stacks: {len(stacks)}")
+                with begin(search, "training", n_subtasks=len(stacks), in_order=False) as parent:
+                    training.run(jobs, stacks, partial(_callbacks.watch_stack, self, parent))
+            training.warn_of_errors()
+            candidates = training.trained_candidates()
             n_fits = len(candidates) * self.n_splits_
-            with _task(self, search, "scoring", None, n_fits, False) as scoring:
-                evaluate_candidates(candidates, callback_ctx=scoring)
+            with begin(search, "scoring", n_subtasks=n_fits, in_order=False) as scoring:
+                context = {} if scoring is None else {"callback_ctx": scoring}
+                evaluate_candidates(candidates, **context)
+
+    def _format_results(
+        self, candidate_params: Sequence[dict[str, Any]], *args: Any, **more: Any
+    ) -> dict[str, Any]:
+        """Format as scikit-learn does, without the models that candidates carry."""
+        plain = [
+            {name: value for name, value in params.items() if name != MODELS}
+            for params in candidate_params
+        ]
+        results: dict[str, Any] = super()._format_results(plain, *args, **more)
+        return results
 
 
-# --- progress -----------------------------------------------------------------------------
-
-# Callbacks are not safe in threads, and stacks run in threads.
-_one_at_a_time = threading.RLock()
+# --- stand-ins while scikit-learn fits and scores -----------------------------------------
 
 
-@contextlib.contextmanager
-def _task(
-    search: Any,
-    parent: Any,
-    name: str,
-    task_id: int | None = None,
-    max_subtasks: int = 0,
-    sequential_subtasks: bool = True,
-) -> Iterator[Any]:
-    """A task of scikit-learn's callbacks."""
-    with _one_at_a_time:
-        task = parent.subcontext(name, task_id, max_subtasks, sequential_subtasks)
-        task.call_on_fit_task_begin(estimator=search)
-    yield task
-    with _one_at_a_time:
-        task.call_on_fit_task_end(estimator=search)
+class _Candidate(_callbacks.CallbackSupportMixin, BaseEstimator):
+    """An estimator whose `fit` takes a trained model in place of training, if there is one.
+
+    Parameters other than the models are those of the estimator.
+    """
+
+    def __init__(self, estimator: Any, models: "_Models | None" = None) -> None:
+        self.estimator = estimator
+        self.models = models
+
+    def set_params(self, **params: Any) -> Self:
+        self.models = params.pop(MODELS, None)
+        self.estimator.set_params(**params)
+        return self
+
+    def fit(self, X: Any, y: Any = None, *, rows: np.ndarray, **params: Any) -> Self:
+        """Take the model that was trained on rows of these indices, or train on X."""
+        model = None if self.models is None else self.models.find(rows)
+        if model is not None:
+            model.give_to(self.estimator)
+        else:
+            with _callbacks.lent(self, self.estimator):
+                self.estimator.fit(X, y, **params)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        return get_tags(self.estimator)
 
 
-@contextlib.contextmanager
-def _watch(search: Any, training: Any, number: int, n_epochs: int) -> Iterator[Callable[[], bool]]:
-    """Yield the function to call after each epoch of a stack, within the task of the stack."""
-    with _task(search, training, "stack", number, n_epochs) as stack:
+class _Scorer:
+    """A scorer of a `_Candidate`: it passes the estimator to the scorer of the search."""
 
-        def end_epoch() -> bool:
-            with _one_at_a_time:
-                epoch = stack.subcontext("epoch").call_on_fit_task_begin(estimator=search)
-                return epoch.call_on_fit_task_end(estimator=search)
+    def __init__(self, scorer: Callable[..., Any]) -> None:
+        self.scorer = scorer
 
-        yield end_epoch
+    def __call__(self, candidate: _Candidate, *args: Any, **params: Any) -> Any:
+        return self.scorer(candidate.estimator, *args, **params)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what scikit-learn asks of a scorer, such as the metadata that it requests."""
+        if name.startswith("__") or name == "scorer":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.scorer, name)
 
 
-# --- training, and handing it out ---------------------------------------------------------
+class _Model(NamedTuple):
+    """A trained model, and all that an estimator needs to become it."""
+
+    steps: list[tuple[str, Any]]  # the steps before the last, fitted
+    attributes: dict[str, Any]  # of the VAETransformer
+    trained: Trained
+    plan: Plan
+    n_varying: int  # columns that are not constant in the rows trained on
+
+    def give_to(self, estimator: Any) -> None:
+        """Make a fitted estimator; warn, or raise an error, as its own `fit` would."""
+        report.check_outcome(self.trained, self.plan, self.n_varying)
+        _last_step(estimator)._become(self.attributes)
+        if isinstance(estimator, Pipeline):
+            estimator.steps = [*self.steps, estimator.steps[-1]]
+
+
+class _Models:
+    """The trained models of a candidate, by the indices of the rows that they were trained on."""
+
+    def __init__(self) -> None:
+        self._by_rows: dict[str, _Model] = {}
+
+    def add(self, rows: np.ndarray, model: _Model) -> None:
+        self._by_rows[_hash(rows)] = model
+
+    def find(self, rows: np.ndarray) -> _Model | None:
+        return self._by_rows.get(_hash(rows))
+
+    def __len__(self) -> int:
+        return len(self._by_rows)
+
+    def __repr__(self) -> str:
+        """Return their number, which scikit-learn prints if `verbose` is above 1."""
+        return str(len(self))
+
+    def __sklearn_clone__(self) -> Self:
+        return self  # scikit-learn clones the parameters of a candidate for each fold
+
+
+# --- training -----------------------------------------------------------------------------
+
+
+class _Prepared(NamedTuple):
+    """A candidate on a fold, before training."""
+
+    steps: list[tuple[str, Any]]  # the steps before the last, fitted
+    plan: Plan
+    n_varying: int
+    describe: Outcome  # makes attributes of a record and a state
+
+    def finish(self, trained: Trained) -> _Model:
+        attributes = self.describe(trained.record, trained.state)
+        return _Model(self.steps, attributes, trained, self.plan, self.n_varying)
+
+
+class _Fold:
+    """The training rows of a fold; results that several candidates share are computed once."""
+
+    def __init__(self, estimator: Any, X: Any, y: Any, params: Mapping[str, Any], rows: Any):
+        self.X, self.y = _safe_split(estimator, X, y, rows)
+        self.params = _check_method_params(X, params, rows)  # of `fit`
+        self._seen: dict[str, Any] = {}
+
+    def transform(self, pipeline: Any, params: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """Fit the steps before the last; return the rows after them, the steps, and a memo.
+
+        `params` are the parameters of these steps that the search sets. An error is raised again
+        for each candidate.
+        """
+        key = _hash(params)
+        if key not in self._seen:
+            try:
+                self._seen[key] = self._transform(pipeline)
+            except Exception as error:
+                self._seen[key] = error
+        if isinstance(self._seen[key], Exception):
+            raise ValueError("An earlier step failed.") from self._seen[key]
+        X, steps, memo = self._seen[key]
+        return X, steps, memo
+
+    def _transform(self, pipeline: Any) -> tuple[Any, Any, Any]:
+        if not isinstance(pipeline, Pipeline) or len(pipeline) == 1:
+            return self.X, [], {}
+        first = pipeline[:-1]
+        return first.fit_transform(self.X, self.y), first.steps, {}
+
+
+class _Training:
+    """The training of all candidates of a search on all its folds.
+
+    The number of a model is that of its candidate times the number of folds, plus that of its fold.
+    """
+
+    def __init__(
+        self, estimator: Any, param_grid: Any, X: Any, y: Any, splits: Sequence[Any], routed: Any
+    ) -> None:
+        self.estimator, self.X, self.y = estimator, X, y
+        self.candidates: list[dict[str, Any]] = list(ParameterGrid(param_grid))
+        index = np.arange(X.shape[0] if hasattr(X, "shape") else len(X))
+        self.rows = [_safe_indexing(index, train) for train, _ in splits]
+        self.params = dict(routed.estimator.fit)
+        # The `fit` of a `_Candidate` gets the indices of its rows like any metadata of rows.
+        routed.estimator.fit["rows"] = index
+        self.routed = routed
+        self.models = [_Models() for _ in self.candidates]
+        self.seconds = np.full((len(self.candidates), len(splits)), np.nan)
+        self.prepared: dict[int, _Prepared] = {}
+        self.errors: dict[int, Exception] = {}
+
+    def rounds(self) -> list[range]:
+        """Return groups of folds that train together: as many as `working_memory` holds, or one."""
+        room = get_config()["working_memory"] * 2**20
+        n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
+        at_once, folds = max(1, int(room // n_bytes)), range(len(self.rows))
+        return [folds[first : first + at_once] for first in folds[::at_once]]
+
+    def prepare(self, folds: Iterable[int]) -> dict[int, Job]:
+        """Return the jobs of candidates on these folds, by number.
+
+        Candidates without a job are fitted by themselves.
+        """
+        hashes = [_hash(rows) for rows in self.rows]
+        shared: dict[int, _Fold] = {}
+        jobs: dict[int, Job] = {}
+        for (candidate, params), fold in product(enumerate(self.candidates), folds):
+            number = candidate * len(self.rows) + fold
+            if hashes.count(hashes[fold]) > 1:  # the rows do not tell such folds apart
+                continue
+            try:
+                if fold not in shared:
+                    data = self.estimator, self.X, self.y, self.params
+                    shared[fold] = _Fold(*data, self.rows[fold])
+                jobs[number], self.prepared[number] = self._prepare(params, shared[fold])
+            except (TypeError, ValueError):  # the candidate's own `fit` raises it again
+                continue
+            except Exception as error:
+                self.errors[number] = error
+        return jobs
+
+    def _prepare(self, params: dict[str, Any], fold: _Fold) -> tuple[Job, _Prepared]:
+        """Prepare a candidate on a fold, or raise an error if it must be fitted by itself."""
+        estimator = clone(self.estimator).set_params(**clone(params, safe=False))
+        if not _can_stack(estimator) or not self.params.keys() <= _of_rows(estimator):
+            raise TypeError("No stack takes this estimator.")
+        of_steps: dict[str, Any] = {}
+        if isinstance(estimator, Pipeline):
+            last = estimator.steps[-1][0]
+            of_steps = {name: v for name, v in params.items() if name.split("__")[0] != last}
+        X, steps, memo = fold.transform(estimator, of_steps)
+        vae = _last_step(estimator)
+        vae._validate_params()
+        weight = fold.params.get(_name_of(estimator, "sample_weight"))
+        groups = fold.params.get(_name_of(estimator, "groups"))
+        job, describe = prepare(vae, X, memo, weight, groups)
+        prepared = _Prepared(steps, job.plan, n_varying(job), describe)
+        return job._replace(keeps_progress=False), prepared
+
+    def run(self, jobs: dict[int, Job], stacks: list[list[int]], watch: Callable[..., Any]) -> None:
+        """Train stacks of jobs, and keep their models."""
+        trained, seconds, errors = packing.run_all(jobs, stacks, watch)
+        self.errors.update(errors)
+        for number, outcome in trained.items():
+            candidate, fold = divmod(number, len(self.rows))
+            model = self.prepared.pop(number).finish(outcome)
+            self.models[candidate].add(self.rows[fold], model)
+            self.seconds[candidate, fold] = seconds[number]
+
+    def warn_of_errors(self) -> None:
+        """Warn if models could not be trained in a stack, and say why."""
+        if self.errors:
+            error = next(iter(self.errors.values()))
+            warn(
+                f"{len(self.errors)} of {self.seconds.size} models could not be trained in a stack "
+                f"({type(error).__name__}: {error}) and are fitted by themselves, which takes "
+                "longer. If memory is short, set max_stack. Use a function of a module in place of "
+                "a lambda in param_grid."
+            )
+
+    def trained_candidates(self) -> list[dict[str, Any]]:
+        """Return the parameters of all candidates, with the models of those that have any."""
+        return [
+            {**params, MODELS: models} if models else params
+            for params, models in zip(self.candidates, self.models, strict=True)
+        ]
+
+    def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
+        """Write each model's share of its stack's time into the results."""
+        known = np.isfinite(self.seconds).all(axis=1)
+        results["mean_fit_time"][known] = self.seconds[known].mean(axis=1)
+        results["std_fit_time"][known] = self.seconds[known].std(axis=1)
+
+
+def _hash(value: Any) -> str:
+    """Return a hash of arrays, or of parameters."""
+    return str(joblib.hash(value))
+
+
+# --- estimators that can be stacked -------------------------------------------------------
 
 
 def _last_step(estimator: Any) -> Any:
+    """Return the last step of a Pipeline, or any other estimator itself."""
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
@@ -346,13 +588,14 @@ def _can_stack(estimator: Any) -> bool:
     return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
 
 
-def _check_weights(name: str, splits: Sequence[Any], of_fit: Any, of_score: Any) -> None:
+def _check_weights(name: str, splits: Sequence[Any], routed: Any) -> None:
     """Refuse weights that are zero in all rows that a fold trains on, or is scored on.
 
     The score of such a fold is NaN, and so is the mean of each candidate: none would be the best.
     """
+    weights = routed.estimator.fit.get(name), routed.scorer.score.get("sample_weight")
     for fold, rows in enumerate(splits):
-        for kind, weight, own in zip(("training", "test"), (of_fit, of_score), rows, strict=True):
+        for kind, weight, own in zip(("training", "test"), weights, rows, strict=True):
             # Weights of another length are refused later, where they are read.
             is_whole = np.ndim(weight) == 1 and len(weight) > np.max(own, initial=0)
             if is_whole and not np.any(_safe_indexing(weight, own)):
@@ -361,187 +604,3 @@ def _check_weights(name: str, splits: Sequence[Any], of_fit: Any, of_score: Any)
                     "has a score there. Leave out the rows of weight 0, or mix the rows of the "
                     "folds, such as by cv=KFold(shuffle=True)."
                 )
-
-
-def _fingerprint(X: Any, params: Mapping[str, Any]) -> Fingerprint:
-    """Return hashes of rows and of parameters of `fit`."""
-    return joblib.hash(np.asarray(X)), joblib.hash(params)
-
-
-def _key(estimator: Any, names: Iterable[str], fingerprint: Fingerprint) -> Key:
-    """Return a key of a fit: its rows, and the parameters of these names."""
-    params = estimator.get_params()
-    return fingerprint, joblib.hash([(name, params[name]) for name in sorted(names)])
-
-
-class _Prepared(NamedTuple):
-    """A candidate on a fold, before training."""
-
-    key: Key
-    steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    plan: Plan
-    n_varying: int  # columns that are not constant in the rows trained on
-    fitted: Outcome  # from the record and the state to attributes
-
-
-class _Fit:
-    """The `fit` of a clone whose training is done; with another key, the clone trains."""
-
-    def __init__(
-        self, estimator: Any, names: list[str], prepared: _Prepared, trained: Trained
-    ) -> None:
-        self.estimator, self.names = estimator, names
-        self.key, self.steps = prepared.key, prepared.steps
-        self.trained, self.plan, self.n_varying = trained, prepared.plan, prepared.n_varying
-        self.attributes = prepared.fitted(trained.record, trained.state)
-
-    def __call__(self, X: Any, y: Any = None, **params: Any) -> Any:
-        estimator = self.estimator
-        del estimator.fit  # the method of its class comes back
-        if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
-            return estimator.fit(X, y, **params)
-        report.check_outcome(self.trained, self.plan, self.n_varying)
-        _last_step(estimator)._become(self.attributes)
-        if isinstance(estimator, Pipeline):
-            estimator.steps = [*self.steps, estimator.steps[-1]]
-        return estimator
-
-
-class _Handout:
-    """It trains the candidates of a search on its folds, and hands the results to clones."""
-
-    def __init__(
-        self, estimator: Any, X: Any, y: Any, splits: list[Any], params: Mapping[str, Any]
-    ) -> None:
-        self.estimator, self.X, self.y, self.splits = estimator, X, y, splits
-        self.params = params  # of `fit`
-        # One for each candidate and fold, in the order of the clones: names of the parameters that
-        # the search sets, and the job before and after training, if it was trained.
-        self.waiting: deque[tuple[list[str], _Prepared | None, Trained | None]] = deque()
-
-    def entry(self) -> Any:
-        """Return an estimator for the search: clones of its first clone are trained already."""
-        entry, source = clone(self.estimator), clone(self.estimator)
-
-        def give_source() -> Any:
-            del entry.__sklearn_clone__  # otherwise each worker would get the models of all
-            return source
-
-        entry.__sklearn_clone__, source.__sklearn_clone__ = give_source, self.hand_out
-        return entry
-
-    def hand_out(self) -> Any:
-        """Return the clone for the next candidate and fold; after the last one, a plain clone."""
-        estimator = clone(self.estimator)
-        if self.waiting:
-            names, prepared, trained = self.waiting.popleft()
-            if prepared is not None and trained is not None:
-                estimator.fit = _Fit(estimator, names, prepared, trained)
-        return estimator
-
-    def plan(self, candidates: list[dict[str, Any]]) -> list[range]:
-        """Return groups of folds that train together: as many as `working_memory` holds, or one."""
-        self.candidates = candidates
-        self.prepared: dict[int, _Prepared] = {}
-        self.trained: dict[int, Trained] = {}
-        self.seconds: dict[int, float] = {}
-        self.errors: dict[int, Exception] = {}
-        room = get_config()["working_memory"] * 2**20
-        n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
-        at_once, folds = max(1, int(room // n_bytes)), range(len(self.splits))
-        return [folds[first : first + at_once] for first in folds[::at_once]]
-
-    def prepare(self, folds: Iterable[int], max_stack: int | str, verbose: int) -> list[list[int]]:
-        """Make the jobs of all candidates on these folds, and return stacks of their numbers."""
-        shared, n_folds = dict[Any, Any](), len(self.splits)
-        self.jobs: dict[int, Job] = {}
-        for (i, params), fold in product(enumerate(self.candidates), folds):
-            try:
-                prepared, job = self._prepare(params, fold, shared)
-            except (TypeError, ValueError):  # the candidate's own `fit` raises it again
-                continue
-            except Exception as error:
-                self.errors[i * n_folds + fold] = error
-                continue
-            self.prepared[i * n_folds + fold], self.jobs[i * n_folds + fold] = prepared, job
-        stacks = packing.gather(self.jobs, max_stack)
-        if verbose > 0:
-            print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
-        return stacks
-
-    def _prepare(
-        self, params: dict[str, Any], fold: int, shared: dict[Any, Any]
-    ) -> tuple[_Prepared, Job]:
-        """Prepare a candidate on a fold: return it and its job.
-
-        It raises an error if the candidate must be fitted by itself. `shared` keeps results, and
-        failures, that several candidates of a fold have in common.
-        """
-        estimator = clone(self.estimator).set_params(**clone(params, safe=False))
-        if not _can_stack(estimator) or not self.params.keys() <= _of_rows(estimator):
-            raise TypeError("No stack takes this estimator.")
-        if fold not in shared:
-            rows = self.splits[fold][0]
-            X, y = _safe_split(estimator, self.X, self.y, rows)
-            own = _check_method_params(self.X, self.params, rows)
-            shared[fold] = X, y, own, _fingerprint(X, own)
-        X, y, of_rows, fingerprint = shared[fold]
-        key = _key(estimator, params, fingerprint)
-        steps: Any = []
-        of_steps: Any = None
-        if isinstance(estimator, Pipeline):
-            steps = estimator.steps[:-1]
-            last = estimator.steps[-1][0]
-            names = {n for n in params if n != last and not n.startswith(last + "__")}
-            of_steps = _key(estimator, names, fingerprint)
-        if (fold, of_steps) not in shared:
-            try:
-                if steps:
-                    first = estimator[:-1]
-                    X, steps = first.fit_transform(X, y), first.steps
-                shared[fold, of_steps] = X, steps, {}
-            except Exception as error:
-                shared[fold, of_steps] = error
-        if isinstance(shared[fold, of_steps], Exception):
-            raise ValueError("An earlier step failed.") from shared[fold, of_steps]
-        X, steps, known = shared[fold, of_steps]
-        vae = _last_step(estimator)
-        vae._validate_params()
-        weight, groups = (
-            of_rows.get(_name_of(estimator, argument)) for argument in ("sample_weight", "groups")
-        )
-        job, fitted = prepare(vae, X, known, weight, groups)
-        prepared = _Prepared(key, steps, job.plan, n_varying(job), fitted)
-        return prepared, job._replace(keeps_progress=False)
-
-    def train(self, stacks: list[list[int]], watch: Callable[..., Any]) -> None:
-        """Train the stacks."""
-        trained, seconds, errors = packing.run_all(self.jobs, stacks, watch)
-        self.trained.update(trained)
-        self.seconds.update(seconds)
-        self.errors.update(errors)
-        del self.jobs
-
-    def finish(self) -> None:
-        """Queue the outcomes of all models for `hand_out`."""
-        if self.errors:
-            error = next(iter(self.errors.values()))
-            warn(
-                f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
-                f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
-                "themselves, which takes longer. If memory is short, set max_stack. Use a function "
-                "of a module in place of a lambda in param_grid."
-            )
-        for i, (params, _) in enumerate(product(self.candidates, self.splits)):
-            outcome = self.prepared.get(i), self.trained.get(i)
-            self.waiting.append((list(params), *outcome))
-        del self.prepared, self.trained
-
-    def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
-        """Write each model's share of its stack's time into the results."""
-        n_models = len(self.candidates) * len(self.splits)
-        of_each = [self.seconds.get(i, np.nan) for i in range(n_models)]
-        seconds = np.reshape(of_each, (-1, len(self.splits)))
-        known = np.isfinite(seconds).all(axis=1)
-        results["mean_fit_time"][known] = seconds[known].mean(axis=1)
-        results["std_fit_time"][known] = seconds[known].std(axis=1)
