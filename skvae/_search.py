@@ -2,44 +2,39 @@
 
 The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Two kinds
 of objects stand in for others there. A `_Candidate` stands in for the estimator. The parameters of
-a candidate include its `_Models`, and `fit` of the `_Candidate` chooses one of them by the indices
+a candidate include its `Models`, and `fit` of the `_Candidate` chooses one of them by the indices
 of the rows that it is given. It does not matter when, where and how often scikit-learn clones and
 fits. A `_Scorer` stands in for each scorer, and passes it the estimator itself. All else, such as
 results and refit, is scikit-learn's.
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import product
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
-import joblib
 import numpy as np
-from sklearn import get_config
-from sklearn.base import BaseEstimator, clone, is_classifier
-from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
-from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, get_tags, indexable
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.model_selection import GridSearchCV, check_cv
+from sklearn.utils import get_tags, indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import _routing_enabled
-from sklearn.utils.metaestimators import _safe_split
-from sklearn.utils.validation import _check_method_params
 
 from skvae import _callbacks
-from skvae._backend.warn import warn
-from skvae._fit import packing, report
-from skvae._fit.job import Job, Trained
-from skvae._fit.preparation import Outcome, n_varying, prepare
-from skvae._model.member import Plan
+from skvae._candidates import (
+    MODELS,
+    Models,
+    Training,
+    can_stack,
+    check_weights,
+    name_of,
+    of_rows,
+    vae_of,
+)
+from skvae._fit import packing
 from skvae._typing import Estimator, Rows, Splitter
-from skvae._vae import DOC_LINK, VAETransformer
-
-# The name of the parameter by which a candidate carries its models. No step of a Pipeline and no
-# parameter has such a name, since it is no identifier.
-MODELS = "trained models"
+from skvae._vae import DOC_LINK
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -151,7 +146,7 @@ class VAEGridSearchCV(GridSearchCV):
     feature_names_in_: np.ndarray
 
     # What a copy of the search trains before scikit-learn scores; None in all other searches.
-    _training: "_Training | None" = None
+    _training: Training | None = None
 
     _parameter_constraints: dict[str, Any] = {
         **GridSearchCV._parameter_constraints,
@@ -214,43 +209,38 @@ class VAEGridSearchCV(GridSearchCV):
             of `GridSearchCV` are raised, too.
         """
         self._validate_params()
-        if not _can_stack(self.estimator):
+        if not can_stack(self.estimator):
             return super().fit(X, y, **params)
         scorers, _ = self._get_scorers()
         X, y = indexable(X, y)
-        routed = self._get_routed_params_for_fit(_check_method_params(X, params))
-        if not routed.estimator.fit.keys() <= _of_rows(self.estimator):
+        routed = self._get_routed_params_for_fit(params)
+        if not routed.estimator.fit.keys() <= of_rows(self.estimator):
             return super().fit(X, y, **params)
-        # The folds are drawn once, so that training and scoring use the same rows.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        # The folds are drawn once, so that training and scoring use the same rows.
         splits = list(cv.split(X, y, **routed.splitter.split))
-        _check_weights(_name_of(self.estimator, "sample_weight"), splits, routed)
-        training = _Training(self.estimator, self.param_grid, X, y, splits, routed)
-        scorer = getattr(scorers, "_scorers", scorers)  # by name, if there are several metrics
+        check_weights(name_of(self.estimator, "sample_weight"), splits, routed)
         # scikit-learn works on a copy of the search, so this search keeps its parameters.
         search = copy.copy(self)
+        training = Training(self.estimator, self.param_grid, X, y, splits, routed)
+        scorer = getattr(scorers, "_scorers", scorers)  # by name, if there are several metrics
         search.estimator, search.cv, search._training = _Candidate(self.estimator), splits, training
-        search.scoring = (
-            {name: _Scorer(each) for name, each in scorer.items()}
-            if isinstance(scorer, dict)
-            else _Scorer(scorer)
-        )
+        search.scoring = _stand_in(scorer)
         super(VAEGridSearchCV, search).fit(X, y, **params)
-        search.scorer_ = scorer
         training.tell_times(search.cv_results_)
-        self._take_results(search, cv)
+        self._take_results(search, scorer, cv)
         return self
 
-    def _take_results(self, search: Self, cv: Any) -> None:
-        """Take the results of a copy of this search, with the estimator and `cv` of this one."""
-        results = {**vars(search)}
+    def _take_results(self, search: Self, scorer: Any, cv: Any) -> None:
+        """Take the results of a copy of this search, but for its stand-ins."""
+        results = {**vars(search), "scorer_": scorer}
         for name in {"_training", *self.get_params(deep=False)}:
             results.pop(name, None)
         if self.refit:
             results["best_estimator_"] = best = search.best_estimator_.estimator
             if hasattr(best, "feature_names_in_"):
                 results["feature_names_in_"] = best.feature_names_in_
-        if "_checked_cv_orig" in results:  # scikit-learn >= 1.9; the copy has the rows of all folds
+        if "_checked_cv_orig" in results:  # from scikit-learn 1.9 on
             results["_checked_cv_orig"] = cv
         self.__dict__.update(results)
 
@@ -260,8 +250,8 @@ class VAEGridSearchCV(GridSearchCV):
             return self._training.routed
         routed = super()._get_routed_params_for_fit(params)
         groups = params.get("groups")
-        if groups is not None and not _routing_enabled() and _is_vae(self.estimator):
-            routed.estimator.fit[_name_of(self.estimator, "groups")] = groups
+        if groups is not None and not _routing_enabled() and vae_of(self.estimator) is not None:
+            routed.estimator.fit[name_of(self.estimator, "groups")] = groups
         return routed
 
     def _run_search(
@@ -311,11 +301,12 @@ class _Candidate(_callbacks.CallbackSupportMixin, BaseEstimator):
     Parameters other than the models are those of the estimator.
     """
 
-    def __init__(self, estimator: Any, models: "_Models | None" = None) -> None:
+    def __init__(self, estimator: Any, models: Models | None = None) -> None:
         self.estimator = estimator
         self.models = models
 
     def set_params(self, **params: Any) -> Self:
+        """Set the models and the parameters of the estimator."""
         self.models = params.pop(MODELS, None)
         self.estimator.set_params(**params)
         return self
@@ -334,6 +325,13 @@ class _Candidate(_callbacks.CallbackSupportMixin, BaseEstimator):
         return get_tags(self.estimator)
 
 
+def _stand_in(scorer: Any) -> Any:
+    """Return scorers of a `_Candidate` for a scorer, or for scorers by name."""
+    if isinstance(scorer, dict):
+        return {name: _Scorer(each) for name, each in scorer.items()}
+    return _Scorer(scorer)
+
+
 class _Scorer:
     """A scorer of a `_Candidate`: it passes the estimator to the scorer of the search."""
 
@@ -348,259 +346,3 @@ class _Scorer:
         if name.startswith("__") or name == "scorer":  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.scorer, name)
-
-
-class _Model(NamedTuple):
-    """A trained model, and all that an estimator needs to become it."""
-
-    steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    attributes: dict[str, Any]  # of the VAETransformer
-    trained: Trained
-    plan: Plan
-    n_varying: int  # columns that are not constant in the rows trained on
-
-    def give_to(self, estimator: Any) -> None:
-        """Make a fitted estimator; warn, or raise an error, as its own `fit` would."""
-        report.check_outcome(self.trained, self.plan, self.n_varying)
-        _last_step(estimator)._become(self.attributes)
-        if isinstance(estimator, Pipeline):
-            estimator.steps = [*self.steps, estimator.steps[-1]]
-
-
-class _Models:
-    """The trained models of a candidate, by the indices of the rows that they were trained on."""
-
-    def __init__(self) -> None:
-        self._by_rows: dict[str, _Model] = {}
-
-    def add(self, rows: np.ndarray, model: _Model) -> None:
-        self._by_rows[_hash(rows)] = model
-
-    def find(self, rows: np.ndarray) -> _Model | None:
-        return self._by_rows.get(_hash(rows))
-
-    def __len__(self) -> int:
-        return len(self._by_rows)
-
-    def __repr__(self) -> str:
-        """Return their number, which scikit-learn prints if `verbose` is above 1."""
-        return str(len(self))
-
-    def __sklearn_clone__(self) -> Self:
-        return self  # scikit-learn clones the parameters of a candidate for each fold
-
-
-# --- training -----------------------------------------------------------------------------
-
-
-class _Prepared(NamedTuple):
-    """A candidate on a fold, before training."""
-
-    steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    plan: Plan
-    n_varying: int
-    describe: Outcome  # makes attributes of a record and a state
-
-    def finish(self, trained: Trained) -> _Model:
-        attributes = self.describe(trained.record, trained.state)
-        return _Model(self.steps, attributes, trained, self.plan, self.n_varying)
-
-
-class _Fold:
-    """The training rows of a fold; results that several candidates share are computed once."""
-
-    def __init__(self, estimator: Any, X: Any, y: Any, params: Mapping[str, Any], rows: Any):
-        self.X, self.y = _safe_split(estimator, X, y, rows)
-        self.params = _check_method_params(X, params, rows)  # of `fit`
-        self._seen: dict[str, Any] = {}
-
-    def transform(self, pipeline: Any, params: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        """Fit the steps before the last; return the rows after them, the steps, and a memo.
-
-        `params` are the parameters of these steps that the search sets. An error is raised again
-        for each candidate.
-        """
-        key = _hash(params)
-        if key not in self._seen:
-            try:
-                self._seen[key] = self._transform(pipeline)
-            except Exception as error:
-                self._seen[key] = error
-        if isinstance(self._seen[key], Exception):
-            raise ValueError("An earlier step failed.") from self._seen[key]
-        X, steps, memo = self._seen[key]
-        return X, steps, memo
-
-    def _transform(self, pipeline: Any) -> tuple[Any, Any, Any]:
-        if not isinstance(pipeline, Pipeline) or len(pipeline) == 1:
-            return self.X, [], {}
-        first = pipeline[:-1]
-        return first.fit_transform(self.X, self.y), first.steps, {}
-
-
-class _Training:
-    """The training of all candidates of a search on all its folds.
-
-    The number of a model is that of its candidate times the number of folds, plus that of its fold.
-    """
-
-    def __init__(
-        self, estimator: Any, param_grid: Any, X: Any, y: Any, splits: Sequence[Any], routed: Any
-    ) -> None:
-        self.estimator, self.X, self.y = estimator, X, y
-        self.candidates: list[dict[str, Any]] = list(ParameterGrid(param_grid))
-        index = np.arange(X.shape[0] if hasattr(X, "shape") else len(X))
-        self.rows = [_safe_indexing(index, train) for train, _ in splits]
-        self.params = dict(routed.estimator.fit)
-        # The `fit` of a `_Candidate` gets the indices of its rows like any metadata of rows.
-        routed.estimator.fit["rows"] = index
-        self.routed = routed
-        self.models = [_Models() for _ in self.candidates]
-        self.seconds = np.full((len(self.candidates), len(splits)), np.nan)
-        self.prepared: dict[int, _Prepared] = {}
-        self.errors: dict[int, Exception] = {}
-
-    def rounds(self) -> list[range]:
-        """Return groups of folds that train together: as many as `working_memory` holds, or one."""
-        room = get_config()["working_memory"] * 2**20
-        n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
-        at_once, folds = max(1, int(room // n_bytes)), range(len(self.rows))
-        return [folds[first : first + at_once] for first in folds[::at_once]]
-
-    def prepare(self, folds: Iterable[int]) -> dict[int, Job]:
-        """Return the jobs of candidates on these folds, by number.
-
-        Candidates without a job are fitted by themselves.
-        """
-        hashes = [_hash(rows) for rows in self.rows]
-        shared: dict[int, _Fold] = {}
-        jobs: dict[int, Job] = {}
-        for (candidate, params), fold in product(enumerate(self.candidates), folds):
-            number = candidate * len(self.rows) + fold
-            if hashes.count(hashes[fold]) > 1:  # the rows do not tell such folds apart
-                continue
-            try:
-                if fold not in shared:
-                    data = self.estimator, self.X, self.y, self.params
-                    shared[fold] = _Fold(*data, self.rows[fold])
-                jobs[number], self.prepared[number] = self._prepare(params, shared[fold])
-            except (TypeError, ValueError):  # the candidate's own `fit` raises it again
-                continue
-            except Exception as error:
-                self.errors[number] = error
-        return jobs
-
-    def _prepare(self, params: dict[str, Any], fold: _Fold) -> tuple[Job, _Prepared]:
-        """Prepare a candidate on a fold, or raise an error if it must be fitted by itself."""
-        estimator = clone(self.estimator).set_params(**clone(params, safe=False))
-        if not _can_stack(estimator) or not self.params.keys() <= _of_rows(estimator):
-            raise TypeError("No stack takes this estimator.")
-        of_steps: dict[str, Any] = {}
-        if isinstance(estimator, Pipeline):
-            last = estimator.steps[-1][0]
-            of_steps = {name: v for name, v in params.items() if name.split("__")[0] != last}
-        X, steps, memo = fold.transform(estimator, of_steps)
-        vae = _last_step(estimator)
-        vae._validate_params()
-        weight = fold.params.get(_name_of(estimator, "sample_weight"))
-        groups = fold.params.get(_name_of(estimator, "groups"))
-        job, describe = prepare(vae, X, memo, weight, groups)
-        prepared = _Prepared(steps, job.plan, n_varying(job), describe)
-        return job._replace(keeps_progress=False), prepared
-
-    def run(self, jobs: dict[int, Job], stacks: list[list[int]], watch: Callable[..., Any]) -> None:
-        """Train stacks of jobs, and keep their models."""
-        trained, seconds, errors = packing.run_all(jobs, stacks, watch)
-        self.errors.update(errors)
-        for number, outcome in trained.items():
-            candidate, fold = divmod(number, len(self.rows))
-            model = self.prepared.pop(number).finish(outcome)
-            self.models[candidate].add(self.rows[fold], model)
-            self.seconds[candidate, fold] = seconds[number]
-
-    def warn_of_errors(self) -> None:
-        """Warn if models could not be trained in a stack, and say why."""
-        if self.errors:
-            error = next(iter(self.errors.values()))
-            warn(
-                f"{len(self.errors)} of {self.seconds.size} models could not be trained in a stack "
-                f"({type(error).__name__}: {error}) and are fitted by themselves, which takes "
-                "longer. If memory is short, set max_stack. Use a function of a module in place of "
-                "a lambda in param_grid."
-            )
-
-    def trained_candidates(self) -> list[dict[str, Any]]:
-        """Return the parameters of all candidates, with the models of those that have any."""
-        return [
-            {**params, MODELS: models} if models else params
-            for params, models in zip(self.candidates, self.models, strict=True)
-        ]
-
-    def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
-        """Write each model's share of its stack's time into the results."""
-        known = np.isfinite(self.seconds).all(axis=1)
-        results["mean_fit_time"][known] = self.seconds[known].mean(axis=1)
-        results["std_fit_time"][known] = self.seconds[known].std(axis=1)
-
-
-def _hash(value: Any) -> str:
-    """Return a hash of arrays, or of parameters."""
-    return str(joblib.hash(value))
-
-
-# --- estimators that can be stacked -------------------------------------------------------
-
-
-def _last_step(estimator: Any) -> Any:
-    """Return the last step of a Pipeline, or any other estimator itself."""
-    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-
-
-def _name_of(estimator: Any, argument: str) -> str:
-    """Return the name by which `fit` passes an argument to its VAETransformer only."""
-    if isinstance(estimator, Pipeline):
-        return f"{estimator.steps[-1][0]}__{argument}"
-    return argument
-
-
-def _of_rows(estimator: Any) -> set[str]:
-    """Return the names of the arguments about rows that `fit` passes to its VAETransformer."""
-    return {_name_of(estimator, argument) for argument in ("sample_weight", "groups")}
-
-
-def _is_vae(estimator: Any) -> bool:
-    """Whether the last step is a VAETransformer, whose `fit` takes groups."""
-    try:
-        return isinstance(_last_step(estimator), VAETransformer)
-    except Exception:  # scikit-learn says what is wrong with the steps
-        return False
-
-
-def _can_stack(estimator: Any) -> bool:
-    """True for a VAETransformer, or a plain Pipeline ending in one, without callbacks."""
-    try:
-        vae = _last_step(estimator)
-    except Exception:  # scikit-learn says what is wrong with the steps
-        return False
-    # A Pipeline of another kind may do anything in its `fit`, such as leave out rows.
-    known = estimator is vae or type(estimator) is Pipeline
-    watched = any(hasattr(part, "_skl_callbacks") for part in (estimator, vae))
-    return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
-
-
-def _check_weights(name: str, splits: Sequence[Any], routed: Any) -> None:
-    """Refuse weights that are zero in all rows that a fold trains on, or is scored on.
-
-    The score of such a fold is NaN, and so is the mean of each candidate: none would be the best.
-    """
-    weights = routed.estimator.fit.get(name), routed.scorer.score.get("sample_weight")
-    for fold, rows in enumerate(splits):
-        for kind, weight, own in zip(("training", "test"), weights, rows, strict=True):
-            # Weights of another length are refused later, where they are read.
-            is_whole = np.ndim(weight) == 1 and len(weight) > np.max(own, initial=0)
-            if is_whole and not np.any(_safe_indexing(weight, own)):
-                raise ValueError(
-                    f"{name} is zero in all {kind} rows of fold {fold} of cv, so that no candidate "
-                    "has a score there. Leave out the rows of weight 0, or mix the rows of the "
-                    "folds, such as by cv=KFold(shuffle=True)."
-                )

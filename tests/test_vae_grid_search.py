@@ -24,7 +24,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
-from skvae import VAEGridSearchCV, VAETransformer, _search, _vae
+from skvae import VAEGridSearchCV, VAETransformer, _candidates, _vae
 from skvae._fit import execution, packing
 from skvae._model import loop
 from skvae._model.adam import Adam
@@ -683,14 +683,14 @@ def test_no_rows_are_held_while_models_are_scored(wine):
         alive.append(sum(reference() is not None for reference in references))
         return estimator.score(X)
 
-    references, prepare = [], _search.prepare
+    references, prepare = [], _candidates.prepare
 
     def watched(*args):
         job, fitted = prepare(*args)
         references.append(weakref.ref(job.data))
         return job, fitted
 
-    with mock.patch.object(_search, "prepare", watched):
+    with mock.patch.object(_candidates, "prepare", watched):
         VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, scoring=scorer, refit=False).fit(
             wine
         )
@@ -789,7 +789,7 @@ class Watch:
             self.seen.append((job.held_out, job.group))
             return job, fitted
 
-        for module in (_vae, _search):
+        for module in (_vae, _candidates):
             monkeypatch.setattr(module, "prepare", watch)
 
     def assert_groups_are_whole(self):
