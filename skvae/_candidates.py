@@ -6,6 +6,7 @@ one after the other if their rows have no room in memory together. Each candidat
 """
 
 import math
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
@@ -51,10 +52,16 @@ class Model(NamedTuple):
 
 
 class Models:
-    """The trained models of a candidate, by the indices of the rows that they were trained on."""
+    """The trained models of a candidate, by the indices of the rows that they were trained on.
+
+    A worker needs the model of one fold, but is sent those of all folds. So they are pickled once,
+    into one array, which joblib shares among its workers if it is large. A worker then unpickles
+    the model that it needs.
+    """
 
     def __init__(self) -> None:
-        self._by_rows: dict[str, Model] = {}
+        self._by_rows: dict[str, Model | slice] = {}  # a slice of the array, once it is there
+        self._pickled: np.ndarray | None = None
 
     def add(self, rows: np.ndarray, model: Model) -> None:
         """Add a model that was trained on the rows of these indices."""
@@ -62,7 +69,26 @@ class Models:
 
     def find(self, rows: np.ndarray) -> Model | None:
         """Return the model that was trained on the rows of these indices, if there is one."""
-        return self._by_rows.get(_hash(rows))
+        found = self._by_rows.get(_hash(rows))
+        if isinstance(found, slice):
+            assert self._pickled is not None
+            model: Model = pickle.loads(self._pickled[found].tobytes())
+            return model
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return one array for all models, and the slice of each."""
+        if self._pickled is None:
+            # Steps of a Pipeline may need more than plain pickle, such as functions of a notebook.
+            parts = [
+                pickle.dumps(joblib.wrap_non_picklable_objects(model, keep_wrapper=False))
+                for model in self._by_rows.values()
+            ]
+            ends = np.cumsum([len(part) for part in parts]).tolist()
+            self._pickled = np.frombuffer(b"".join(parts), np.uint8)
+            slices = map(slice, [0, *ends], ends)
+            self._by_rows = dict(zip(self._by_rows, slices, strict=True))
+        return vars(self)
 
     def __len__(self) -> int:
         return len(self._by_rows)

@@ -274,11 +274,10 @@ class VAEGridSearchCV(GridSearchCV):
                 with begin(search, "training", n_subtasks=len(stacks), in_order=False) as parent:
                     training.run(jobs, stacks, partial(_callbacks.watch_stack, self, parent))
             training.warn_of_errors()
-            candidates = training.trained_candidates()
-            n_fits = len(candidates) * self.n_splits_
+            n_fits = training.seconds.size
             with begin(search, "scoring", n_subtasks=n_fits, in_order=False) as scoring:
                 context = {} if scoring is None else {"callback_ctx": scoring}
-                evaluate_candidates(candidates, **context)
+                evaluate_candidates(training.trained_candidates(), **context)
 
     def _format_results(
         self, candidate_params: Sequence[dict[str, Any]], *args: Any, **more: Any

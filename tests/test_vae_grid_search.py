@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 import weakref
+from itertools import product
 from unittest import mock
 
 import joblib
@@ -20,8 +21,9 @@ from sklearn.datasets import load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit
+from sklearn.model_selection import _search as model_selection
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 from torch import nn
 
 from skvae import VAEGridSearchCV, VAETransformer, _candidates, _vae
@@ -210,6 +212,25 @@ def test_workers_find_the_same(wine, n_jobs):
     search_both(small(), {"beta": [0.5, 1, 4], "n_components": [1, 3]}, wine, n_jobs=n_jobs)
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_workers_get_steps_that_plain_pickle_refuses(wine, n_jobs):
+    pipe = make_pipeline(FunctionTransformer(lambda X: X - 1), small())
+    search_both(pipe, {"vaetransformer__beta": [0.5, 2]}, wine, n_jobs=n_jobs)
+
+
+def test_models_of_a_candidate_are_pickled_once_for_all_workers():
+    models, folds = _candidates.Models(), [np.arange(3), np.arange(1, 4)]
+    given = [_candidates.Model([], {"fold": i}, None, None, i) for i in range(2)]
+    for rows, model in zip(folds, given, strict=True):
+        models.add(rows, model)
+    arrays = [models.__getstate__()["_pickled"] for _ in range(2)]
+    assert arrays[0] is arrays[1]
+    for sent in (models, pickle.loads(pickle.dumps(models))):
+        assert [sent.find(rows) for rows in folds] == given
+        assert sent.find(np.arange(4)) is None
+    assert clone({"models": models}, safe=False)["models"] is models
+
+
 def test_workers_score_what_was_trained_before(wine):
     # Without a seed a worker that trained again would draw numbers of its own.
     before, searches = np.random.get_state(), []
@@ -255,6 +276,75 @@ def test_a_search_without_a_seed_draws_what_a_grid_search_does(wine):
 
 def test_a_random_state_is_copied_for_each_candidate(wine):
     search_both(small(random_state=np.random.RandomState(3)), {"beta": [0.5, 2]}, wine)
+
+
+def clone_twice(monkeypatch):
+    """Let scikit-learn clone each estimator twice, and use the second clone."""
+    monkeypatch.setattr(model_selection, "clone", lambda *args, **safe: clone(clone(*args, **safe)))
+
+
+def evaluate_backwards(monkeypatch):
+    """Let scikit-learn clone, fit and score the last candidate and fold first."""
+
+    def backwards(*iterables):
+        pairs = list(product(*iterables))
+        return pairs[::-1] if isinstance(iterables[0], enumerate) else pairs
+
+    class Parallel(model_selection.Parallel):
+        def __call__(self, tasks):
+            return super().__call__(tasks)[::-1]
+
+    monkeypatch.setattr(model_selection, "product", backwards)
+    monkeypatch.setattr(model_selection, "Parallel", Parallel)
+
+
+def fit_another_first(monkeypatch):
+    """Let scikit-learn fit a further clone of the estimator before all others."""
+    fit_and_score, fitted = model_selection._fit_and_score, []
+
+    def fit_and_score_twice(estimator, X, y, **params):
+        if not fitted:
+            fitted.append(fit_and_score(clone(estimator), X, y, **params))
+        return fit_and_score(clone(estimator), X, y, **params)
+
+    monkeypatch.setattr(model_selection, "_fit_and_score", fit_and_score_twice)
+
+
+@pytest.mark.parametrize("change", [clone_twice, evaluate_backwards, fit_another_first])
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_models_are_found_however_often_and_in_which_order_scikit_learn_clones(
+    wine, trained, monkeypatch, change, in_pipeline
+):
+    vae = small(max_iter=2)
+    estimator = make_pipeline(StandardScaler(), vae) if in_pipeline else vae
+    grid = {f"{'vaetransformer__' * in_pipeline}beta": [0.5, 2, 8]}
+    params = {"cv": FOLDS, "refit": False}
+    reference = GridSearchCV(estimator, grid, **params).fit(wine)
+    change(monkeypatch)
+    trained.clear()
+    search = VAEGridSearchCV(estimator, grid, **params).fit(wine)
+    assert sum(trained) == 3 * 3  # no model was trained again
+    assert_same_results(search, reference)
+
+
+def test_folds_that_train_on_the_same_rows_have_models_of_their_own(wine):
+    rows, before = np.arange(100), np.random.get_state()
+    cv = [(rows, np.arange(100, 178)), (rows, np.arange(100, 178)), (rows + 5, np.arange(5))]
+    try:
+        np.random.seed(0)
+        search = VAEGridSearchCV(small(random_state=None), {"beta": [2]}, cv=cv).fit(wine)
+    finally:
+        np.random.set_state(before)
+    first, again = (search.cv_results_[f"split{i}_test_score"][0] for i in (0, 1))
+    assert first != again
+    search_both(small(), {"beta": [1, 1, 2]}, wine, cv=cv)
+
+
+@pytest.mark.parametrize("train", [np.arange(178) % 3 > 0, (np.arange(118) + 60).tolist()])
+def test_folds_may_be_masks_or_lists(wine, trained, train):
+    cv = [(train, np.arange(60)), (np.arange(60, 160), np.arange(60))]
+    search_both(small(), {"beta": [0.5, 2]}, wine, cv=cv, max_stack=100, refit=False)
+    assert trained == [2, 2, 1, 1, 1, 1]  # the last ones by GridSearchCV
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -417,7 +507,8 @@ def test_a_fitted_search_keeps_what_a_grid_search_does_and_no_folds(cv):
         for search in (VAEGridSearchCV, GridSearchCV)
     )
     assert vars(ours).keys() - {"max_stack"} == vars(theirs).keys()
-    assert joblib.hash(ours._checked_cv_orig) == joblib.hash(theirs._checked_cv_orig)
+    kept = [getattr(search, "_checked_cv_orig", None) for search in (ours, theirs)]
+    assert joblib.hash(kept[0]) == joblib.hash(kept[1])
     assert str(ours.get_metadata_routing()) == str(theirs.get_metadata_routing())
     sizes = [len(pickle.dumps(search)) for search in (ours, theirs)]
     assert sizes[0] < 1.2 * sizes[1]
