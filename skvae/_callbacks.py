@@ -176,9 +176,9 @@ class Checkpoint:
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
         if not hasattr(estimator, "_progress"):
             raise TypeError(
@@ -196,25 +196,25 @@ class Checkpoint:
             )
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        """Nothing is left to do.
+        """Do nothing, since no file is open.
 
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        """Nothing has been learned yet.
+        """Do nothing, since there is no model to save yet.
 
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> None:
@@ -223,11 +223,11 @@ class Checkpoint:
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         fitted_estimator : VAETransformer
-            What the fit would give if it ended here.
+            The model that the fit would end with if it ended here.
         """
         if context.task_name == "epoch" and (context.task_id + 1) % self.every:
             return
