@@ -106,18 +106,6 @@ def watch_stack(
         yield end_epoch
 
 
-@contextlib.contextmanager
-def lent(lender: Any, borrower: Any) -> Iterator[None]:
-    """Lend an estimator the callbacks and the task that scikit-learn gave to another one."""
-    names = vars(lender).keys() & {"_skl_callbacks", "_parent_callback_ctx"}
-    vars(borrower).update({name: vars(lender)[name] for name in names})
-    try:
-        yield
-    finally:
-        for name in names:
-            vars(borrower).pop(name, None)
-
-
 # --- a callback ---------------------------------------------------------------------------
 
 

@@ -1,13 +1,12 @@
 """Candidates of a search, and their training in stacks.
 
 A `Training` makes a job of each candidate and fold, and trains stacks of these jobs. Folds train
-one after the other if their rows have no room in memory together. Each candidate then has its
-`Models`, which it carries as one more parameter.
+one after the other if their rows have no room in memory together. Each candidate then carries its
+`Models`.
 """
 
 import math
 import pickle
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, Self
@@ -29,7 +28,7 @@ from skvae._fit.preparation import Outcome, n_varying, prepare
 from skvae._model.member import Plan
 from skvae._vae import VAETransformer
 
-# The name of the parameter by which a candidate carries its models. No step of a Pipeline and no
+# The parameter by which the clone of a `Candidate` carries its models. No step of a Pipeline and no
 # parameter has such a name, since it is no identifier.
 MODELS = "trained models"
 
@@ -54,22 +53,30 @@ class Model(NamedTuple):
 class Models:
     """The trained models of a candidate, by the indices of the rows that they were trained on.
 
+    Folds may train on the same rows. The number of the fold then tells their models apart.
+
     A worker needs the model of one fold, but is sent those of all folds. So they are pickled once,
     into one array, which joblib shares among its workers if it is large. A worker then unpickles
     the model that it needs.
     """
 
     def __init__(self) -> None:
-        self._by_rows: dict[str, Model | slice] = {}  # a slice of the array, once it is there
+        # By the hash of the rows and the fold; a slice of the array, once it is there.
+        self._models: dict[tuple[str, int], Model | slice] = {}
         self._pickled: np.ndarray | None = None
 
-    def add(self, rows: np.ndarray, model: Model) -> None:
-        """Add a model that was trained on the rows of these indices."""
-        self._by_rows[_hash(rows)] = model
+    def add(self, rows: np.ndarray, fold: int, model: Model) -> None:
+        """Add the model of a fold, which was trained on the rows of these indices."""
+        self._models[_hash(rows), fold] = model
 
-    def find(self, rows: np.ndarray) -> Model | None:
-        """Return the model that was trained on the rows of these indices, if there is one."""
-        found = self._by_rows.get(_hash(rows))
+    def find(self, rows: np.ndarray, fold: int) -> Model | None:
+        """Return a model that was trained on the rows of these indices, if there is one.
+
+        The model of this fold comes before those of other folds with the same rows.
+        """
+        key = _hash(rows), fold
+        others = (model for (hashed, _), model in self._models.items() if hashed == key[0])
+        found = self._models.get(key) or next(others, None)
         if isinstance(found, slice):
             assert self._pickled is not None
             model: Model = pickle.loads(self._pickled[found].tobytes())
@@ -82,23 +89,31 @@ class Models:
             # Steps of a Pipeline may need more than plain pickle, such as functions of a notebook.
             parts = [
                 pickle.dumps(joblib.wrap_non_picklable_objects(model, keep_wrapper=False))
-                for model in self._by_rows.values()
+                for model in self._models.values()
             ]
             ends = np.cumsum([len(part) for part in parts]).tolist()
             self._pickled = np.frombuffer(b"".join(parts), np.uint8)
             slices = map(slice, [0, *ends], ends)
-            self._by_rows = dict(zip(self._by_rows, slices, strict=True))
+            self._models = dict(zip(self._models, slices, strict=True))
         return vars(self)
-
-    def __len__(self) -> int:
-        return len(self._by_rows)
-
-    def __repr__(self) -> str:
-        """Return their number, which scikit-learn prints if `verbose` is above 1."""
-        return str(len(self))
 
     def __sklearn_clone__(self) -> Self:
         return self  # scikit-learn clones the parameters of a candidate for each fold
+
+
+class Candidate(dict[str, Any]):
+    """The parameters of a candidate, whose clone has its models as one more parameter.
+
+    scikit-learn clones parameters just before it sets them. So the models are in none of its
+    messages and results.
+    """
+
+    def __init__(self, params: Mapping[str, Any], models: Models) -> None:
+        super().__init__(params)
+        self.models = models
+
+    def __sklearn_clone__(self) -> dict[str, Any]:
+        return {**clone(dict(self), safe=False), MODELS: self.models}
 
 
 # --- training -----------------------------------------------------------------------------
@@ -163,11 +178,8 @@ class Training:
         self.candidates: list[dict[str, Any]] = list(ParameterGrid(param_grid))
         index = np.arange(X.shape[0] if hasattr(X, "shape") else len(X))
         self.rows = [_safe_indexing(index, train) for train, _ in splits]
-        # Rows do not tell such folds apart, and a model without a seed is another one on each.
-        n_folds = Counter(map(_hash, self.rows))
-        self.repeated = {i for i, rows in enumerate(self.rows) if n_folds[_hash(rows)] > 1}
         self.params = dict(routed.estimator.fit)
-        # The `fit` of a `_Candidate` gets the indices of its rows like any metadata of rows.
+        # The `fit` of a candidate gets the indices of its rows like any metadata of rows.
         routed.estimator.fit["rows"] = index
         self.routed = routed
         self.models = [Models() for _ in self.candidates]
@@ -191,8 +203,6 @@ class Training:
         jobs: dict[int, Job] = {}
         for (candidate, params), fold in product(enumerate(self.candidates), folds):
             number = candidate * len(self.rows) + fold
-            if fold in self.repeated:
-                continue
             try:
                 if fold not in shared:
                     data = self.estimator, self.X, self.y, self.params
@@ -229,7 +239,7 @@ class Training:
         for number, outcome in trained.items():
             candidate, fold = divmod(number, len(self.rows))
             model = self.prepared.pop(number).finish(outcome)
-            self.models[candidate].add(self.rows[fold], model)
+            self.models[candidate].add(self.rows[fold], fold, model)
             self.seconds[candidate, fold] = seconds[number]
 
     def warn_of_errors(self) -> None:
@@ -244,11 +254,8 @@ class Training:
             )
 
     def trained_candidates(self) -> list[dict[str, Any]]:
-        """Return the parameters of all candidates, with the models of those that have any."""
-        return [
-            {**params, MODELS: models} if models else params
-            for params, models in zip(self.candidates, self.models, strict=True)
-        ]
+        """Return all candidates with their models."""
+        return list(map(Candidate, self.candidates, self.models))
 
     def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
         """Write each model's share of its stack's time into the results."""

@@ -1,11 +1,10 @@
 """Grid search that trains all its candidates and folds together.
 
-The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Two kinds
-of objects stand in for others there. A `_Candidate` stands in for the estimator. The parameters of
-a candidate include its `Models`, and `fit` of the `_Candidate` chooses one of them by the indices
-of the rows that it is given. It does not matter when, where and how often scikit-learn clones and
-fits. A `_Scorer` stands in for each scorer, and passes it the estimator itself. All else, such as
-results and refit, is scikit-learn's.
+The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. The
+parameters of a candidate carry its trained models as one more parameter, and a `_Template` makes
+an estimator of them. The `fit` of that estimator chooses a model by the indices of the rows that it
+is given. It does not matter when, where and how often scikit-learn clones and fits. All else, such
+as scoring and refit, is scikit-learn's.
 """
 
 import copy
@@ -15,9 +14,9 @@ from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, is_classifier
+from sklearn.base import clone, is_classifier
 from sklearn.model_selection import GridSearchCV, check_cv
-from sklearn.utils import get_tags, indexable
+from sklearn.utils import indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import _routing_enabled
 
@@ -211,7 +210,6 @@ class VAEGridSearchCV(GridSearchCV):
         self._validate_params()
         if not can_stack(self.estimator):
             return super().fit(X, y, **params)
-        scorers, _ = self._get_scorers()
         X, y = indexable(X, y)
         routed = self._get_routed_params_for_fit(params)
         if not routed.estimator.fit.keys() <= of_rows(self.estimator):
@@ -222,27 +220,15 @@ class VAEGridSearchCV(GridSearchCV):
         check_weights(name_of(self.estimator, "sample_weight"), splits, routed)
         # scikit-learn works on a copy of the search, so this search keeps its parameters.
         search = copy.copy(self)
-        training = Training(self.estimator, self.param_grid, X, y, splits, routed)
-        scorer = getattr(scorers, "_scorers", scorers)  # by name, if there are several metrics
-        search.estimator, search.cv, search._training = _Candidate(self.estimator), splits, training
-        search.scoring = _stand_in(scorer)
+        search._training = Training(self.estimator, self.param_grid, X, y, splits, routed)
+        search.estimator, search.cv = _with_template(self.estimator, len(splits)), splits
         super(VAEGridSearchCV, search).fit(X, y, **params)
-        training.tell_times(search.cv_results_)
-        self._take_results(search, scorer, cv)
-        return self
-
-    def _take_results(self, search: Self, scorer: Any, cv: Any) -> None:
-        """Take the results of a copy of this search, but for its stand-ins."""
-        results = {**vars(search), "scorer_": scorer}
-        for name in {"_training", *self.get_params(deep=False)}:
-            results.pop(name, None)
-        if self.refit:
-            results["best_estimator_"] = best = search.best_estimator_.estimator
-            if hasattr(best, "feature_names_in_"):
-                results["feature_names_in_"] = best.feature_names_in_
+        del search.estimator.__sklearn_clone__  # `scorer_` may hold this estimator
+        results = vars(search).keys() - self.get_params(deep=False).keys()
+        self.__dict__.update({name: vars(search)[name] for name in results})
         if "_checked_cv_orig" in results:  # from scikit-learn 1.9 on
-            results["_checked_cv_orig"] = cv
-        self.__dict__.update(results)
+            self._checked_cv_orig = cv
+        return self
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
         """Route as scikit-learn does, and give the groups of the splitter to `fit` as well."""
@@ -259,7 +245,7 @@ class VAEGridSearchCV(GridSearchCV):
     ) -> None:
         """Train all candidates on all folds, then let scikit-learn score them."""
         # scikit-learn sends the search to each worker, so it must not hold the models.
-        training, self._training = self._training, None
+        training: Training | None = self.__dict__.pop("_training", None)
         if training is None:
             context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
             return super()._run_search(evaluate_candidates, **context)
@@ -277,71 +263,59 @@ class VAEGridSearchCV(GridSearchCV):
             n_fits = training.seconds.size
             with begin(search, "scoring", n_subtasks=n_fits, in_order=False) as scoring:
                 context = {} if scoring is None else {"callback_ctx": scoring}
-                evaluate_candidates(training.trained_candidates(), **context)
-
-    def _format_results(
-        self, candidate_params: Sequence[dict[str, Any]], *args: Any, **more: Any
-    ) -> dict[str, Any]:
-        """Format as scikit-learn does, without the models that candidates carry."""
-        plain = [
-            {name: value for name, value in params.items() if name != MODELS}
-            for params in candidate_params
-        ]
-        results: dict[str, Any] = super()._format_results(plain, *args, **more)
-        return results
+                results = evaluate_candidates(training.trained_candidates(), **context)
+        training.tell_times(results)
+        results["params"] = training.candidates  # without models, for the user and the refit
 
 
-# --- stand-ins while scikit-learn fits and scores -----------------------------------------
+# --- estimators of candidates -------------------------------------------------------------
 
 
-class _Candidate(_callbacks.CallbackSupportMixin, BaseEstimator):
-    """An estimator whose `fit` takes a trained model in place of training, if there is one.
+def _with_template(estimator: Estimator, n_folds: int) -> Any:
+    """Return a clone of an estimator whose own clone is a `_Template`."""
+    cloned: Any = clone(estimator)
+    cloned.__sklearn_clone__ = partial(copy.copy, _Template(clone(estimator), n_folds))
+    return cloned
 
-    Parameters other than the models are those of the estimator.
+
+class _Template:
+    """It stands in for clones of an estimator, until scikit-learn sets the parameters.
+
+    scikit-learn gets the estimator of a candidate by ``clone(estimator).set_params(**parameters)``.
+    It clones once for each candidate and fold. The number of the fold is needed only if folds have
+    the same training rows, so that they get models of their own.
     """
 
-    def __init__(self, estimator: Any, models: Models | None = None) -> None:
-        self.estimator = estimator
-        self.models = models
+    def __init__(self, estimator: Any, n_folds: int) -> None:
+        self.estimator, self.n_folds = estimator, n_folds
+        self.fold = -1  # of the last clone
 
-    def set_params(self, **params: Any) -> Self:
-        """Set the models and the parameters of the estimator."""
-        self.models = params.pop(MODELS, None)
-        self.estimator.set_params(**params)
-        return self
+    def __sklearn_clone__(self) -> Self:
+        self.fold = (self.fold + 1) % self.n_folds
+        return copy.copy(self)
 
-    def fit(self, X: Any, y: Any = None, *, rows: np.ndarray, **params: Any) -> Self:
-        """Take the model that was trained on rows of these indices, or train on X."""
-        model = None if self.models is None else self.models.find(rows)
-        if model is not None:
-            model.give_to(self.estimator)
-        else:
-            with _callbacks.lent(self, self.estimator):
-                self.estimator.fit(X, y, **params)
-        return self
-
-    def __sklearn_tags__(self) -> Any:
-        return get_tags(self.estimator)
+    def set_params(self, **params: Any) -> Any:
+        """Return an estimator with these parameters, whose `fit` takes a trained model."""
+        models = params.pop(MODELS, None)
+        estimator = clone(self.estimator).set_params(**params)
+        estimator.fit = partial(_fit, estimator, models, self.fold)
+        return estimator
 
 
-def _stand_in(scorer: Any) -> Any:
-    """Return scorers of a `_Candidate` for a scorer, or for scorers by name."""
-    if isinstance(scorer, dict):
-        return {name: _Scorer(each) for name, each in scorer.items()}
-    return _Scorer(scorer)
-
-
-class _Scorer:
-    """A scorer of a `_Candidate`: it passes the estimator to the scorer of the search."""
-
-    def __init__(self, scorer: Callable[..., Any]) -> None:
-        self.scorer = scorer
-
-    def __call__(self, candidate: _Candidate, *args: Any, **params: Any) -> Any:
-        return self.scorer(candidate.estimator, *args, **params)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what scikit-learn asks of a scorer, such as the metadata that it requests."""
-        if name.startswith("__") or name == "scorer":  # while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.scorer, name)
+def _fit(
+    estimator: Any,
+    models: Models | None,
+    fold: int,
+    X: Any,
+    y: Any = None,
+    *,
+    rows: np.ndarray,
+    **params: Any,
+) -> Any:
+    """Take the model that was trained on rows of these indices, or train on X."""
+    del estimator.fit  # the method of its class comes back
+    model = None if models is None else models.find(rows, fold)
+    if model is None:
+        return estimator.fit(X, y, **params)
+    model.give_to(estimator)
+    return estimator

@@ -218,17 +218,41 @@ def test_workers_get_steps_that_plain_pickle_refuses(wine, n_jobs):
     search_both(pipe, {"vaetransformer__beta": [0.5, 2]}, wine, n_jobs=n_jobs)
 
 
+def models_of(*folds):
+    """Models of folds with these training rows, and the models in it."""
+    models = _candidates.Models()
+    given = [_candidates.Model([], {"fold": i}, None, None, i) for i in range(len(folds))]
+    for fold, (rows, model) in enumerate(zip(folds, given, strict=True)):
+        models.add(rows, fold, model)
+    return models, given
+
+
 def test_models_of_a_candidate_are_pickled_once_for_all_workers():
-    models, folds = _candidates.Models(), [np.arange(3), np.arange(1, 4)]
-    given = [_candidates.Model([], {"fold": i}, None, None, i) for i in range(2)]
-    for rows, model in zip(folds, given, strict=True):
-        models.add(rows, model)
+    folds = [np.arange(3), np.arange(1, 4)]
+    models, given = models_of(*folds)
     arrays = [models.__getstate__()["_pickled"] for _ in range(2)]
     assert arrays[0] is arrays[1]
     for sent in (models, pickle.loads(pickle.dumps(models))):
-        assert [sent.find(rows) for rows in folds] == given
-        assert sent.find(np.arange(4)) is None
-    assert clone({"models": models}, safe=False)["models"] is models
+        assert [sent.find(rows, fold) for fold, rows in enumerate(folds)] == given
+        assert sent.find(np.arange(4), 0) is None
+
+
+def test_a_model_is_chosen_by_its_rows_and_among_equal_rows_by_its_fold():
+    rows, other = np.arange(3), np.arange(1, 4)
+    models, given = models_of(rows, other, rows)
+    assert [models.find(rows, fold) for fold in range(3)] == [given[0], given[0], given[2]]
+    assert [models.find(other, fold) for fold in range(3)] == [given[1]] * 3
+
+
+def test_the_clone_of_a_candidate_has_its_models_and_its_results_have_not():
+    models, _ = models_of(np.arange(3))
+    candidate = _candidates.Candidate({"vae": small()}, models)
+    assert list(candidate) == ["vae"]
+    assert str(candidate) == str(dict(candidate))
+    cloned = clone(candidate, safe=False)
+    assert cloned.keys() == {"vae", _candidates.MODELS}
+    assert cloned["vae"] is not candidate["vae"]
+    assert cloned[_candidates.MODELS] is models
 
 
 def test_workers_score_what_was_trained_before(wine):
@@ -327,17 +351,34 @@ def test_models_are_found_however_often_and_in_which_order_scikit_learn_clones(
     assert_same_results(search, reference)
 
 
-def test_folds_that_train_on_the_same_rows_have_models_of_their_own(wine):
-    rows, before = np.arange(100), np.random.get_state()
-    cv = [(rows, np.arange(100, 178)), (rows, np.arange(100, 178)), (rows + 5, np.arange(5))]
+def test_folds_that_train_on_the_same_rows_are_stacked_and_have_models_of_their_own(wine, trained):
+    rows, test, before = np.arange(100), np.arange(100, 178), np.random.get_state()
+    # Candidates and folds by turns, so that no two neighbours have the same rows.
+    cv = [(rows, test), (rows + 5, np.arange(5)), (rows, test), (rows, np.arange(120, 178))]
+    searches, grid = [], {"beta": [0.5, 2]}
     try:
-        np.random.seed(0)
-        search = VAEGridSearchCV(small(random_state=None), {"beta": [2]}, cv=cv).fit(wine)
+        for n_jobs in (1, 2):
+            np.random.seed(0)
+            search = VAEGridSearchCV(
+                small(random_state=None), grid, cv=cv, n_jobs=n_jobs, max_stack=100, refit=False
+            )
+            searches.append(search.fit(wine))
     finally:
         np.random.set_state(before)
-    first, again = (search.cv_results_[f"split{i}_test_score"][0] for i in (0, 1))
-    assert first != again
+    assert trained == [8, 8]
+    assert_same_results(*searches)
+    first, again = (searches[0].cv_results_[f"split{i}_test_score"] for i in (0, 2))
+    assert (first != again).all()
     search_both(small(), {"beta": [1, 1, 2]}, wine, cv=cv)
+
+
+def test_the_refit_trains_by_itself_even_if_a_fold_trains_on_all_rows(wine, trained):
+    cv = [(np.arange(178), np.arange(60))]
+    vae = small(early_stopping=False)
+    search = VAEGridSearchCV(vae, {"beta": [0.5, 2]}, cv=cv, max_stack=100).fit(wine)
+    assert trained == [2, 1]
+    alone = clone(vae).set_params(**search.best_params_).fit(wine)
+    assert vars(search.best_estimator_).keys() == vars(alone).keys()
 
 
 @pytest.mark.parametrize("train", [np.arange(178) % 3 > 0, (np.arange(118) + 60).tolist()])
@@ -830,6 +871,48 @@ def test_a_progress_bar_shows_the_stacks(wine, capsys):
     shown = capsys.readouterr().out
     assert "training" in shown
     assert "100%" in shown
+
+
+def cases_of(shown):
+    """What a search with verbose=10 prints of candidates, without times."""
+    return [line.split(" total time")[0] for line in shown.splitlines() if "[CV" in line]
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_verbose_shows_the_parameters_of_the_grid_and_no_others(wine, capsys, in_pipeline):
+    estimator, prefix = small(), "vaetransformer__" * in_pipeline
+    if in_pipeline:
+        estimator = make_pipeline(StandardScaler(), estimator)
+    shown = []
+    for search in (VAEGridSearchCV, GridSearchCV):
+        with pytest.warns(FitFailedWarning) as warned:
+            search(estimator, {f"{prefix}beta": [0.5, -1]}, cv=FOLDS, verbose=10).fit(wine)
+        assert _candidates.MODELS not in str(warned[0].message)
+        shown.append(cases_of(capsys.readouterr().out))
+    assert len(shown[0]) == 12
+    assert shown[0] == shown[1]
+
+
+def test_scorers_callbacks_and_results_see_the_estimator_and_its_parameters(wine):
+    seen = []
+
+    def scorer(estimator, X, y=None):
+        seen.append(estimator)
+        return estimator.score(X)
+
+    def first(results):
+        assert [type(params) for params in results["params"]] == [dict, dict]
+        return 0
+
+    grid = {"beta": [0.5, 2]}
+    search = VAEGridSearchCV(small(), grid, cv=FOLDS, scoring=scorer, refit=first).fit(wine)
+    assert [estimator.beta for estimator in seen] == [0.5] * 3 + [2] * 3
+    for estimator in [*seen, search.best_estimator_]:
+        assert type(estimator) is VAETransformer
+        assert vars(estimator).keys() == vars(small().fit(wine)).keys()
+    assert type(search.best_params_) is dict
+    assert search.best_params_ is search.cv_results_["params"][0]
 
 
 def test_verbose_says_how_many_stacks_there_are(wine, capsys):
