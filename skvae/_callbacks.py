@@ -1,7 +1,9 @@
 """Callbacks of scikit-learn, which scikit-learn has from version 1.9 on."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,57 @@ class Callbacks:
         if self.task is not None:
             attributes = {**self.stale, **attributes}
             self.task.call_on_fit_task_end(**self.data, reconstruction_attributes=attributes)
+
+
+# --- a search -----------------------------------------------------------------------------
+
+# Callbacks are not safe in threads, and the stacks of a search run in threads.
+_one_at_a_time = threading.RLock()
+
+
+@contextlib.contextmanager
+def task(
+    search: Any,
+    parent: Any,
+    name: str,
+    task_id: int | None = None,
+    *,
+    n_subtasks: int = 0,
+    in_order: bool = True,
+) -> Iterator[Any]:
+    """Run a task within a parent task, and yield it; without a parent, yield None."""
+    if parent is None:
+        yield None
+        return
+    with _one_at_a_time:
+        begun = parent.subcontext(name, task_id, n_subtasks, in_order)
+        begun.call_on_fit_task_begin(estimator=search)
+    yield begun
+    with _one_at_a_time:
+        begun.call_on_fit_task_end(estimator=search)
+
+
+@contextlib.contextmanager
+def watch_stack(
+    search: Any, training: Any, number: int, n_epochs: int
+) -> Iterator[Callable[[], bool]]:
+    """Run the task of a stack, and yield the function to call after each of its epochs.
+
+    The function returns True if a callback asks to stop.
+    """
+    with task(search, training, "stack", number, n_subtasks=n_epochs) as stack:
+
+        def end_epoch() -> bool:
+            if stack is None:
+                return False
+            with _one_at_a_time:
+                epoch = stack.subcontext("epoch").call_on_fit_task_begin(estimator=search)
+                return bool(epoch.call_on_fit_task_end(estimator=search))
+
+        yield end_epoch
+
+
+# --- a callback ---------------------------------------------------------------------------
 
 
 class Checkpoint:
@@ -111,9 +164,9 @@ class Checkpoint:
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
         if not hasattr(estimator, "_progress"):
             raise TypeError(
@@ -131,25 +184,25 @@ class Checkpoint:
             )
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        """Nothing is left to do.
+        """Do nothing, since no file is open.
 
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        """Nothing has been learned yet.
+        """Do nothing, since there is no model to save yet.
 
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         """
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> None:
@@ -158,11 +211,11 @@ class Checkpoint:
         Parameters
         ----------
         estimator : VAETransformer
-            What is fitted.
+            The estimator that is being fitted.
         context : sklearn.callback.CallbackContext
-            Where the fit is.
+            The task of the fit that the call belongs to.
         fitted_estimator : VAETransformer
-            What the fit would give if it ended here.
+            The model that the fit would end with if it ended here.
         """
         if context.task_name == "epoch" and (context.task_id + 1) % self.every:
             return

@@ -1,4 +1,4 @@
-"""What ends in a `VAETransformer`: a Pipeline or a fitted search, used as one model."""
+"""Pipelines and fitted searches that end in a `VAETransformer`, used as one model."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ def sample(
     *,
     mean: bool = False,
 ) -> Any:
-    """Draw new rows from a fitted VAETransformer, or from what ends in one.
+    """Draw new rows from a fitted VAETransformer, or a Pipeline or search that ends in one.
 
-    A Pipeline forwards no `sample`: this draws from its last step and inverts the earlier
+    A Pipeline has no `sample`. This function draws from its last step and inverts the earlier
     ones, so that the rows come back in the units of the Pipeline's input.
 
     Parameters
@@ -56,6 +56,12 @@ def sample(
     (3, 4)
     """
     before, vae = split(estimator, "sample expects")
+    _check_invertible(before)
+    return invert(before, vae.sample(n_samples, random_state, mean=mean))
+
+
+def _check_invertible(before: Iterable[tuple[str, Any]]) -> None:
+    """Raise an error if one of these steps has no inverse."""
     for name, step in before:
         if not has_inverse(step):
             raise TypeError(
@@ -63,7 +69,6 @@ def sample(
                 "be brought to the units of its input. Draw them in those of the last step "
                 "with estimator[-1].sample(...)."
             )
-    return invert(before, vae.sample(n_samples, random_state, mean=mean))
 
 
 def split(estimator: Any, who: str) -> tuple[list[Any], Any]:
@@ -108,7 +113,7 @@ def invert(before: Sequence[Any], X: Any) -> Any:
 
 
 def has_inverse(step: Any) -> bool:
-    """Whether a step of a Pipeline can be inverted."""
+    """Return whether a step of a Pipeline can be inverted."""
     if isinstance(step, FunctionTransformer):  # its inverse is the identity by default
         return step.func is None or step.inverse_func is not None
     # The inverse of SimpleImputer needs exact zeros in its indicator columns. A model gives none.

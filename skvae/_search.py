@@ -1,43 +1,39 @@
 """Grid search that trains all its candidates and folds together.
 
-The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. Each
-candidate and fold gets a clone of the estimator whose training is done already: its `fit` only sets
-the trained state. It does so only if rows and parameters are those that the state was trained for;
-otherwise it trains. Everything else, such as scoring, is scikit-learn's.
+The search trains all models in stacks first, and then lets `GridSearchCV` fit and score. The
+parameters of a candidate carry its trained models as one more parameter, and a `_Template` makes
+an estimator of them. The `fit` of that estimator chooses a model by the indices of the rows that it
+is given. It does not matter when, where and how often scikit-learn clones and fits. All else, such
+as scoring and refit, is scikit-learn's.
 """
 
-import contextlib
 import copy
-import math
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, Self
 
-import joblib
 import numpy as np
-from sklearn import get_config
 from sklearn.base import clone, is_classifier
-from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
-from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing
+from sklearn.model_selection import GridSearchCV, check_cv
+from sklearn.utils import indexable
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import _routing_enabled
-from sklearn.utils.metaestimators import _safe_split
-from sklearn.utils.validation import _check_method_params
 
-from skvae._backend.warn import warn
-from skvae._fit import packing, report
-from skvae._fit.job import Job, Trained
-from skvae._fit.preparation import Outcome, n_varying, prepare
-from skvae._model.member import Plan
+from skvae import _callbacks
+from skvae._candidates import (
+    MODELS,
+    Models,
+    Training,
+    can_stack,
+    check_weights,
+    name_of,
+    of_rows,
+    vae_of,
+)
+from skvae._fit import packing
 from skvae._typing import Estimator, Rows, Splitter
-from skvae._vae import DOC_LINK, VAETransformer
-
-Fingerprint: TypeAlias = tuple[Any, Any]  # hashes of rows and of parameters of `fit`
-Key: TypeAlias = tuple[Fingerprint, Any]
+from skvae._vae import DOC_LINK
 
 
 class VAEGridSearchCV(GridSearchCV):
@@ -148,6 +144,9 @@ class VAEGridSearchCV(GridSearchCV):
     multimetric_: bool
     feature_names_in_: np.ndarray
 
+    # What a copy of the search trains before scikit-learn scores; None in all other searches.
+    _training: Training | None = None
+
     _parameter_constraints: dict[str, Any] = {
         **GridSearchCV._parameter_constraints,
         "max_stack": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -209,339 +208,114 @@ class VAEGridSearchCV(GridSearchCV):
             of `GridSearchCV` are raised, too.
         """
         self._validate_params()
-        if not _can_stack(self.estimator):
+        if not can_stack(self.estimator):
             return super().fit(X, y, **params)
+        X, y = indexable(X, y)
         routed = self._get_routed_params_for_fit(params)
-        of_fit = routed.estimator.fit
-        passed = {**of_fit, **routed.scorer.score}
-        # Groups may be given for the splitter alone.
-        given = {_name_of(self.estimator, "groups"): params.get("groups"), **params}
-        renamed = any(given.get(name) is not value for name, value in passed.items())
-        if renamed or not of_fit.keys() <= _of_rows(self.estimator):
+        if not routed.estimator.fit.keys() <= of_rows(self.estimator):
             return super().fit(X, y, **params)
-        # The folds are drawn once, so that training and scoring use the same rows.
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        # The folds are drawn once, so that training and scoring use the same rows.
         splits = list(cv.split(X, y, **routed.splitter.split))
-        name = _name_of(self.estimator, "sample_weight")
-        _check_weights(name, splits, of_fit.get(name), routed.scorer.score.get("sample_weight"))
-        # This copy of the search gets trained estimators.
+        check_weights(name_of(self.estimator, "sample_weight"), splits, routed)
+        # scikit-learn works on a copy of the search, so this search keeps its parameters.
         search = copy.copy(self)
-        search._handout = handout = _Handout(self.estimator, X, y, splits, of_fit)
-        search.estimator, search.cv = handout.entry(), check_cv(splits)
-        super(VAEGridSearchCV, search).fit(X, y, **passed)
+        search._training = Training(self.estimator, self.param_grid, X, y, splits, routed)
+        search.estimator, search.cv = _with_template(self.estimator, len(splits)), splits
+        super(VAEGridSearchCV, search).fit(X, y, **params)
+        del search.estimator.__sklearn_clone__  # `scorer_` may hold this estimator
         results = vars(search).keys() - self.get_params(deep=False).keys()
         self.__dict__.update({name: vars(search)[name] for name in results})
-        self._checked_cv_orig = cv  # as `GridSearchCV` keeps it, and not the rows of all folds
-        handout.tell_times(self.cv_results_)
+        if "_checked_cv_orig" in results:  # from scikit-learn 1.9 on
+            self._checked_cv_orig = cv
         return self
 
     def _get_routed_params_for_fit(self, params: dict[str, Any]) -> Any:
         """Route as scikit-learn does, and give the groups of the splitter to `fit` as well."""
+        if self._training is not None:
+            return self._training.routed
         routed = super()._get_routed_params_for_fit(params)
         groups = params.get("groups")
-        if groups is not None and not _routing_enabled() and _is_vae(self.estimator):
-            routed.estimator.fit[_name_of(self.estimator, "groups")] = groups
+        if groups is not None and not _routing_enabled() and vae_of(self.estimator) is not None:
+            routed.estimator.fit[name_of(self.estimator, "groups")] = groups
         return routed
 
     def _run_search(
         self, evaluate_candidates: Callable[..., Any], *, callback_ctx: Any = None
     ) -> None:
         """Train all candidates on all folds, then let scikit-learn score them."""
-        handout: _Handout | None = self.__dict__.pop("_handout", None)
-        if handout is None:
+        # scikit-learn sends the search to each worker, so it must not hold the models.
+        training: Training | None = self.__dict__.pop("_training", None)
+        if training is None:
             context = {} if callback_ctx is None else {"callback_ctx": callback_ctx}
             return super()._run_search(evaluate_candidates, **context)
-        candidates = list(ParameterGrid(self.param_grid))
-        rounds = handout.plan(candidates)
-        if callback_ctx is None:  # scikit-learn < 1.9
+        begin = partial(_callbacks.task, self)
+        rounds = training.rounds()
+        with begin(callback_ctx, "search", n_subtasks=len(rounds) + 1) as search:
             for folds in rounds:
-                stacks = handout.prepare(folds, self.max_stack, self.verbose)
-                handout.train(stacks, lambda place, n: contextlib.nullcontext(lambda: False))
-            handout.finish()
-            return evaluate_candidates(candidates)
-        with _task(self, callback_ctx, "search", max_subtasks=len(rounds) + 1) as search:
-            for folds in rounds:
-                stacks = handout.prepare(folds, self.max_stack, self.verbose)
-                with _task(self, search, "training", None, len(stacks), False) as training:
-                    handout.train(stacks, lambda *stack, task=training: _watch(self, task, *stack))
-            handout.finish()
-            n_fits = len(candidates) * self.n_splits_
-            with _task(self, search, "scoring", None, n_fits, False) as scoring:
-                evaluate_candidates(candidates, callback_ctx=scoring)
+                jobs = training.prepare(folds)
+                stacks = packing.gather(jobs, self.max_stack)
+                if self.verbose > 0:
+                    print(f"Training {len(jobs)} models, stacks: {len(stacks)}")
+                with begin(search, "training", n_subtasks=len(stacks), in_order=False) as parent:
+                    training.run(jobs, stacks, partial(_callbacks.watch_stack, self, parent))
+            training.warn_of_errors()
+            n_fits = training.seconds.size
+            with begin(search, "scoring", n_subtasks=n_fits, in_order=False) as scoring:
+                context = {} if scoring is None else {"callback_ctx": scoring}
+                results = evaluate_candidates(training.trained_candidates(), **context)
+        training.tell_times(results)
+        results["params"] = training.candidates  # without models, for the user and the refit
 
 
-# --- progress -----------------------------------------------------------------------------
-
-# Callbacks are not safe in threads, and stacks run in threads.
-_one_at_a_time = threading.RLock()
+# --- estimators of candidates -------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _task(
-    search: Any,
-    parent: Any,
-    name: str,
-    task_id: int | None = None,
-    max_subtasks: int = 0,
-    sequential_subtasks: bool = True,
-) -> Iterator[Any]:
-    """A task of scikit-learn's callbacks."""
-    with _one_at_a_time:
-        task = parent.subcontext(name, task_id, max_subtasks, sequential_subtasks)
-        task.call_on_fit_task_begin(estimator=search)
-    yield task
-    with _one_at_a_time:
-        task.call_on_fit_task_end(estimator=search)
+def _with_template(estimator: Estimator, n_folds: int) -> Any:
+    """Return a clone of an estimator whose own clone is a `_Template`."""
+    cloned: Any = clone(estimator)
+    cloned.__sklearn_clone__ = partial(copy.copy, _Template(clone(estimator), n_folds))
+    return cloned
 
 
-@contextlib.contextmanager
-def _watch(search: Any, training: Any, number: int, n_epochs: int) -> Iterator[Callable[[], bool]]:
-    """Yield the function to call after each epoch of a stack, within the task of the stack."""
-    with _task(search, training, "stack", number, n_epochs) as stack:
+class _Template:
+    """It stands in for clones of an estimator, until scikit-learn sets the parameters.
 
-        def end_epoch() -> bool:
-            with _one_at_a_time:
-                epoch = stack.subcontext("epoch").call_on_fit_task_begin(estimator=search)
-                return epoch.call_on_fit_task_end(estimator=search)
-
-        yield end_epoch
-
-
-# --- training, and handing it out ---------------------------------------------------------
-
-
-def _last_step(estimator: Any) -> Any:
-    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-
-
-def _name_of(estimator: Any, argument: str) -> str:
-    """Return the name by which `fit` passes an argument to its VAETransformer only."""
-    if isinstance(estimator, Pipeline):
-        return f"{estimator.steps[-1][0]}__{argument}"
-    return argument
-
-
-def _of_rows(estimator: Any) -> set[str]:
-    """Return the names of the arguments about rows that `fit` passes to its VAETransformer."""
-    return {_name_of(estimator, argument) for argument in ("sample_weight", "groups")}
-
-
-def _is_vae(estimator: Any) -> bool:
-    """Whether the last step is a VAETransformer, whose `fit` takes groups."""
-    try:
-        return isinstance(_last_step(estimator), VAETransformer)
-    except Exception:  # scikit-learn says what is wrong with the steps
-        return False
-
-
-def _can_stack(estimator: Any) -> bool:
-    """True for a VAETransformer, or a plain Pipeline ending in one, without callbacks."""
-    try:
-        vae = _last_step(estimator)
-    except Exception:  # scikit-learn says what is wrong with the steps
-        return False
-    # A Pipeline of another kind may do anything in its `fit`, such as leave out rows.
-    known = estimator is vae or type(estimator) is Pipeline
-    watched = any(hasattr(part, "_skl_callbacks") for part in (estimator, vae))
-    return known and not watched and getattr(type(vae), "fit", None) is VAETransformer.fit
-
-
-def _check_weights(name: str, splits: Sequence[Any], of_fit: Any, of_score: Any) -> None:
-    """Refuse weights that are zero in all rows that a fold trains on, or is scored on.
-
-    The score of such a fold is NaN, and so is the mean of each candidate: none would be the best.
+    scikit-learn gets the estimator of a candidate by ``clone(estimator).set_params(**parameters)``.
+    It clones once for each candidate and fold. The number of the fold is needed only if folds have
+    the same training rows, so that they get models of their own.
     """
-    for fold, rows in enumerate(splits):
-        for kind, weight, own in zip(("training", "test"), (of_fit, of_score), rows, strict=True):
-            # Weights of another length are refused later, where they are read.
-            is_whole = np.ndim(weight) == 1 and len(weight) > np.max(own, initial=0)
-            if is_whole and not np.any(_safe_indexing(weight, own)):
-                raise ValueError(
-                    f"{name} is zero in all {kind} rows of fold {fold} of cv, so that no candidate "
-                    "has a score there. Leave out the rows of weight 0, or mix the rows of the "
-                    "folds, such as by cv=KFold(shuffle=True)."
-                )
 
+    def __init__(self, estimator: Any, n_folds: int) -> None:
+        self.estimator, self.n_folds = estimator, n_folds
+        self.fold = -1  # of the last clone
 
-def _fingerprint(X: Any, params: Mapping[str, Any]) -> Fingerprint:
-    """Return hashes of rows and of parameters of `fit`."""
-    return joblib.hash(np.asarray(X)), joblib.hash(params)
+    def __sklearn_clone__(self) -> Self:
+        self.fold = (self.fold + 1) % self.n_folds
+        return copy.copy(self)
 
-
-def _key(estimator: Any, names: Iterable[str], fingerprint: Fingerprint) -> Key:
-    """Return a key of a fit: its rows, and the parameters of these names."""
-    params = estimator.get_params()
-    return fingerprint, joblib.hash([(name, params[name]) for name in sorted(names)])
-
-
-class _Prepared(NamedTuple):
-    """A candidate on a fold, before training."""
-
-    key: Key
-    steps: list[tuple[str, Any]]  # the steps before the last, fitted
-    plan: Plan
-    n_varying: int  # columns that are not constant in the rows trained on
-    fitted: Outcome  # from the record and the state to attributes
-
-
-class _Fit:
-    """The `fit` of a clone whose training is done; with another key, the clone trains."""
-
-    def __init__(
-        self, estimator: Any, names: list[str], prepared: _Prepared, trained: Trained
-    ) -> None:
-        self.estimator, self.names = estimator, names
-        self.key, self.steps = prepared.key, prepared.steps
-        self.trained, self.plan, self.n_varying = trained, prepared.plan, prepared.n_varying
-        self.attributes = prepared.fitted(trained.record, trained.state)
-
-    def __call__(self, X: Any, y: Any = None, **params: Any) -> Any:
-        estimator = self.estimator
-        del estimator.fit  # the method of its class comes back
-        if _key(estimator, self.names, _fingerprint(X, params)) != self.key:
-            return estimator.fit(X, y, **params)
-        report.check_outcome(self.trained, self.plan, self.n_varying)
-        _last_step(estimator)._become(self.attributes)
-        if isinstance(estimator, Pipeline):
-            estimator.steps = [*self.steps, estimator.steps[-1]]
+    def set_params(self, **params: Any) -> Any:
+        """Return an estimator with these parameters, whose `fit` takes a trained model."""
+        models = params.pop(MODELS, None)
+        estimator = clone(self.estimator).set_params(**params)
+        estimator.fit = partial(_fit, estimator, models, self.fold)
         return estimator
 
 
-class _Handout:
-    """It trains the candidates of a search on its folds, and hands the results to clones."""
-
-    def __init__(
-        self, estimator: Any, X: Any, y: Any, splits: list[Any], params: Mapping[str, Any]
-    ) -> None:
-        self.estimator, self.X, self.y, self.splits = estimator, X, y, splits
-        self.params = params  # of `fit`
-        # One for each candidate and fold, in the order of the clones: names of the parameters that
-        # the search sets, and the job before and after training, if it was trained.
-        self.waiting: deque[tuple[list[str], _Prepared | None, Trained | None]] = deque()
-
-    def entry(self) -> Any:
-        """Return an estimator for the search: clones of its first clone are trained already."""
-        entry, source = clone(self.estimator), clone(self.estimator)
-
-        def give_source() -> Any:
-            del entry.__sklearn_clone__  # otherwise each worker would get the models of all
-            return source
-
-        entry.__sklearn_clone__, source.__sklearn_clone__ = give_source, self.hand_out
-        return entry
-
-    def hand_out(self) -> Any:
-        """Return the clone for the next candidate and fold; after the last one, a plain clone."""
-        estimator = clone(self.estimator)
-        if self.waiting:
-            names, prepared, trained = self.waiting.popleft()
-            if prepared is not None and trained is not None:
-                estimator.fit = _Fit(estimator, names, prepared, trained)
-        return estimator
-
-    def plan(self, candidates: list[dict[str, Any]]) -> list[range]:
-        """Return groups of folds that train together: as many as `working_memory` holds, or one."""
-        self.candidates = candidates
-        self.prepared: dict[int, _Prepared] = {}
-        self.trained: dict[int, Trained] = {}
-        self.seconds: dict[int, float] = {}
-        self.errors: dict[int, Exception] = {}
-        room = get_config()["working_memory"] * 2**20
-        n_bytes = 8 * max(1, math.prod(getattr(self.X, "shape", np.shape(self.X))))
-        at_once, folds = max(1, int(room // n_bytes)), range(len(self.splits))
-        return [folds[first : first + at_once] for first in folds[::at_once]]
-
-    def prepare(self, folds: Iterable[int], max_stack: int | str, verbose: int) -> list[list[int]]:
-        """Make the jobs of all candidates on these folds, and return stacks of their numbers."""
-        shared, n_folds = dict[Any, Any](), len(self.splits)
-        self.jobs: dict[int, Job] = {}
-        for (i, params), fold in product(enumerate(self.candidates), folds):
-            try:
-                prepared, job = self._prepare(params, fold, shared)
-            except (TypeError, ValueError):  # the candidate's own `fit` raises it again
-                continue
-            except Exception as error:
-                self.errors[i * n_folds + fold] = error
-                continue
-            self.prepared[i * n_folds + fold], self.jobs[i * n_folds + fold] = prepared, job
-        stacks = packing.gather(self.jobs, max_stack)
-        if verbose > 0:
-            print(f"Training {sum(map(len, stacks))} models, stacks: {len(stacks)}")
-        return stacks
-
-    def _prepare(
-        self, params: dict[str, Any], fold: int, shared: dict[Any, Any]
-    ) -> tuple[_Prepared, Job]:
-        """Prepare a candidate on a fold: return it and its job.
-
-        It raises an error if the candidate must be fitted by itself. `shared` keeps results, and
-        failures, that several candidates of a fold have in common.
-        """
-        estimator = clone(self.estimator).set_params(**clone(params, safe=False))
-        if not _can_stack(estimator) or not self.params.keys() <= _of_rows(estimator):
-            raise TypeError("No stack takes this estimator.")
-        if fold not in shared:
-            rows = self.splits[fold][0]
-            X, y = _safe_split(estimator, self.X, self.y, rows)
-            own = _check_method_params(self.X, self.params, rows)
-            shared[fold] = X, y, own, _fingerprint(X, own)
-        X, y, of_rows, fingerprint = shared[fold]
-        key = _key(estimator, params, fingerprint)
-        steps: Any = []
-        of_steps: Any = None
-        if isinstance(estimator, Pipeline):
-            steps = estimator.steps[:-1]
-            last = estimator.steps[-1][0]
-            names = {n for n in params if n != last and not n.startswith(last + "__")}
-            of_steps = _key(estimator, names, fingerprint)
-        if (fold, of_steps) not in shared:
-            try:
-                if steps:
-                    first = estimator[:-1]
-                    X, steps = first.fit_transform(X, y), first.steps
-                shared[fold, of_steps] = X, steps, {}
-            except Exception as error:
-                shared[fold, of_steps] = error
-        if isinstance(shared[fold, of_steps], Exception):
-            raise ValueError("An earlier step failed.") from shared[fold, of_steps]
-        X, steps, known = shared[fold, of_steps]
-        vae = _last_step(estimator)
-        vae._validate_params()
-        weight, groups = (
-            of_rows.get(_name_of(estimator, argument)) for argument in ("sample_weight", "groups")
-        )
-        job, fitted = prepare(vae, X, known, weight, groups)
-        prepared = _Prepared(key, steps, job.plan, n_varying(job), fitted)
-        return prepared, job._replace(keeps_progress=False)
-
-    def train(self, stacks: list[list[int]], watch: Callable[..., Any]) -> None:
-        """Train the stacks."""
-        trained, seconds, errors = packing.run_all(self.jobs, stacks, watch)
-        self.trained.update(trained)
-        self.seconds.update(seconds)
-        self.errors.update(errors)
-        del self.jobs
-
-    def finish(self) -> None:
-        """Queue the outcomes of all models for `hand_out`."""
-        if self.errors:
-            error = next(iter(self.errors.values()))
-            warn(
-                f"{len(self.errors)} of {len(self.candidates) * len(self.splits)} models could "
-                f"not be trained in a stack ({type(error).__name__}: {error}) and are fitted by "
-                "themselves, which takes longer. If memory is short, set max_stack. Use a function "
-                "of a module in place of a lambda in param_grid."
-            )
-        for i, (params, _) in enumerate(product(self.candidates, self.splits)):
-            outcome = self.prepared.get(i), self.trained.get(i)
-            self.waiting.append((list(params), *outcome))
-        del self.prepared, self.trained
-
-    def tell_times(self, results: Mapping[str, np.ndarray]) -> None:
-        """Write each model's share of its stack's time into the results."""
-        n_models = len(self.candidates) * len(self.splits)
-        of_each = [self.seconds.get(i, np.nan) for i in range(n_models)]
-        seconds = np.reshape(of_each, (-1, len(self.splits)))
-        known = np.isfinite(seconds).all(axis=1)
-        results["mean_fit_time"][known] = seconds[known].mean(axis=1)
-        results["std_fit_time"][known] = seconds[known].std(axis=1)
+def _fit(
+    estimator: Any,
+    models: Models | None,
+    fold: int,
+    X: Any,
+    y: Any = None,
+    *,
+    rows: np.ndarray,
+    **params: Any,
+) -> Any:
+    """Take the model that was trained on rows of these indices, or train on X."""
+    del estimator.fit  # the method of its class comes back
+    model = None if models is None else models.find(rows, fold)
+    if model is None:
+        return estimator.fit(X, y, **params)
+    model.give_to(estimator)
+    return estimator

@@ -642,11 +642,11 @@ def test_what_other_steps_get_is_fitted_by_itself(sizes):
     assert set(sizes) == {1}
 
 
-@pytest.mark.filterwarnings("ignore:Scoring failed", "ignore:The scoring")
-def test_weights_of_another_name_are_fitted_by_themselves(sizes):
+def test_a_search_trains_stacks_with_weights_that_are_routed_by_another_name(sizes):
     n = counts_of(120)
     with config_context(enable_metadata_routing=True):
         vae = small(precision="float64")
         vae.set_fit_request(sample_weight="counts").set_score_request(sample_weight="counts")
-        search_both(vae, table(), counts=n)
-    assert set(sizes) == {1}
+        search = search_both(vae, table(), counts=n)
+    assert np.isfinite(search.best_score_)
+    assert sizes == [12, *ALONE]

@@ -6,6 +6,7 @@ import signal
 import threading
 import warnings
 import weakref
+from itertools import product
 from unittest import mock
 
 import joblib
@@ -20,11 +21,12 @@ from sklearn.datasets import load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, ShuffleSplit
+from sklearn.model_selection import _search as model_selection
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 from torch import nn
 
-from skvae import VAEGridSearchCV, VAETransformer, _search, _vae
+from skvae import VAEGridSearchCV, VAETransformer, _candidates, _vae
 from skvae._fit import execution, packing
 from skvae._model import loop
 from skvae._model.adam import Adam
@@ -210,6 +212,49 @@ def test_workers_find_the_same(wine, n_jobs):
     search_both(small(), {"beta": [0.5, 1, 4], "n_components": [1, 3]}, wine, n_jobs=n_jobs)
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_workers_get_steps_that_plain_pickle_refuses(wine, n_jobs):
+    pipe = make_pipeline(FunctionTransformer(lambda X: X - 1), small())
+    search_both(pipe, {"vaetransformer__beta": [0.5, 2]}, wine, n_jobs=n_jobs)
+
+
+def models_of(*folds):
+    """Models of folds with these training rows, and the models in it."""
+    models = _candidates.Models()
+    given = [_candidates.Model([], {"fold": i}, None, None, i) for i in range(len(folds))]
+    for fold, (rows, model) in enumerate(zip(folds, given, strict=True)):
+        models.add(rows, fold, model)
+    return models, given
+
+
+def test_models_of_a_candidate_are_pickled_once_for_all_workers():
+    folds = [np.arange(3), np.arange(1, 4)]
+    models, given = models_of(*folds)
+    arrays = [models.__getstate__()["_pickled"] for _ in range(2)]
+    assert arrays[0] is arrays[1]
+    for sent in (models, pickle.loads(pickle.dumps(models))):
+        assert [sent.find(rows, fold) for fold, rows in enumerate(folds)] == given
+        assert sent.find(np.arange(4), 0) is None
+
+
+def test_a_model_is_chosen_by_its_rows_and_among_equal_rows_by_its_fold():
+    rows, other = np.arange(3), np.arange(1, 4)
+    models, given = models_of(rows, other, rows)
+    assert [models.find(rows, fold) for fold in range(3)] == [given[0], given[0], given[2]]
+    assert [models.find(other, fold) for fold in range(3)] == [given[1]] * 3
+
+
+def test_the_clone_of_a_candidate_has_its_models_and_its_results_have_not():
+    models, _ = models_of(np.arange(3))
+    candidate = _candidates.Candidate({"vae": small()}, models)
+    assert list(candidate) == ["vae"]
+    assert str(candidate) == str(dict(candidate))
+    cloned = clone(candidate, safe=False)
+    assert cloned.keys() == {"vae", _candidates.MODELS}
+    assert cloned["vae"] is not candidate["vae"]
+    assert cloned[_candidates.MODELS] is models
+
+
 def test_workers_score_what_was_trained_before(wine):
     # Without a seed a worker that trained again would draw numbers of its own.
     before, searches = np.random.get_state(), []
@@ -255,6 +300,92 @@ def test_a_search_without_a_seed_draws_what_a_grid_search_does(wine):
 
 def test_a_random_state_is_copied_for_each_candidate(wine):
     search_both(small(random_state=np.random.RandomState(3)), {"beta": [0.5, 2]}, wine)
+
+
+def clone_twice(monkeypatch):
+    """Let scikit-learn clone each estimator twice, and use the second clone."""
+    monkeypatch.setattr(model_selection, "clone", lambda *args, **safe: clone(clone(*args, **safe)))
+
+
+def evaluate_backwards(monkeypatch):
+    """Let scikit-learn clone, fit and score the last candidate and fold first."""
+
+    def backwards(*iterables):
+        pairs = list(product(*iterables))
+        return pairs[::-1] if isinstance(iterables[0], enumerate) else pairs
+
+    class Parallel(model_selection.Parallel):
+        def __call__(self, tasks):
+            return super().__call__(tasks)[::-1]
+
+    monkeypatch.setattr(model_selection, "product", backwards)
+    monkeypatch.setattr(model_selection, "Parallel", Parallel)
+
+
+def fit_another_first(monkeypatch):
+    """Let scikit-learn fit a further clone of the estimator before all others."""
+    fit_and_score, fitted = model_selection._fit_and_score, []
+
+    def fit_and_score_twice(estimator, X, y, **params):
+        if not fitted:
+            fitted.append(fit_and_score(clone(estimator), X, y, **params))
+        return fit_and_score(clone(estimator), X, y, **params)
+
+    monkeypatch.setattr(model_selection, "_fit_and_score", fit_and_score_twice)
+
+
+@pytest.mark.parametrize("change", [clone_twice, evaluate_backwards, fit_another_first])
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_models_are_found_however_often_and_in_which_order_scikit_learn_clones(
+    wine, trained, monkeypatch, change, in_pipeline
+):
+    vae = small(max_iter=2)
+    estimator = make_pipeline(StandardScaler(), vae) if in_pipeline else vae
+    grid = {f"{'vaetransformer__' * in_pipeline}beta": [0.5, 2, 8]}
+    params = {"cv": FOLDS, "refit": False}
+    reference = GridSearchCV(estimator, grid, **params).fit(wine)
+    change(monkeypatch)
+    trained.clear()
+    search = VAEGridSearchCV(estimator, grid, **params).fit(wine)
+    assert sum(trained) == 3 * 3  # no model was trained again
+    assert_same_results(search, reference)
+
+
+def test_folds_that_train_on_the_same_rows_are_stacked_and_have_models_of_their_own(wine, trained):
+    rows, test, before = np.arange(100), np.arange(100, 178), np.random.get_state()
+    # Candidates and folds by turns, so that no two neighbours have the same rows.
+    cv = [(rows, test), (rows + 5, np.arange(5)), (rows, test), (rows, np.arange(120, 178))]
+    searches, grid = [], {"beta": [0.5, 2]}
+    try:
+        for n_jobs in (1, 2):
+            np.random.seed(0)
+            search = VAEGridSearchCV(
+                small(random_state=None), grid, cv=cv, n_jobs=n_jobs, max_stack=100, refit=False
+            )
+            searches.append(search.fit(wine))
+    finally:
+        np.random.set_state(before)
+    assert trained == [8, 8]
+    assert_same_results(*searches)
+    first, again = (searches[0].cv_results_[f"split{i}_test_score"] for i in (0, 2))
+    assert (first != again).all()
+    search_both(small(), {"beta": [1, 1, 2]}, wine, cv=cv)
+
+
+def test_the_refit_trains_by_itself_even_if_a_fold_trains_on_all_rows(wine, trained):
+    cv = [(np.arange(178), np.arange(60))]
+    vae = small(early_stopping=False)
+    search = VAEGridSearchCV(vae, {"beta": [0.5, 2]}, cv=cv, max_stack=100).fit(wine)
+    assert trained == [2, 1]
+    alone = clone(vae).set_params(**search.best_params_).fit(wine)
+    assert vars(search.best_estimator_).keys() == vars(alone).keys()
+
+
+@pytest.mark.parametrize("train", [np.arange(178) % 3 > 0, (np.arange(118) + 60).tolist()])
+def test_folds_may_be_masks_or_lists(wine, trained, train):
+    cv = [(train, np.arange(60)), (np.arange(60, 160), np.arange(60))]
+    search_both(small(), {"beta": [0.5, 2]}, wine, cv=cv, max_stack=100, refit=False)
+    assert trained == [2, 2, 1, 1, 1, 1]  # the last ones by GridSearchCV
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -417,7 +548,8 @@ def test_a_fitted_search_keeps_what_a_grid_search_does_and_no_folds(cv):
         for search in (VAEGridSearchCV, GridSearchCV)
     )
     assert vars(ours).keys() - {"max_stack"} == vars(theirs).keys()
-    assert joblib.hash(ours._checked_cv_orig) == joblib.hash(theirs._checked_cv_orig)
+    kept = [getattr(search, "_checked_cv_orig", None) for search in (ours, theirs)]
+    assert joblib.hash(kept[0]) == joblib.hash(kept[1])
     assert str(ours.get_metadata_routing()) == str(theirs.get_metadata_routing())
     sizes = [len(pickle.dumps(search)) for search in (ours, theirs)]
     assert sizes[0] < 1.2 * sizes[1]
@@ -683,14 +815,14 @@ def test_no_rows_are_held_while_models_are_scored(wine):
         alive.append(sum(reference() is not None for reference in references))
         return estimator.score(X)
 
-    references, prepare = [], _search.prepare
+    references, prepare = [], _candidates.prepare
 
     def watched(*args):
         job, fitted = prepare(*args)
         references.append(weakref.ref(job.data))
         return job, fitted
 
-    with mock.patch.object(_search, "prepare", watched):
+    with mock.patch.object(_candidates, "prepare", watched):
         VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, scoring=scorer, refit=False).fit(
             wine
         )
@@ -741,6 +873,48 @@ def test_a_progress_bar_shows_the_stacks(wine, capsys):
     assert "100%" in shown
 
 
+def cases_of(shown):
+    """What a search with verbose=10 prints of candidates, without times."""
+    return [line.split(" total time")[0] for line in shown.splitlines() if "[CV" in line]
+
+
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite:UserWarning")
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_verbose_shows_the_parameters_of_the_grid_and_no_others(wine, capsys, in_pipeline):
+    estimator, prefix = small(), "vaetransformer__" * in_pipeline
+    if in_pipeline:
+        estimator = make_pipeline(StandardScaler(), estimator)
+    shown = []
+    for search in (VAEGridSearchCV, GridSearchCV):
+        with pytest.warns(FitFailedWarning) as warned:
+            search(estimator, {f"{prefix}beta": [0.5, -1]}, cv=FOLDS, verbose=10).fit(wine)
+        assert _candidates.MODELS not in str(warned[0].message)
+        shown.append(cases_of(capsys.readouterr().out))
+    assert len(shown[0]) == 12
+    assert shown[0] == shown[1]
+
+
+def test_scorers_callbacks_and_results_see_the_estimator_and_its_parameters(wine):
+    seen = []
+
+    def scorer(estimator, X, y=None):
+        seen.append(estimator)
+        return estimator.score(X)
+
+    def first(results):
+        assert [type(params) for params in results["params"]] == [dict, dict]
+        return 0
+
+    grid = {"beta": [0.5, 2]}
+    search = VAEGridSearchCV(small(), grid, cv=FOLDS, scoring=scorer, refit=first).fit(wine)
+    assert [estimator.beta for estimator in seen] == [0.5] * 3 + [2] * 3
+    for estimator in [*seen, search.best_estimator_]:
+        assert type(estimator) is VAETransformer
+        assert vars(estimator).keys() == vars(small().fit(wine)).keys()
+    assert type(search.best_params_) is dict
+    assert search.best_params_ is search.cv_results_["params"][0]
+
+
 def test_verbose_says_how_many_stacks_there_are(wine, capsys):
     VAEGridSearchCV(small(), {"beta": [0.5, 2]}, cv=FOLDS, verbose=1, max_stack=100).fit(wine[:177])
     shown = capsys.readouterr().out
@@ -789,7 +963,7 @@ class Watch:
             self.seen.append((job.held_out, job.group))
             return job, fitted
 
-        for module in (_vae, _search):
+        for module in (_vae, _candidates):
             monkeypatch.setattr(module, "prepare", watch)
 
     def assert_groups_are_whole(self):
