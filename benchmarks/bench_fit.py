@@ -26,6 +26,10 @@ Rules:
   could not be made equal is said below the table.
 - Threads: torch's default, or ``--threads``; set again before each fit. A contestant that chooses
   its own number during a fit may.
+
+``--beside`` does something else. It fits a wide network (784-512-512-50, batches of 256 rows) with
+one thread and with two, in turn, first on the machine as it is and then beside a process that keeps
+one core busy. That process is started here, and ends by itself after ten minutes.
 """
 
 import argparse
@@ -36,6 +40,7 @@ import io
 import itertools
 import logging
 import math
+import subprocess
 import sys
 import tempfile
 import time
@@ -394,6 +399,39 @@ def race(workload, names, repeats):
     return {"workload": asdict(workload), "contestants": rows, "left_out": left_out}
 
 
+BUSY = "import time\nend = time.time() + 600\nwhile time.time() < end:\n    pass"
+
+
+def race_threads(repeats):
+    """Seconds an epoch of one thread and of two, alone and beside a busy process."""
+    w = Workload(5_120, 784, (512, 512), 50, batch_size=256, epochs=(1, 3))
+    few, many = w.epochs
+    seconds = {}
+    for title in ("quiet", "busy"):
+        busy = subprocess.Popen([sys.executable, "-c", BUSY]) if title == "busy" else None
+        try:
+            for i in range(repeats + 1):
+                for n_threads in (1, 2):
+                    torch.set_num_threads(n_threads)
+                    fits = []
+                    for n_epochs in w.epochs:
+                        start = time.perf_counter()
+                        fit_skvae(w, n_epochs)
+                        fits.append(time.perf_counter() - start)
+                    if i:  # the first round is a warm-up
+                        own = seconds.setdefault(title, {}).setdefault(str(n_threads), [])
+                        own.append((fits[1] - fits[0]) / (many - few))
+        finally:
+            if busy is not None:
+                busy.kill()
+                busy.wait()
+        pairs = zip(seconds[title]["2"], seconds[title]["1"], strict=True)
+        ratios = [two / one for two, one in pairs]
+        seconds[title]["ratios"] = ratios
+        print(f"{title}: two threads take {machine.spread(ratios)} of the time of one")
+    return {"workload": asdict(w), "seconds_per_epoch": seconds}
+
+
 def print_table(title, result):
     w = result["workload"]
     layers = "-".join(map(str, (w["n_features"], *w["hidden"], w["n_components"])))
@@ -435,8 +473,17 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results/fit.json")
     parser.add_argument("--markdown", action="store_true", help="only print the tables of --json")
+    parser.add_argument("--beside", action="store_true", help="threads beside a busy process")
     args = parser.parse_args()
 
+    if args.beside:
+        report = machine.describe() | {"repeats": args.repeats}
+        print(machine.summarise(report))
+        report["results"] = race_threads(args.repeats)
+        path = Path(__file__).parent / "results/threads.json"
+        machine.write(path, report)
+        print(f"written to {path}")
+        return
     if args.markdown:
         markdown(machine.read(args.json))
         return

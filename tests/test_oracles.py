@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
 
 from skvae import VAETransformer, metrics
+from skvae._fit import execution
 from skvae.likelihoods import Gaussian
 from skvae.posteriors import LOG_STD_BOUND, Flow
 from skvae.priors import Mixture, Vamp
@@ -49,11 +50,14 @@ def standardised(X):
 
 @functools.cache
 def factor_analysis(table, n_components):
+    return analyse(load(table), n_components)
+
+
+def analyse(X, n_components):
     """Best of several starts on the standardised table, and its score in the table's units.
 
     FactorAnalysis has local optima and stops early on columns of unlike scales.
     """
-    X = load(table)
     S = standardised(X)
     rng = np.random.default_rng(0)
     starts = [None, *rng.uniform(0.05, 1, size=(3, X.shape[1]))]
@@ -121,16 +125,17 @@ def untrained(n_components, noise, X):
     ).fit(X)
 
 
+def linear(n_components, noise, **params):
+    numbers = {"hidden_layer_sizes": (), "early_stopping": False, "random_state": 0}
+    return VAETransformer(n_components, likelihood=Gaussian(noise), **numbers | params)
+
+
 def trained(table, n_components, noise, X, **params):
+    """A fit from random weights, as a model with hidden layers begins."""
     params = {"learning_rate": 0.02} | TRAINING[table] | params
-    return VAETransformer(
-        n_components,
-        likelihood=Gaussian(noise),
-        hidden_layer_sizes=(),
-        early_stopping=False,
-        random_state=0,
-        **params,
-    ).fit(X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "begins_as_factors", lambda job: False)
+        return linear(n_components, noise, **params).fit(X)
 
 
 @tables
@@ -186,6 +191,34 @@ def test_training_with_noise_per_feature_finds_factor_analysis(table, n_componen
         table, n_components, "per_feature", X
     ).score(X)
     assert -0.03 <= gap <= 0.1
+
+
+def ill_conditioned(condition, n_rows, n_columns=8, seed=0):
+    """Normal rows whose covariance has this condition number."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.standard_normal((n_columns, n_columns)))[0]
+    std = np.logspace(0, -np.log10(condition) / 2, n_columns)
+    return rng.standard_normal((n_rows, n_columns)) * std @ turn
+
+
+@pytest.mark.parametrize("noise", ["shared", "per_feature"])
+@pytest.mark.parametrize(("condition", "n_rows"), [(1e2, 150), (1e3, 400), (1e4, 150), (1e4, 2000)])
+def test_a_fit_reaches_its_optimum_on_ill_conditioned_rows(condition, n_rows, noise):
+    # Nothing is set. From random weights, the noise of the last components takes longer to fall.
+    X = ill_conditioned(condition, n_rows)
+    best = PCA(2).fit(X).score(X) if noise == "shared" else analyse(X, 2)[1]
+    assert -0.03 <= best - linear(2, noise).fit(X).score(X) <= 0.1
+
+
+@tables
+@sizes
+def test_a_fit_reaches_its_optimum_on_real_rows(table, n_components):
+    X = load(table)
+    fit = linear(n_components, "per_feature").fit(X)
+    assert -0.03 <= factor_analysis(table, n_components)[1] - fit.score(X) <= 0.1
+    X = 7 * standardised(X) + 100
+    pca, fit = PCA(n_components).fit(X), linear(n_components, "shared").fit(X)
+    assert -0.03 <= pca.score(X) - fit.score(X) <= 0.1
 
 
 @functools.cache
