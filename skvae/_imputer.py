@@ -17,7 +17,6 @@ import scipy.sparse
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import (
@@ -309,8 +308,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         own = None if container == "default" else container
         filled = fitted.schema.write(self._fill(numbers), containers.index_of(X), own)
         holes, wanted = containers.holes(X), ~self._empty | self.keep_empty_features
-        columns = output.fill(X, filled, holes, self._empty)
-        columns = [columns[i] for i in np.flatnonzero(wanted)]
+        columns = output.fill(X, filled, holes, self._empty, wanted)
         names = containers.column_names(filled)
         names = [names[i] for i in np.flatnonzero(wanted)] if names else names
         if self.indicator_ is not None:
@@ -320,18 +318,18 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _read(self, X: Any, reset: bool) -> Array:
         """Return a copy of X as numbers, with NaN for missing values."""
-        containers.check_rows(X)
         marked = self.missing_values
         is_nan = containers.is_missing(marked)
-        how = {"dtype": [np.float64, np.float32], "copy": True}
-        try:
-            finite = "allow-nan" if is_nan else True
-            X = validate_data(self, X, reset=reset, ensure_all_finite=finite, **how)
-        except ValueError as error:
-            if "infinity" in str(error):
-                numbers = check_array(X, ensure_all_finite=False, **how)
-                schema.refuse_infinity(numbers, containers.names(X))
-            raise
+        reader = copy.copy(self)  # a failure leaves self unchanged
+        X = schema.Schema(reader).read(
+            containers.to_validate(X),
+            Gaussian(),
+            reset=reset,
+            accept_sparse=False,
+            ensure_all_finite="allow-nan" if is_nan else True,
+        )
+        self.__dict__.update(reader.__dict__)
+        X = np.array(X, np.float32 if X.dtype == np.float32 else np.float64)
         if not is_nan:
             X[marked == X] = np.nan
         return X

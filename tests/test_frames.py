@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from skvae import VAEImputer
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Columns, Gaussian
 from skvae.networks import Conv
 
 ROWS = np.random.default_rng(0).normal(size=(30, 3))
@@ -223,7 +223,7 @@ def test_names_of_two_levels_may_repeat_in_each(quick):
 def test_values_of_other_types_are_categories_or_refused_by_name(values, quick):
     X = pd.DataFrame(ROWS, columns=list("abc")).assign(d=values)
     kind = type(values[0]).__name__
-    message = rf"value of type {kind} in column 3 \('d'\).*categories are for likelihood='auto'"
+    message = rf"value of type {kind} in column 3 \('d'\).*categories, use likelihood='auto'"
     with pytest.raises(TypeError, match=message):
         quick().fit(X)
     vae = quick(likelihood="auto").fit(X)
@@ -426,3 +426,145 @@ def test_a_frame_of_pandas_may_have_any_dtype_of_pyarrow(pyarrow, quick):
     assert filled.notna().all().all()
     assert (filled.dtypes == X.dtypes)[["whole", "word"]].all()
     quick().fit(X[["real", "price", "whole"]])
+
+
+class Stream:
+    """A table of a package that narwhals does not know, which shares it by Arrow's protocol."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize("kind", ["RecordBatch", "RecordBatchReader", "StructArray", "Stream"])
+@pytest.mark.parametrize("estimator", ["transformer", "imputer"])
+def test_a_table_that_only_arrow_knows_is_refused_with_a_remedy_that_works(
+    pyarrow, kind, estimator, quick
+):
+    table = pyarrow.table(dict(zip("abc", ROWS.T, strict=True)))
+    (batch,) = table.to_batches()
+    make = {
+        "RecordBatch": lambda: batch,
+        "RecordBatchReader": table.to_reader,
+        "StructArray": lambda: pyarrow.StructArray.from_arrays(batch.columns, batch.schema.names),
+        "Stream": lambda: Stream(table),
+    }[kind]
+    own = quick() if estimator == "transformer" else VAEImputer(quick())
+    message = rf"X is a {kind}\. Expected .*: pass pyarrow\.table\(X\)\."
+    with pytest.raises(TypeError, match=message):
+        own.fit(make())
+    own.fit(pyarrow.table(make()))
+    assert own.feature_names_in_.tolist() == ["a", "b", "c"]
+    with pytest.raises(TypeError, match=message):
+        own.transform(make())
+
+
+def of_type(pyarrow, word):
+    """A type of pyarrow, and values of it."""
+    words, numbers = ["x", "y", "z"] * 14, [1, 2, 4] * 14
+    of_dictionary = {
+        "ordered": (pyarrow.int8(), pyarrow.string(), True),
+        "large": (pyarrow.int64(), pyarrow.large_string(), False),
+        "numbers": (pyarrow.int16(), pyarrow.int64(), False),
+    }
+    if word in of_dictionary:
+        index, value, ordered = of_dictionary[word]
+        type_ = pyarrow.dictionary(index, value, ordered=ordered)
+        return type_, numbers if word == "numbers" else words
+    return pyarrow.type_for_alias(word), [w.encode() for w in words] if "binary" in word else words
+
+
+@pytest.mark.parametrize(
+    "word", ["ordered", "large", "numbers", "string", "large_string", "large_binary"]
+)
+@pytest.mark.parametrize("container", ["pandas", "pyarrow"])
+def test_a_column_of_an_arrow_type_comes_back_as_this_type(pyarrow, word, container, quick):
+    type_, values = of_type(pyarrow, word)
+    values = [None, *values[1:]]
+    real = np.random.default_rng(0).normal(size=len(values))
+    if container == "pandas":
+        own = pd.Series(values, dtype=pd.ArrowDtype(type_))
+        X = pd.DataFrame({"real": real, "own": own})
+    else:
+        X = pyarrow.table({"real": real, "own": pyarrow.array(values, type_)})
+
+    def dtype(frame):
+        return frame["own"].dtype if container == "pandas" else frame["own"].type
+
+    vae = quick(likelihood="auto").fit(X)
+    vae = pickle.loads(pickle.dumps(vae))
+    for back in (vae.sample(5), vae.inverse_transform(vae.transform(X))):
+        assert dtype(back) == dtype(X)
+        assert set(back["own"].to_pylist() if container == "pyarrow" else back["own"]) <= {
+            *values[1:]
+        }
+    filled = VAEImputer(quick(likelihood="auto")).fit_transform(X)
+    assert dtype(filled) == dtype(X)
+
+
+@pytest.mark.parametrize("kind", ["category", "dictionary"])
+def test_numbers_in_a_dtype_of_categories_come_back_as_numbers(pyarrow, kind, quick):
+    dictionary = pyarrow.dictionary(pyarrow.int8(), pyarrow.int64())
+    dtype = pd.ArrowDtype(dictionary) if kind == "dictionary" else "category"
+    values = pd.Series([None, *[1, 2, 4] * 10], dtype=dtype)
+    X = pd.DataFrame({"real": np.arange(31.0), "number": values, "word": list("xyz") * 10 + ["x"]})
+    parts = [(Gaussian(), ["real", "number"]), ("categorical", ["word"])]
+    likelihood = Columns(parts)
+    drawn = quick(likelihood=likelihood).fit(X).sample(20, random_state=0)["number"]
+    assert drawn.dtype == np.float64
+    assert drawn.nunique() == 20
+    filled = VAEImputer(quick(likelihood=likelihood)).fit_transform(X)["number"]
+    assert filled[1:].tolist() == values[1:].tolist()
+    assert filled[0] not in (1, 2, 4)  # as no category is between the others
+    assert np.isfinite(filled[0])
+
+
+@pytest.mark.parametrize("word", ["decimal128", "decimal256"])
+@pytest.mark.parametrize("container", ["pandas", "pyarrow", "polars", "object"])
+def test_decimals_are_numbers_for_every_likelihood_and_the_imputer(pyarrow, word, container, quick):
+    type_ = getattr(pyarrow, word)(10, 2)
+    real = np.random.default_rng(0).normal(size=(31, 2)).round(2)
+    values = [None, *(decimal.Decimal(str(value)) for value in real[1:, 1])]
+    real[0, 1] = np.nan
+    if container == "pyarrow":
+        X = pyarrow.table({"a": real[:, 0], "b": pyarrow.array(values, type_)})
+    elif container == "polars":
+        X = pl.DataFrame({"a": real[:, 0], "b": pl.Series(values, dtype=pl.Decimal(10, 2))})
+    else:
+        dtype = pd.ArrowDtype(type_) if container == "pandas" else object
+        X = pd.DataFrame({"a": real[:, 0], "b": pd.Series(values, dtype=dtype)})
+    for likelihood in ("auto", Gaussian("per_feature")):
+        vae = VAEImputer(quick(likelihood=likelihood))
+        expected = VAEImputer(quick(likelihood=Gaussian() if likelihood == "auto" else likelihood))
+        filled = np.column_stack([np.asarray(c, float) for c in columns_of(vae.fit_transform(X))])
+        np.testing.assert_array_equal(filled, expected.fit_transform(real))
+
+
+def columns_of(X):
+    return X.T if isinstance(X, np.ndarray) else [X[name].to_numpy() for name in ("a", "b")]
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, lambda X: pl.DataFrame(X, schema=["0", "1", "2"])])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+def test_the_imputer_has_the_dtypes_of_the_transformer(make, dtype, quick):
+    rows = (10 * ROWS).astype(dtype)
+    filled = VAEImputer(quick()).fit_transform(make(rows))
+    assert filled.dtype == (np.float32 if dtype == np.float32 else np.float64)
+    tensor = torch.tensor(rows)
+    assert VAEImputer(quick()).fit_transform(tensor).dtype == filled.dtype
+    np.testing.assert_array_equal(
+        quick().fit(tensor).transform(tensor), quick().fit_transform(rows)
+    )
+
+
+def test_the_imputer_reads_a_tensor_of_bfloat16(quick):
+    rows = torch.tensor(ROWS).bfloat16()
+    np.testing.assert_array_equal(VAEImputer(quick()).fit_transform(rows), rows.float().numpy())
+
+
+def test_the_imputer_names_the_column_of_a_value_that_is_no_number(quick):
+    X = pd.DataFrame({"a": ROWS[:, 0], "b": ["x", "y"] * 15})
+    with pytest.raises(ValueError, match=r"'x' in column 1 \('b'\), which is no number\. Make"):
+        VAEImputer(quick()).fit(X)

@@ -327,7 +327,7 @@ NO_DATA = [
     pytest.param(
         lambda X: objects(X, {}),
         TypeError,
-        "X has a value of type dict in column 0: .* argument must be a string or a number",
+        r"X has a value of type dict in column 0\. .* argument must be a string or a number",
         id="dicts",
     ),
     pytest.param(lambda X: [[1, 2, 3, 4], [1, 2]], ValueError, "unequal lengths", id="ragged"),

@@ -1022,6 +1022,29 @@ def test_a_member_with_an_enormous_rate_diverges_and_leaves_the_others_alone(n_h
         torch.testing.assert_close(record.weights, expected.weights, rtol=1e-3, atol=1e-4)
 
 
+def test_kept_weights_are_copies_that_later_epochs_do_not_change():
+    of_stack = torch.ones(3, 5)  # training writes into these weights, of three models
+    rows = torch.zeros(4)
+    run = Run(1, plan(max_iter=2, n_held_out=4), of_stack[1])
+    for epoch, loss in enumerate((2.0, 1.0), 1):
+        of_stack.fill_(epoch + 1)
+        run.best.judge(loss, rows.fill_(loss), epoch, of_stack[1], run.plan)
+    of_stack.fill_(9)
+    rows.fill_(9)
+    assert run.last[1].tolist() == [1] * 5  # the first weights
+    assert run.best.weights.tolist() == [3] * 5
+    assert run.best.rows.tolist() == [1] * 4
+
+
+def test_the_weights_of_a_record_at_the_end_release_those_of_other_models():
+    of_stack = torch.ones(1000, 5)
+    run = Run(1, plan(max_iter=1), of_stack[1])
+    run.end_epoch([0.0] * 7, torch.zeros(4), of_stack[1], None)
+    assert not run.goes_on()
+    for weights in (run.record.weights, run.last[1], run.finish().weights):
+        assert weights.untyped_storage().nbytes() == 5 * weights.element_size()
+
+
 def test_interruption_while_members_are_recorded_keeps_what_each_has_complete(monkeypatch):
     judge, n_judged = Best.judge, 0
 

@@ -1,6 +1,7 @@
 """What all parts of a model have in common."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class Part:
@@ -30,6 +31,18 @@ class Part:
             if _is_skvaes(owner):
                 source = abstract if name in vars(abstract) else Part
                 setattr(cls, name, vars(source)[name])
+
+
+def look_up(kind: str, value: Any, named: Mapping[str, Any]) -> Any:
+    """Return the part that `value` names, or `value` itself if it is no name; `kind` is a word."""
+    try:
+        return named.get(value, value)
+    except TypeError as error:
+        raise TypeError(
+            f"A {kind} has to be a value, which has a hash. Got {value!r} ({error}): make its "
+            "class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
+            "strings and tuples."
+        ) from None
 
 
 def _is_skvaes(cls: type) -> bool:

@@ -132,13 +132,13 @@ def to_numbers(column: containers.Column, where: str) -> Array:
         if not isinstance(value, containers.NUMBERS):
             if not isinstance(value, str):  # scikit-learn has this message
                 raise TypeError(
-                    f"X has a value of type {type(value).__name__} in {where}: a value of "
-                    "this argument must be a string or a number. Make it a number; categories are "
-                    "for likelihood='auto' or skvae.likelihoods.Columns."
+                    f"X has a value of type {type(value).__name__} in {where}. This argument must "
+                    "be a string or a number. Make it a number. For a column of categories, use "
+                    "likelihood='auto' or skvae.likelihoods.Columns."
                 )
             raise ValueError(
                 f"X has the value {value!r} in {where}, which is no number{_reads(value)}. "
-                "Give numbers there; categories are for likelihood='auto' or "
+                "Make it a number. For a column of categories, use likelihood='auto' or "
                 "skvae.likelihoods.Columns."
             )
         numbers[row] = value
@@ -151,7 +151,7 @@ def _reads(value: str) -> str:
         float(value)
     except ValueError:
         return ""
-    return " but a string, of which X.astype(float) makes one"
+    return " but a string. X.astype(float) makes numbers of such strings"
 
 
 def decode(numbers: Array, categories: Mapping[int, Array]) -> list[Array]:

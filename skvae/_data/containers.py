@@ -85,6 +85,9 @@ def _remedy(X: Any) -> str | None:
     """Words for what to pass in place of X; None if X may be a table."""
     if X is None:
         return "pass the rows to be read"
+    # Arrow's protocol gives names of columns, which an array of the same rows has not.
+    if not _is_known(X) and (hasattr(X, "__arrow_c_stream__") or hasattr(X, "__arrow_c_array__")):
+        return "pass pyarrow.table(X)"
     if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "__array__") or hasattr(X, "tocsr"):
         return None
     if isinstance(X, torch.utils.data.DataLoader):
@@ -104,6 +107,15 @@ def _remedy(X: Any) -> str | None:
     if isinstance(X, str | bytes | os.PathLike):
         return "read the file first, with pandas.read_csv or numpy.load, say"
     return None
+
+
+def _is_known(X: Any) -> bool:
+    """Whether narwhals reads X, as an eager or lazy frame or as a series."""
+    try:
+        found = nw.from_native(X, pass_through=True, allow_series=True)
+    except nw.exceptions.DuplicateError:  # a frame, whose names have an error of their own
+        return True
+    return isinstance(found, nw.DataFrame | nw.LazyFrame | nw.Series)
 
 
 def _flatten(
@@ -271,9 +283,16 @@ def is_loose(column: Column) -> bool:
     return str(own_dtype(column)) in ("object", "Object")
 
 
+def is_decimal(column: Column) -> bool:
+    """Whether the dtype of a series is one of decimals, of which narwhals knows one only."""
+    return column.dtype == nw.Decimal or str(own_dtype(column)).startswith("decimal")
+
+
 def _kind_of_dtype(column: Column) -> str:
     """Return the kind of the dtype of a column, or of an array or sparse matrix."""
     dtype = column.dtype
+    if isinstance(column, nw.Series) and is_decimal(column):
+        return "f"
     if isinstance(column, nw.Series) and dtype != nw.Unknown:
         if dtype.is_integer():
             return "i"
@@ -310,7 +329,7 @@ def has_objects(X: Any) -> bool:
     if isinstance(X, np.ndarray):
         return X.ndim == 2 and _kind_of_dtype(X) == "O"
     special = [column for _, column in _special(X)]
-    found = any(_kind_of_dtype(c) == "O" or c.dtype == nw.Decimal for c in special)
+    found = any(_kind_of_dtype(c) == "O" or is_decimal(c) for c in special)
     return found and is_table(X)
 
 
@@ -322,7 +341,8 @@ def own_categories(column: Column) -> list[Any] | None:
     if backend.is_polars() and column.dtype == nw.Categorical:
         return None  # it lists the strings of other columns, too
     if backend.is_pandas_like() and not hasattr(column.to_native(), "cat"):
-        return None  # a dictionary of pyarrow in a frame of pandas
+        # A dictionary of pyarrow in a frame of pandas.
+        column = nw.from_native(column.to_native().array.__arrow_array__(), series_only=True)
     return [c for c in column.cat.get_categories().to_list() if not is_missing(c)]
 
 
@@ -332,8 +352,11 @@ def items(column: Column) -> list[Any]:
 
 
 def numbers(column: Column) -> Array | None:
-    """Return a column as float64, NaN where values are missing; None if it is not numeric."""
-    if _kind_of_dtype(column) == "O":
+    """Return a column as float64, NaN where values are missing; None if it is not numeric.
+
+    The result is also None for decimals, since Arrow does not cast them to the nearest float64.
+    """
+    if _kind_of_dtype(column) == "O" or (isinstance(column, nw.Series) and is_decimal(column)):
         return None
     return column.cast(nw.Float64).to_numpy() if isinstance(column, nw.Series) else column
 

@@ -4,7 +4,9 @@ A fitted estimator keeps plain values that describe the container, so that files
 name a package that narwhals knows, the columns, and the dtype of each column.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -48,19 +50,22 @@ def describe_output(
 def _word_for(column: containers.Column) -> str | None:
     """Return the word from which `_dtype_of` makes the dtype of a column; None if it makes none.
 
-    For pandas this is its own word, since narwhals has one name for "int64" and "Int64".
+    For pandas and pyarrow this is the word of the package, since narwhals has one name for "int64"
+    and "Int64", and one for all dictionaries.
     """
     if not isinstance(column, nw.Series):
         return "object"
-    if not column.implementation.is_pandas_like():
+    backend, dtype = column.implementation, containers.own_dtype(column)
+    if not (backend.is_pandas_like() or backend.is_pyarrow()):
         return str(column.dtype)
-    dtype = containers.own_dtype(column)
     word = str(getattr(dtype, "subtype", dtype) if str(dtype).startswith("Sparse") else dtype)
+    first = [value for value in column.head(1).to_list() if not containers.is_missing(value)]
     try:
-        column.implementation.to_native_namespace().Series([], dtype=word)
+        made = _dtype_of(word, backend, first, False)
+        _make_series(first, made, backend)
     except (TypeError, ValueError, NotImplementedError):
         return None
-    return word
+    return None if made is None else word
 
 
 def give_back(X: Array, output: Mapping[str, Any], index: Any = None) -> Any:
@@ -81,8 +86,10 @@ def give_back_columns(
     """Do as `give_back`, for columns that may hold categories, in the dtypes of `fit`."""
     words: list[str | None] = output.get("dtypes", [])
     if "kinds" in output:
-        known = enumerate(zip(columns, output["kinds"], words, strict=True))
+        known = list(enumerate(zip(columns, output["kinds"], words, strict=True)))
         columns = [c if i in categories else _rounded(c, *own) for i, (c, *own) in known]
+        # A column of categories may have been read as numbers, which are no categories.
+        words = [None if i not in categories and k == "O" else w for i, (_, k, w) in known]
     if output["container"] is None:
         return np.stack([column.astype(output["dtype"]) for column in columns], axis=1)
     backend = _backend(container or output["container"])
@@ -97,7 +104,7 @@ def give_back_columns(
 
 def _plain(column: Array, word: str | None, backend: Any) -> Any:
     """Return the values of a column as `_make_series` takes them, for the word of a dtype."""
-    if word is None or (word != "object" and backend.is_pandas_like()):
+    if word != "object" and (backend.is_pandas_like() or (word is None and column.dtype != object)):
         return column
     has_holes = column.dtype.kind == "f" and np.isnan(column).any()
     has_holes = has_holes and not backend.is_pandas_like()
@@ -112,18 +119,42 @@ def _dtype_of(word: str | None, backend: Any, categories: Collection[Any], order
     """Return the dtype of a word of `_word_for`; None leaves it to the values."""
     if word is None or word.startswith(("Decimal", "Unknown")):
         return None
-    if not backend.is_pandas_like():
-        name = word.partition("(")[0]
-        return nw.Enum(list(categories)) if name == "Enum" else getattr(nw, name, None)
-    if word != "category":
-        return word
-    return backend.to_native_namespace().CategoricalDtype(categories, ordered)
+    if backend.is_pandas_like():
+        package = backend.to_native_namespace()
+        if word == "category":
+            return package.CategoricalDtype(categories, ordered)
+        if not word.endswith("[pyarrow]"):
+            return word
+        of_arrow = _type_of_arrow(word.removesuffix("[pyarrow]"))
+        return None if of_arrow is None else package.ArrowDtype(of_arrow)
+    name = word.partition("(")[0]
+    if backend.is_pyarrow() and not hasattr(nw, name):  # an older file has the word of narwhals
+        return _type_of_arrow(word)
+    return nw.Enum(list(categories)) if name == "Enum" else getattr(nw, name, None)
+
+
+def _type_of_arrow(word: str) -> Any:
+    """Return the type of pyarrow that has this word; None for types with other parameters."""
+    import pyarrow
+
+    dictionary = re.fullmatch(r"dictionary<values=(.+), indices=(\w+), ordered=([01])>", word)
+    try:
+        if dictionary is None:
+            return pyarrow.type_for_alias(word)
+        values, indices = map(pyarrow.type_for_alias, dictionary.groups()[:2])
+    except ValueError:
+        return None
+    return pyarrow.dictionary(indices, values, ordered=dictionary[3] == "1")
 
 
 def _make_series(values: Any, dtype: Any, backend: Any, index: Any = None) -> Any:
-    """Make a series in its own package, of a dtype of pandas or else of narwhals."""
+    """Make a series in its own package, of a dtype of this package or else of narwhals."""
     if backend.is_pandas_like():
         return backend.to_native_namespace().Series(values, dtype=dtype, index=index)
+    if backend.is_pyarrow():
+        package = backend.to_native_namespace()
+        if isinstance(dtype, package.DataType):
+            return package.chunked_array([package.array(values, dtype)])
     if dtype != nw.Categorical:
         return nw.new_series("", values, dtype, backend=backend).to_native()
     # Only a cast makes categories in pyarrow.
@@ -148,17 +179,18 @@ def _make_frame(data: Any, names: Sequence[Any], backend: Any, index: Any = None
     return nw.from_numpy(data, texts, backend=backend).to_native()
 
 
-def fill(X: Any, filled: Any, holes: Array, empty: Array) -> list[Any]:
-    """Return the columns of X with the values of `filled` in their `holes`, or 0 if `empty`.
+def fill(X: Any, filled: Any, holes: Array, empty: Array, wanted: Array) -> list[Any]:
+    """Return the `wanted` columns of X, with their `holes` filled.
 
-    All other values stay as they are. The columns are for `join`, in the container of `filled`. If
+    A hole gets the value of `filled`, or 0 in an `empty` column. All other values stay as they are.
+    The columns are for `join`, in the container of `filled`. If
     X has this container, too, a column keeps its dtype if the dtype can hold the filled values.
     """
     index, pairs = (
         containers.index_of(filled),
         zip(containers.columns(X), containers.columns(filled), strict=True),
     )
-    return [_fill(*c, holes[:, i], bool(empty[i]), index) for i, c in enumerate(pairs)]
+    return [_fill(*c, holes[:, i], bool(empty[i]), index) for i, c in enumerate(pairs) if wanted[i]]
 
 
 def _fill(
@@ -178,20 +210,20 @@ def _fill(
         if isinstance(value, Real | np.bool_) and letter in "bi":
             value = bool(float(value) >= 0.5) if letter == "b" else round(float(value))
         values[row] = value
+    if letter == "f":  # filled values are floats, and the sum of a decimal and a float is an error
+        values = [float(value) if isinstance(value, Decimal) else value for value in values]
     if backend is None:
         return values
     for column in [before] * same + [after] * (not empty):
-        known, dtype = containers.own_categories(column), column.dtype
-        if known is not None and not set(values) <= set(known):
+        known, own = containers.own_categories(column), containers.own_dtype(column)
+        if (known is not None and not set(values) <= set(known)) or containers.is_decimal(column):
             continue
         try:
             if backend.is_pandas_like():
-                return _make_series(values, object, backend, index).astype(
-                    containers.own_dtype(column)
-                )
-            if dtype != nw.Unknown:
-                return _make_series(values, dtype, backend)
-        except (TypeError, ValueError, OverflowError, ArithmeticError):
+                return _make_series(values, object, backend, index).astype(own)
+            if backend.is_pyarrow() or column.dtype != nw.Unknown:
+                return _make_series(values, own if backend.is_pyarrow() else column.dtype, backend)
+        except (TypeError, ValueError, OverflowError, ArithmeticError, NotImplementedError):
             continue
     return _make_series(values, None, backend, index)
 

@@ -124,8 +124,8 @@ class Schema:
         The code of a category that `fit` has not seen is `codes.UNSEEN`. Infinity raises an error
         that names the column, unless `accept_far`. If `rows` are given, only these are checked.
         """
-        of_array = {"ensure_all_finite": False if accept_far else "allow-nan", **checks}
-        of_array |= {"accept_sparse": "csr"}
+        finite = False if accept_far else "allow-nan"
+        of_array = {"ensure_all_finite": finite, "accept_sparse": "csr", **checks}
         table = (self.categories and containers.is_table(X)) or containers.has_objects(X)
         numbers = X
         try:

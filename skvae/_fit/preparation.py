@@ -340,7 +340,10 @@ def _describe_outcome(
     max_iter = job.plan.max_iter
 
     def fitted(record: Record, state: State, *, goes_on: bool = partial) -> dict[str, Any]:
-        """Return all that `fit` sets, as if it had ended with this record; or as it `goes_on`."""
+        """Return all attributes that `fit` sets when training has come to this record.
+
+        With `goes_on`, they are those of the latest epoch, and training can continue from them.
+        """
         stopped = record.outcome in ("stopped", "interrupted") and record.n_iter < max_iter
         progress = None
         if record.progress is not None and (goes_on or stopped):

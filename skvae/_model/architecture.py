@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from skvae._backend.part import look_up
 from skvae.likelihoods import LIKELIHOODS, Likelihood
 from skvae.networks import NETWORKS
 from skvae.posteriors import POSTERIORS
@@ -20,14 +21,7 @@ NAMED: dict[str, Mapping[str, Any]] = {
 
 def part_of(kind: str, value: Any) -> Any:
     """Return the part that `value` is, or that it names; `kind` is a key of `NAMED`."""
-    try:
-        return NAMED[kind].get(value, value)
-    except TypeError as error:
-        raise TypeError(
-            f"A {kind} has to be a value, which has a hash. Got {value!r} ({error}): make its "
-            "class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
-            "strings and tuples."
-        ) from None
+    return look_up(kind, value, NAMED[kind])
 
 
 def name_of(kind: str, part: Any) -> Any:

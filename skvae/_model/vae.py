@@ -51,9 +51,9 @@ class Terms(NamedTuple):
 class Complete(NamedTuple):
     """Rows in which the typical value stands for each missing one.
 
-    With scale s, log p(x) = log p(y) - sum_d log s_d, summed over the values that are there.
-    Another function subtracts the sum over all columns, so `more` adds the sum over the missing
-    values.
+    With scales s, log p(x) = log p(y) - sum_d log s_d, where the sum is over the values that are
+    there. The score of a row subtracts the sum over all columns (`log_jacobian` in
+    `skvae._model.state`). So `more` is the sum over the missing values, and is added to log p(y).
     """
 
     y: torch.Tensor  # (B, D)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._indexing import _get_column_indices
 
+from skvae._backend.part import look_up
 from skvae._backend.warn import warn
 from skvae._data import containers
 from skvae._data.words import Labels, listed
@@ -38,14 +39,7 @@ def place(likelihood: Any, X: Any) -> tuple[Any, Any]:
     Raises a ValueError if a column is in no part, in two parts or not in X, and a TypeError if a
     likelihood is no value.
     """
-    try:
-        likelihood = LIKELIHOODS.get(likelihood, likelihood)
-    except TypeError as error:
-        raise TypeError(
-            f"A likelihood has to be a value, which has a hash. Got {likelihood!r} ({error}): make "
-            "its class a frozen dataclass, @dataclass(frozen=True), with fields such as numbers, "
-            "strings and tuples."
-        ) from None
+    likelihood = look_up("likelihood", likelihood, LIKELIHOODS)
     if isinstance(likelihood, str):  # "auto"
         likelihood = _choose(X) if containers.is_table(X) and X.shape[1] else Gaussian()
     if not isinstance(likelihood, Columns) or not containers.is_table(X):
