@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,26 @@ TENSORS = torch.utils.data.TensorDataset(torch.tensor(ROWS))
 NO_ROWS = [
     (lambda: {"a": [1.0, 2.0], "b": [3.0, 4.0]}, "X is a dict.*pandas.DataFrame", pd.DataFrame),
     (lambda: pl.DataFrame(ROWS).lazy(), r"X is a LazyFrame.*X\.collect\(\)", lambda X: X.collect()),
+    (
+        lambda: pl.DataFrame(ROWS).to_struct("X"),
+        r"X is a Series.*X\.struct\.unnest\(\)",
+        lambda X: X.struct.unnest(),
+    ),
+    (
+        lambda: pl.Series("X", ROWS.tolist()),
+        r"X is a Series.*np\.array\(X\.to_list\(\)\)",
+        lambda X: np.array(X.to_list()),
+    ),
+    (
+        lambda: pd.DataFrame(ROWS).groupby(0),
+        "X is a DataFrameGroupBy.*without groups",
+        lambda X: X.obj,
+    ),
+    (
+        lambda: SimpleNamespace(__dlpack__=0, rows=ROWS),
+        r"X is a SimpleNamespace.*np\.from_dlpack\(X\)",
+        lambda X: X.rows,
+    ),
     (AnnData, r"X is an AnnData.*X\.X.*X\.to_df\(\)", lambda X: X.to_df()),
     (Table, r"X is a Table.*X\.to_pandas\(\)", lambda X: X.to_pandas()),
     (lambda: (row for row in ROWS), "X is a generator.*list", lambda X: np.asarray(list(X))),

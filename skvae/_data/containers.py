@@ -85,10 +85,17 @@ def _remedy(X: Any) -> str | None:
     """Words for what to pass in place of X; None if X may be a table."""
     if X is None:
         return "pass the rows to be read"
+    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "tocsr"):
+        return None
+    found = _read_by_narwhals(X)
+    if isinstance(found, nw.Series) and found.dtype.is_nested():
+        if found.dtype == nw.Struct:
+            return "pass X.struct.unnest(), of whose columns the fields are the names"
+        return "pass np.array(X.to_list())"
     # Arrow's protocol gives names of columns, which an array of the same rows has not.
-    if not _is_known(X) and (hasattr(X, "__arrow_c_stream__") or hasattr(X, "__arrow_c_array__")):
+    if found is None and (hasattr(X, "__arrow_c_stream__") or hasattr(X, "__arrow_c_array__")):
         return "pass pyarrow.table(X)"
-    if isinstance(X, np.ndarray | torch.Tensor) or hasattr(X, "__array__") or hasattr(X, "tocsr"):
+    if hasattr(X, "__array__"):
         return None
     if isinstance(X, torch.utils.data.DataLoader):
         return "concatenate its batches, as torch.cat([batch[0] for batch in X]) does"
@@ -100,6 +107,12 @@ def _remedy(X: Any) -> str | None:
         return "pass X.collect()"
     if hasattr(X, "to_pandas"):
         return "pass X.to_pandas()"
+    if hasattr(X, "__dataframe__"):
+        return "pass pandas.api.interchange.from_dataframe(X)"
+    if hasattr(X, "__dlpack__"):
+        return "pass np.from_dlpack(X)"
+    if hasattr(X, "ngroups"):  # frames of pandas by groups
+        return "pass the frame without groups"
     if isinstance(X, Mapping):
         return "pass pandas.DataFrame(X), of whose columns the keys are the names"
     if isinstance(X, Iterator | Set):
@@ -109,13 +122,13 @@ def _remedy(X: Any) -> str | None:
     return None
 
 
-def _is_known(X: Any) -> bool:
-    """Whether narwhals reads X, as an eager or lazy frame or as a series."""
+def _read_by_narwhals(X: Any) -> Any:
+    """Return X as a frame or a series of narwhals; None if it is neither."""
     try:
         found = nw.from_native(X, pass_through=True, allow_series=True)
     except nw.exceptions.DuplicateError:  # a frame, whose names have an error of their own
-        return True
-    return isinstance(found, nw.DataFrame | nw.LazyFrame | nw.Series)
+        return X
+    return found if isinstance(found, nw.DataFrame | nw.LazyFrame | nw.Series) else None
 
 
 def _flatten(
