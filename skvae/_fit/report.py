@@ -75,8 +75,9 @@ def _check_model(trained: Trained, plan: Plan, n_varying: int) -> None:
     if trained.shortfall > SHORTFALL:
         warn(
             f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
-            "the best that a model without hidden layers can be on its training rows. Increase "
-            "max_iter or learning_rate, or use early_stopping, which keeps factor analysis.",
+            "the best that a model without hidden layers can be on its training rows. Training "
+            f"began there and moved away. Lower learning_rate={plan.learning_rate:.3g}, or use "
+            "early_stopping, which keeps factor analysis.",
             ConvergenceWarning,
         )
     if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:
