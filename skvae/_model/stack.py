@@ -50,6 +50,17 @@ def _split(noise: torch.Tensor, n_own: int) -> tuple[torch.Tensor, torch.Tensor 
     return noise[..., :n_own], noise[..., n_own:]
 
 
+def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace a parameter or buffer of a model by a tensor of another shape."""
+    owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    if leaf not in owner._parameters:
+        owner._buffers[leaf] = tensor
+    elif isinstance(tensor, nn.Parameter):
+        owner._parameters[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
 class Stack:
     """M models that differ in their values and in `n_components` only.
 
@@ -73,8 +84,8 @@ class Stack:
         *,
         low_precision: bool = False,
     ) -> None:
-        wide = max(architectures, key=lambda architecture: architecture.n_components)
-        self.model = model = empty_model(wide)
+        self.wide = max(architectures, key=lambda architecture: architecture.n_components)
+        self.model = model = empty_model(self.wide)
         states = [widened(state, model) for state in states]
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         for name, shape in shapes.items():
@@ -82,12 +93,7 @@ class Stack:
             for m, (architecture, state) in enumerate(zip(architectures, states, strict=True)):
                 own = self._index(name, architecture, shape, state[name].shape)
                 padded[m, ...][own] = state[name]
-            owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-            tensor = to_tensor(padded, device)
-            if leaf in owner._parameters:
-                owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-            else:
-                owner._buffers[leaf] = tensor
+            _put(model, name, to_tensor(padded, device))
         bounds = {float(state["bound"]) for state in states}
         model.limit = bounds.pop() if len(bounds) == 1 else None
         # The modules of the prior and of the posterior, whose functions autograd may differentiate.
@@ -144,8 +150,15 @@ class Stack:
 
     def copy(self) -> "Stack":
         """Return a stack of modules of its own that share all tensors with this one."""
-        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
-        return copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
+        twin = copy.copy(self)
+        twin.model = empty_model(self.wide)
+        for name, tensor in itertools.chain(
+            self.model.named_parameters(), self.model.named_buffers()
+        ):
+            _put(twin.model, name, tensor)
+        twin.model.limit = self.model.limit
+        twin.latent_parts = nn.ModuleList([twin.model.mixture, twin.model.flow])
+        return twin
 
     def keep(self, members: torch.Tensor) -> None:
         """Keep only these models."""
