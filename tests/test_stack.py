@@ -449,7 +449,7 @@ def test_a_stack_has_room_for_its_members_and_the_rows_of_their_folds():
         for i in range(30)
     }
     own, rows = packing._n_bytes(jobs[1]), packing._row_bytes(jobs[1])
-    n_threads = team.n_threads(CPU)
+    n_threads = team.n_threads(torch.device("cpu"))
     for working_memory in (0.5, 1, 2):
         with config_context(working_memory=working_memory):
             stacks = packing.gather(jobs, "auto")
@@ -479,7 +479,9 @@ def test_stacks_share_a_number_of_components_or_rows_where_both_have_no_room():
         [4, 4, 4, 2, 2, 2],
     ]
     own, rows = max(map(packing._n_bytes, jobs.values())), packing._row_bytes(jobs[0])
-    with config_context(working_memory=(4 * own + 2 * rows) * team.n_threads(CPU) / 2**20):
+    with config_context(
+        working_memory=(4 * own + 2 * rows) * team.n_threads(torch.device("cpu")) / 2**20
+    ):
         of_rows = parts_of(packing.gather(jobs, 4))
     assert [(n_components, len(sources)) for n_components, sources in of_rows] == [
         ([16, 8, 4, 2], 1)
