@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import distributions as D
 
 from skvae import VAETransformer, metrics
+from skvae._fit import execution
 from skvae.likelihoods import Gaussian
 from skvae.posteriors import Flow
 from skvae.priors import Mixture, Vamp
@@ -34,13 +35,16 @@ def rows(n_rows=60):
 
 @functools.cache
 def fitted(**params):
-    """A linear model in float64: its q is not the true posterior, as few epochs have been."""
+    """A linear model in float64, of few epochs from random weights: q is not the true posterior."""
     few = {"max_iter": 100, "learning_rate": 0.03}
     linear = {"hidden_layer_sizes": (), "likelihood": Gaussian("per_feature")}
     params = {"n_components": 2} | linear | few | params
-    return VAETransformer(
+    vae = VAETransformer(
         **params, early_stopping=False, precision="float64", random_state=0, device="cpu"
-    ).fit(rows())
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "begins_as_factors", lambda job: False)
+        return vae.fit(rows())
 
 
 # One line for each combination of prior and posterior.

@@ -154,10 +154,10 @@ def batches(monkeypatch):
     """What each call of the loss's gradient saw: rows (M, B, D) and their weights (M, B)."""
     seen, gradient = [], loop.loss_gradient
 
-    def watch(stack, batch, weights):
+    def watch(stack, batch, weights, n_rows):
         row_weight = batch.row_weight
         seen.append((batch.y.clone(), None if row_weight is None else row_weight.clone()))
-        return gradient(stack, batch, weights)
+        return gradient(stack, batch, weights, n_rows)
 
     monkeypatch.setattr(loop, "loss_gradient", watch)
     return seen
