@@ -47,7 +47,7 @@ CLEANUP = {
     function.__name__: first_line_after_yield(function)
     for function in (devices.computing, files.replacing)
 }
-N_FAULTS = 30  # of each kind of call
+N_FAULTS = 15  # of each kind of call
 ERRORS = [RuntimeError("x"), MemoryError("x"), OSError("x"), torch.OutOfMemoryError("x")]
 
 
