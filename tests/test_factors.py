@@ -99,8 +99,10 @@ def score(y, found):
 
 
 @pytest.mark.filterwarnings("ignore:FactorAnalysis did not converge")
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("n_components", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("table", "n_components"),
+    [("wine", 1), ("wine", 4), ("diabetes", 2), ("diabetes", 4), ("iris", 1), ("breast_cancer", 2)],
+)
 def test_em_comes_as_far_as_factor_analysis_of_scikit_learn(table, n_components):
     y = standardised(table)
     noise = noise_of(floor=1e-12)
@@ -704,25 +706,32 @@ def test_candidates_that_become_factor_analysis_are_one(precision):
     np.testing.assert_array_equal(scores.ravel(), reference.cv_results_["mean_test_score"])
 
 
-@pytest.mark.parametrize("family", [Gaussian, Laplace, StudentT])
-@pytest.mark.parametrize("noise", ["per_sample", "per_feature", "shared", 0.5])
-@pytest.mark.parametrize("posterior", ["diagonal", "full"])
-@pytest.mark.parametrize("prior", ["standard_normal", Mixture(3)])
-def test_a_fit_that_learns_nothing_is_factor_analysis(family, noise, posterior, prior):
+# Every pair of a family, a noise, a posterior and a prior.
+PAIRS = [
+    (Gaussian("per_sample"), "diagonal", "standard_normal"),
+    (Gaussian("per_feature"), "full", Mixture(3)),
+    (Gaussian("shared"), "diagonal", Mixture(3)),
+    (Gaussian(0.5), "full", "standard_normal"),
+    (Laplace("per_sample"), "full", Mixture(3)),
+    (Laplace("per_feature"), "diagonal", "standard_normal"),
+    (Laplace("shared"), "full", "standard_normal"),
+    (Laplace(0.5), "diagonal", Mixture(3)),
+    (StudentT("per_sample"), "full", "standard_normal"),
+    (StudentT("per_feature"), "diagonal", Mixture(3)),
+    (StudentT("shared"), "full", Mixture(3)),
+    (StudentT(0.5), "diagonal", "standard_normal"),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "posterior", "prior"), PAIRS, ids=str)
+def test_a_fit_that_learns_nothing_is_factor_analysis(likelihood, posterior, prior):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(300, 6))
-    vae = VAETransformer(
-        2,
-        likelihood=family(noise),
-        posterior=posterior,
-        prior=prior,
-        learning_rate=1e-9,
-        max_iter=1,
-        random_state=0,
-    ).fit(X)
+    parts = {"likelihood": likelihood, "posterior": posterior, "prior": prior}
+    vae = VAETransformer(2, **parts, learning_rate=1e-9, max_iter=1, random_state=0).fit(X)
     Z = vae.transform(X)
     best = PCA(2).fit(X).score(X)
-    if family is Gaussian and noise != 0.5:
+    if type(likelihood) is Gaussian and likelihood.noise != 0.5:
         # 270 of the 300 rows were trained on.
         assert best - 0.3 < vae.score(X) < best + 0.3
     explained = PCA(2).fit_transform(X)
@@ -784,10 +793,9 @@ def test_rows_that_are_held_out_are_a_part_of_what_is_kept_and_not_of_what_is_ju
 
 
 @pytest.mark.parametrize(
-    ("scale", "noise"),
-    [(1.0, 1e-14), *((10.0**i, noise) for i in (3, 5, 6, 7) for noise in (0.5, 1))],
+    ("scale", "noise", "n_copies"),
+    [(1.0, 1e-14, 1), (1.0, 1e-14, 3), (1e3, 1, 3), (1e5, 0.5, 1), (1e6, 1, 3), (1e7, 0.5, 1)],
 )
-@pytest.mark.parametrize("n_copies", [1, 3])
 def test_rows_of_few_dimensions_far_above_their_noise_can_be_fitted(scale, noise, n_copies):
     rng = np.random.default_rng(0)
     X = np.tile(rng.normal(size=(200, 2)) @ rng.normal(size=(2, 6)), n_copies) * scale

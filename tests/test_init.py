@@ -29,13 +29,14 @@ before, found = set(sys.modules), {}
 import skvae
 dir(skvae)
 found["imported"] = sorted(set(sys.modules) - before)
+warnings.simplefilter("ignore")
 import numpy
 X = numpy.eye(60)
 skvae.VAETransformer(2, max_iter=1, random_state=0).fit(X).score(X)
 found["fitted"] = sorted(set(sys.modules) - before)
 found["names"] = [getattr(skvae, name).__name__ for name in NAMES]
+found["named"] = sorted(set(sys.modules) - before)
 if CONVERTS:
-    warnings.simplefilter("ignore")
     skvae.onnx.register()
     from skl2onnx import supported_converters
     found["converters"] = sorted(supported_converters())
@@ -65,6 +66,8 @@ def test_import_skvae_loads_only_the_dependencies_and_a_fit_no_more(found):
     assert {name for name in packages if name not in sys.stdlib_module_names} <= known
     for step in ("imported", "fitted"):
         assert not {"skvae.onnx", "skvae.safetensors", *HEAVY} & set(found[step])
+    # Nor does a public module import the packages of its extra before they are needed.
+    assert not {"onnx", "onnxruntime", "onnxscript", "skl2onnx"} & set(found["named"])
     # torch imports a compiler in some of its functions, which takes half a second.
     assert "sympy" not in found["fitted"]
 

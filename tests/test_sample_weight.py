@@ -612,6 +612,10 @@ def test_a_search_over_a_pipeline_trains_stacks_with_weights(sizes):
 def test_what_other_steps_get_is_fitted_by_itself(sizes):
     pipe, n = make_pipeline(StandardScaler(), small(precision="float64")), counts_of(120)
     search_both(pipe, table(), standardscaler__sample_weight=n, vaetransformer__sample_weight=n)
+    with config_context(enable_metadata_routing=True):
+        pipe[0].set_fit_request(sample_weight=True)
+        pipe[1].set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        VAEGridSearchCV(pipe, {"vaetransformer__beta": [1, 2]}, cv=2).fit(table(), sample_weight=n)
     assert set(sizes) == {1}
 
 

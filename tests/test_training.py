@@ -293,8 +293,9 @@ NEVER = math.inf  # the norm of a gradient beyond which it is clipped
     ],
     ids=str,
 )
-@pytest.mark.parametrize("keep", [[0, 1, 2, 3], [1, 3], [2]], ids=str)
-@pytest.mark.parametrize("by_rows", [True, False], ids=["rows", "matrix"])
+@pytest.mark.parametrize(
+    ("keep", "by_rows"), [([0, 1, 2, 3], True), ([1, 3], True), ([1, 3], False), ([2], False)]
+)
 @torch.no_grad()
 def test_adam_takes_the_steps_of_torch_and_decays_what_is_to_decay(decays, norms, keep, by_rows):
     n_models = len(decays)
@@ -308,8 +309,8 @@ def test_adam_takes_the_steps_of_torch_and_decays_what_is_to_decay(decays, norms
     adam, members = Adam(ours, decays, norms, DECAYS), list(range(n_models))
     assert adam.by_rows  # as on every CPU
     adam.by_rows = by_rows
-    for start in range(0, 300, 10):
-        if start == 150 and n_models > 1:  # some leave
+    for start in range(0, 120, 10):
+        if start == 60 and n_models > 1:  # some leave
             members = keep
             adam.keep(torch.tensor(members))
         # Every step has rates of its own: one of members 0 and 3, others of 1 and of 2.
@@ -329,7 +330,7 @@ def test_adam_takes_the_steps_of_torch_and_decays_what_is_to_decay(decays, norms
                     group["lr"] = rate
                 oracles[m].step()
     expected = [torch.stack([theirs[m][i] for m in members]) for i in range(len(SHAPES))]
-    # Rounding of 300 steps.
+    # Rounding of 120 steps.
     torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-12)
 
 
