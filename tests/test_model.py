@@ -147,18 +147,13 @@ def test_state_and_model_share_no_memory(make):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_state_that_is_cast_has_weights_of_the_dtype_and_the_units_it_had(dtype):
     state = initial_state(describe(), describe_columns(data()), 0)
+    # Units that no float32 holds.
+    state = {**state, "location": np.full(4, 1e200), "scale": np.full(4, 1e-200)}
     cast = cast_state(state, dtype)
     assert set(cast) == set(state)
     for name, array in cast.items():
         assert array.dtype == (np.float64 if name in ("location", "scale") else dtype)
         np.testing.assert_array_equal(array, state[name])  # float32 fits into either
-
-
-def test_units_that_no_float32_holds_are_as_they_were_after_a_cast():
-    state = initial_state(describe(), describe_columns(data()), 0)
-    state = {**state, "location": np.full(4, 1e200), "scale": np.full(4, 1e-200)}
-    for name, array in cast_state(state, np.float32).items():
-        np.testing.assert_array_equal(array, state[name])
 
 
 def test_decoder_has_the_hidden_layers_of_the_encoder_in_reverse():
@@ -331,21 +326,6 @@ def test_log_jacobian_of_nothing_that_varies_is_0():
     assert log_jacobian({"scale": np.zeros(3), "has_units": np.ones(3)}) == 0
 
 
-@pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 2e5])
-def test_density_in_the_units_of_x_integrates_to_1(noise):
-    X = data()[:, :1]  # 1.7e9 +- 1e3
-    architecture = describe(1, 1, Gaussian(noise), ())
-    state = initial_state(architecture, describe_columns(X), 0)
-    model = from_state(architecture, state).double()
-    x = np.linspace(-2e4, 2e4, 40_001)[:, None] + X.mean()
-    y = torch.tensor((x - state["location"]) / state["scale"])
-    with torch.no_grad():
-        log_density = model.log_prob(Batch(y), torch.full((1, 1, 1), 0.5).double())[0].sum(-1)
-    density = np.exp(log_density.numpy() - log_jacobian(state))
-    # x itself is rounded to 2e-7 of a step of 1.
-    assert np.trapezoid(density, x[:, 0]) == pytest.approx(1, abs=1e-7)
-
-
 # --- terms ------------------------------------------------------------------------------------
 
 
@@ -419,24 +399,6 @@ def test_vjp_equals_forward_and_pulls_back_to_every_parameter_as_autograd_does(
         ):
             reached[:, 2::4] = False
         assert ((a != 0) == reached).all(), name
-
-
-def test_terms_with_noise_of_one_half_are_the_textbook_loss_up_to_a_constant():
-    model, state = made(Gaussian(0.5))
-    X, eps = data(), normals(1, 30, 2)
-    y = torch.tensor((X - state["location"]) / np.where(state["scale"] > 0, state["scale"], np.inf))
-    with torch.no_grad():
-        log_likelihood, kl = model(Batch(y, eps))
-        mean, std = model.encode(torch.tensor(X))
-        X_hat = model.decode(mean + std * eps[0]).numpy()
-
-    kl = kl[0].sum(-1)
-    loss = (kl - log_likelihood[0]).numpy() + log_jacobian(state)
-
-    textbook = ((X - X_hat) ** 2).sum(axis=1) + kl.numpy()
-    constant = 3 / 2 * math.log(math.pi)
-    # X of 1.7e9 is rounded to 2e-7, the floor of the noise was a float32.
-    np.testing.assert_allclose(loss, textbook + constant, rtol=1e-6)
 
 
 # --- stacks -----------------------------------------------------------------------------------

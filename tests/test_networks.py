@@ -23,7 +23,6 @@ from skvae.networks import (
     Conv,
     Own,
     become_linear,
-    check_outputs,
     is_linear,
 )
 
@@ -432,10 +431,6 @@ def test_own_modules_of_wrong_shapes_raise_before_training(quick, X, network, me
 def test_a_network_that_is_no_pair_of_callables_is_refused(X, network):
     with pytest.raises(ValueError, match="or a pair of callables"):
         VAETransformer(network=network).fit(X)
-
-
-def test_check_outputs_lets_right_shapes_pass():
-    check_outputs(affine(3, 2), "encoder", 3, 2)
 
 
 @pytest.mark.parametrize("network", [MLP(residual=True), MLP(residual=True, layer_norm=True)])
