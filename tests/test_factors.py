@@ -1,6 +1,5 @@
 """Factor analysis, where training begins and which it is to beat."""
 
-import itertools
 import math
 import warnings
 
@@ -350,16 +349,6 @@ def test_the_encoder_for_holes_comes_close_to_the_posteriors_of_new_rows(table):
 # --- the choice of a size ---------------------------------------------------------------------
 
 
-def test_the_path_has_each_small_number_of_components_and_the_largest():
-    for most in (0, 1, 2, 5, 9, 40, 300):
-        path = factor_analysis._path(most)
-        assert path[0] == 0
-        assert path[-1] == most
-        assert path == sorted(set(path))
-        assert path[: min(most, 5) + 1] == list(range(min(most, 5) + 1))
-        assert all(b <= a + max(1, a // 3) for a, b in itertools.pairwise(path))
-
-
 def test_components_that_are_not_worth_it_are_left_out():
     y = plane(800, 20)
     assert share_of(choose(y + 7, 6), 2) > 0.8
@@ -583,15 +572,6 @@ def test_many_rows_are_drawn_some_at_a_time(monkeypatch):
     some = factor_analysis._share_of_draws(loss, *whole)
     monkeypatch.setattr(factor_analysis, "N_UNITS", 3000)
     assert some == pytest.approx(factor_analysis._share_of_draws(loss, *whole), abs=0.1)
-
-
-def test_those_count_that_are_most_of_the_draws():
-    sizes = [Size(k) for k in range(4)]
-    assert factor_analysis._most_frequent(sizes, [0.04, 0.3, 0.65, 0.01]) == (
-        (Size(1), pytest.approx(0.3 / 0.95)),
-        (Size(2), pytest.approx(0.65 / 0.95)),
-    )
-    assert factor_analysis._most_frequent(sizes, [0.0, 0.0, 1.0, 0.0]) == ((Size(2), 1.0),)
 
 
 @pytest.mark.parametrize(("n", "n_features", "share"), [(300, 60, 0.01), (1000, 100, 0.003)])

@@ -210,14 +210,6 @@ def test_all_layers_within_a_users_module_start_as_they_do_without_it():
             np.testing.assert_allclose(inside, array, atol=1e-9, err_msg=name)
 
 
-def test_a_module_that_writes_into_itself_changes_no_estimator():
-    X = table()
-    vae = VAETransformer(2, network=Gained(), **SMALL).fit(X)
-    before = vae.state_["encoder.n_calls"].copy()
-    np.testing.assert_array_equal(vae.transform(X), vae.transform(X))
-    assert vae.state_["encoder.n_calls"] == before
-
-
 def test_a_part_without_a_hash_is_refused_in_words():
     @dataclass
     class Mutable(Prior):

@@ -15,8 +15,6 @@ import pytest
 import skops.io
 import torch
 from files.make import tables
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skvae import VAETransformer, likelihoods, networks
 from skvae._backend import files
@@ -130,13 +128,6 @@ def test_training_goes_on_from_a_file_and_begins_from_one(X, quick, tmp_path):
         joblib.dump(vae, path)
         assert joblib.load(path).get_params() == vae.get_params()
         assert_same_model(joblib.load(path).fit(X), vae.fit(X), X)
-
-
-def test_a_pipeline_is_one_file(X, quick, tmp_path):
-    pipe = make_pipeline(StandardScaler(), quick()).fit(X)
-    joblib.dump(pipe, tmp_path / "pipe.joblib")
-    loaded = joblib.load(tmp_path / "pipe.joblib")
-    np.testing.assert_array_equal(loaded.score_samples(X), pipe.score_samples(X))
 
 
 # --- skops --------------------------------------------------------------------------------
