@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from architectures import architecture_of
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
@@ -20,7 +21,6 @@ from skvae._backend.tensors import to_array, to_tensor
 from skvae._data import arrays, statistics, words
 from skvae._data.units import FARTHEST, Units, check_reach, fill_standardised, restore, standardise
 from skvae._model import objective
-from skvae._model.architecture import Architecture
 from skvae._model.rows import Batch
 from skvae._model.state import from_state, initial_state
 
@@ -375,19 +375,11 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
 ):
     # A BLAS may take another path for another number of rows, or for another place among
     # them, and an elementwise kernel for what does not fill a vector: sizes of every kind.
-    plain = {
-        "n_features": n_features,
-        "n_components": n_components,
-        "likelihood": "gaussian",
-        "network": "mlp",
-        "hidden_layer_sizes": hidden,
-        "activation": activation,
-    }
-    architecture = Architecture.of(plain)
+    described = architecture_of(n_features, n_components, hidden, activation=activation)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(37, n_features)).astype(np.float32)
-    state = initial_state(architecture, statistics.describe_columns(X), 0)
-    model = from_state(architecture, state)
+    state = initial_state(described, statistics.describe_columns(X), 0)
+    model = from_state(described, state)
 
     eps = torch.tensor(quadrature.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
 

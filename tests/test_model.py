@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from architectures import architecture_of
+from likelihood_laws import normals
 from scipy.special import expit
 from torch import distributions as D
 from torch import nn
@@ -13,7 +15,6 @@ from skvae import VAETransformer
 from skvae._data.statistics import describe_columns
 from skvae._data.units import standardise
 from skvae._model import factor_analysis
-from skvae._model.architecture import Architecture
 from skvae._model.rows import Batch
 from skvae._model.stack import Stack
 from skvae._model.state import (
@@ -40,15 +41,8 @@ every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
 
 
 def describe(n_features=4, n_components=2, likelihood="gaussian", hidden=(6, 5), **others):
-    plain = {
-        "n_features": n_features,
-        "n_components": n_components,
-        "likelihood": likelihood,
-        "network": "mlp",
-        "hidden_layer_sizes": hidden,
-        "activation": "silu",
-    }
-    return Architecture.of(plain | others)
+    others = {"likelihood": likelihood, "activation": "silu"} | others
+    return architecture_of(n_features, n_components, hidden, **others)
 
 
 def data(likelihood="gaussian", n_rows=30):
@@ -84,11 +78,6 @@ def stacked(architectures, states):
 def end_to_end(stack):
     """The parameters of each model of a stack, (M, P)."""
     return torch.cat([p.detach().flatten(1) for p in stack.parameters()], dim=1)
-
-
-def normals(*shape, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=g, dtype=torch.float64)
 
 
 def silu(x):

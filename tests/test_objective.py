@@ -5,33 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from architectures import architecture_of
+from likelihood_laws import normals
 from torch import distributions as D
 
 from skvae._backend.quadrature import score_noise
 from skvae._data.statistics import Moments
 from skvae._model import objective
-from skvae._model.architecture import Architecture
 from skvae._model.rows import Batch
 from skvae._model.stack import Stack
 from skvae._model.state import from_state, initial_state
 from skvae.likelihoods import Gaussian
 
 
-def normals(*shape, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=g, dtype=torch.float64)
-
-
 def describe(n_features, n_components, hidden=()):
-    plain = {
-        "n_features": n_features,
-        "n_components": n_components,
-        "likelihood": Gaussian("per_feature"),
-        "network": "mlp",
-        "hidden_layer_sizes": hidden,
-        "activation": "tanh",
-    }
-    return Architecture.of(plain)
+    return architecture_of(n_features, n_components, hidden, likelihood=Gaussian("per_feature"))
 
 
 def linear_model(n_features, n_components, hidden=(), seed=0):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from architectures import architecture_of
 
 from skvae._backend import devices
 from skvae._data import statistics
@@ -14,7 +15,6 @@ from skvae._fit import execution, loading
 from skvae._fit.job import Job
 from skvae._model import loop, objective
 from skvae._model.adam import Adam
-from skvae._model.architecture import Architecture
 from skvae._model.member import Best, Plan, Record, Run, Simple
 from skvae._model.noise import draw_noise, draw_row_noise
 from skvae._model.rows import Batch, Rows
@@ -230,16 +230,7 @@ def told(record):
     return {name: value for name, value in vars(record).items() if name != "weights"}
 
 
-ANY = Architecture.of(
-    {
-        "n_features": 2,
-        "n_components": 2,
-        "likelihood": "gaussian",
-        "network": "mlp",
-        "hidden_layer_sizes": (),
-        "activation": "tanh",
-    }
-)
+ANY = architecture_of(2)
 
 
 def held_out(n_rows, n_held_out, seed):
@@ -1107,25 +1098,15 @@ def job_of(
     """A model of some components on a small table, from its own first weights."""
     rng = np.random.default_rng(0)
     data = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 4)) + 0.1 * rng.normal(size=(40, 4))
-    architecture = {
-        "n_features": 4,
-        "n_components": n_components,
-        "likelihood": "gaussian",
-        "network": "mlp",
-        "hidden_layer_sizes": hidden,
-        "activation": "silu",
-        "missing": False,
-        **(parts or {}),
-    }
-    architecture = Architecture.of(architecture)
+    described = architecture_of(4, n_components, hidden, activation="silu", **(parts or {}))
     if parts and "likelihood" in parts:
         data = 1 / (1 + np.exp(-data))
-    numbers = {"n_noise": architecture.n_noise} | numbers
-    state = initial_state(architecture, statistics.describe_columns(data), seed)
+    numbers = {"n_noise": described.n_noise} | numbers
+    state = initial_state(described, statistics.describe_columns(data), seed)
     state = cast_state(state, np.float64 if precision == "float64" else np.float32)
     numbers = plan(n_components=n_components, **{"batch_size": 8, "max_iter": 8} | numbers)
     out = held_out(len(data), numbers.n_held_out, seed)
-    own = data, len(data), architecture, state, numbers, seed, device, precision, out
+    own = data, len(data), described, state, numbers, seed, device, precision, out
     return Job(*own)
 
 
