@@ -522,10 +522,13 @@ def test_noise_is_new_for_every_row_however_much_of_it_is_drawn_at_once(monkeypa
         assert len(batches.unique()) == batches.numel()
 
 
-def test_every_epoch_is_announced_before_its_first_step_and_ended_after_its_last():
+def test_every_epoch_is_announced_before_its_first_step_and_ended_with_its_record_after_its_last():
     problem = Problem()
     problem.train(rows_of(10), plan(batch_size=4, max_iter=2))
     assert problem.events == [("begin", 1, 0), ("end", 1, 3), ("begin", 2, 3), ("end", 2, 6)]
+    for n_iter, ((record,), weights) in enumerate(zip(problem.records, problem.after, strict=True)):
+        assert record.n_iter == len(record.history["loss"]) == n_iter + 1
+        assert torch.equal(record.weights, weights[0])
 
 
 # --- the steps --------------------------------------------------------------------------------
@@ -642,15 +645,6 @@ def test_record_of_held_out_rows_is_that_of_the_weights_after_the_epoch():
         log_likelihood, kl = problem.row_terms(learned, rows[None], noise[None])
         seen = [record.history[f"validation_{name}"][epoch] for name in ("reconstruction", "kl")]
         assert seen == pytest.approx([-log_likelihood.mean().item(), kl.mean().item()], rel=1e-12)
-
-
-def test_end_epoch_sees_the_record_so_far():
-    problem = Problem()
-    problem.train(rows_of(8), plan(max_iter=3))
-    assert [record.n_iter for (record,) in problem.records] == [1, 2, 3]
-    assert [len(record.history["loss"]) for (record,) in problem.records] == [1, 2, 3]
-    for (record,), weights in zip(problem.records, problem.after, strict=True):
-        assert torch.equal(record.weights, weights[0])
 
 
 # --- the weights that are kept ----------------------------------------------------------------
