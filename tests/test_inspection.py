@@ -212,15 +212,12 @@ def test_loss_curves_mark_no_epoch_where_factor_analysis_was_kept():
     assert "Factor analysis was kept" in words(display)
 
 
-def test_loss_curves_mark_the_last_epoch_without_early_stopping(pipe):
+def test_loss_curves_mark_the_last_epoch_without_early_stopping_and_none_that_is_not_known(pipe):
     display = LossCurveDisplay.from_estimator(pipe)
     assert marked(display) == [20]
     assert "Held-out rows" not in words(display)
     assert "KL divergence (β = 1)" in words(display)
     assert display.beta_ax_ is None
-
-
-def test_loss_curves_mark_nothing_that_is_not_known(pipe):
     assert marked(LossCurveDisplay(history=pipe[-1].history_).plot()) == []
 
 
@@ -845,24 +842,24 @@ def test_many_features_show_the_first_sixteen(quick):
     assert len(display.axes_) == 16
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (4,), (4, 1, 1), (2, 1, 2), 4], ids=str)
-def test_image_shape_that_is_none_of_the_rows_raises(pipe, rows, shape):
-    with pytest.raises(ValueError, match=r"image_shape must be .* 4 values in all.*Got [4(]"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=shape)
-
-
-def test_features_that_are_no_list_or_of_an_image_raise(pipe, rows):
-    for features in ("x1", 1):
-        with pytest.raises(ValueError, match=rf"features must be a list .* Got {features!r}"):
-            ReconstructionDisplay.from_estimator(pipe, rows, features=features)
-    with pytest.raises(ValueError, match="image_shape or features, not both"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=(2, 2), features=[1])
-
-
-def test_options_that_are_no_counts_raise(pipe, rows):
-    with pytest.raises(ValueError, match="n_images == 0, must be >= 1"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=(2, 2), n_images=0)
-    with pytest.raises(ValueError, match="n_steps == 1, must be >= 2"):
-        TraversalDisplay.from_estimator(pipe, n_steps=1)
-    with pytest.raises(ValueError, match=r"kind must be 'components' or 'manifold'. Got 'both'"):
-        TraversalDisplay.from_estimator(pipe, kind="both")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        *(
+            ({"image_shape": shape}, r"image_shape must be .* 4 values in all.*Got [4(]")
+            for shape in ((2, 3), (4,), (4, 1, 1), (2, 1, 2), 4)
+        ),
+        ({"features": "x1"}, "features must be a list .* Got 'x1'"),
+        ({"features": 1}, "features must be a list .* Got 1"),
+        ({"image_shape": (2, 2), "features": [1]}, "image_shape or features, not both"),
+        ({"image_shape": (2, 2), "n_images": 0}, "n_images == 0, must be >= 1"),
+        ({"n_steps": 1}, "n_steps == 1, must be >= 2"),
+        ({"kind": "both"}, r"kind must be 'components' or 'manifold'. Got 'both'"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none_of_a_display_raise(pipe, rows, options, match):
+    of_steps = options.keys() & {"n_steps", "kind"}
+    display = TraversalDisplay if of_steps else ReconstructionDisplay
+    with pytest.raises(ValueError, match=match):
+        display.from_estimator(pipe, rows, **options)
