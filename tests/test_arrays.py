@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from architectures import architecture_of
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_limits
 
@@ -20,23 +21,12 @@ from skvae._backend.tensors import to_array, to_tensor
 from skvae._data import arrays, statistics, words
 from skvae._data.units import FARTHEST, Units, check_reach, fill_standardised, restore, standardise
 from skvae._model import objective
-from skvae._model.architecture import Architecture
 from skvae._model.rows import Batch
 from skvae._model.state import from_state, initial_state
 
 CPU = torch.device("cpu")
 FLOAT32 = np.finfo(np.float32).eps
 FLOAT64 = np.finfo(np.float64).eps
-
-
-@pytest.fixture
-def global_generators():
-    """Fails the test if a global generator has moved at its end."""
-    torch.rand(1), np.random.rand()  # so that no seed gives the state
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    yield
-    assert torch.equal(torch.get_rng_state(), before[0])
-    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
 @pytest.fixture(params=[1, 7, 100])
@@ -280,14 +270,6 @@ def test_rows_standardised_in_blocks_equal_the_whole():
     np.testing.assert_array_equal(Y.numpy(), standardised(X, location, scale))
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_a_value_that_is_far_is_named_with_its_column_in_a_later_block_too():
-    X = np.zeros((21, 3))
-    X[17, 2] = 1e30
-    with pytest.raises(ValueError, match=r"X has the value 1e\+30 in column 2"):
-        fill_standardised(torch.empty(X.shape), X, Units.of(np.zeros(3), np.ones(3)))
-
-
 # --- tensors and arrays -----------------------------------------------------------------------
 
 VIEWS = {
@@ -370,8 +352,9 @@ def numbers(rows):
     return np.arange(rows.start, rows.stop)[:, None]
 
 
-@pytest.mark.parametrize("n_rows", [32, 224])
-@pytest.mark.parametrize("activation", ["silu", "tanh", "elu"])
+@pytest.mark.parametrize(
+    ("activation", "n_rows"), [("silu", 32), ("tanh", 224), ("elu", 32)], ids=str
+)
 @pytest.mark.parametrize(
     ("n_features", "hidden", "n_components"),
     [
@@ -385,7 +368,7 @@ def numbers(rows):
         (64, (128, 64), 7),
         (101, (7,), 2),
         (101, (257,), 3),
-        (785, (301, 99), 6),
+        (401, (301, 99), 6),
     ],
 )
 def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
@@ -393,19 +376,11 @@ def test_map_rows_gives_a_row_the_same_bits_whatever_rows_come_with_it(
 ):
     # A BLAS may take another path for another number of rows, or for another place among
     # them, and an elementwise kernel for what does not fill a vector: sizes of every kind.
-    plain = {
-        "n_features": n_features,
-        "n_components": n_components,
-        "likelihood": "gaussian",
-        "network": "mlp",
-        "hidden_layer_sizes": hidden,
-        "activation": activation,
-    }
-    architecture = Architecture.of(plain)
+    described = architecture_of(n_features, n_components, hidden, activation=activation)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(37, n_features)).astype(np.float32)
-    state = initial_state(architecture, statistics.describe_columns(X), 0)
-    model = from_state(architecture, state)
+    state = initial_state(described, statistics.describe_columns(X), 0)
+    model = from_state(described, state)
 
     eps = torch.tensor(quadrature.score_noise(5, n_components)[:, None, :], dtype=torch.float32)
 
@@ -620,11 +595,6 @@ def test_the_radii_of_score_noise_vary_as_those_of_normals_do(n_components):
     # The squared radius has variance 2 L; of 64 draws in 16 dimensions a quarter of it is left.
     square = np.square(quadrature.score_noise("auto", n_components)).sum(axis=1)
     assert square.var() == pytest.approx(2 * n_components, rel=0.4)
-
-
-@pytest.mark.usefixtures("global_generators")
-def test_score_noise_is_the_same_at_every_call():
-    np.testing.assert_array_equal(quadrature.score_noise(64, 3), quadrature.score_noise(64, 3))
 
 
 # --- devices ----------------------------------------------------------------------------------

@@ -186,7 +186,10 @@ def blocks(page):
         yield match[2], text[: match.start(2)].count("\n"), match[1]
 
 
-SLOW = {"held-out", "beta-and-components", "tutorial", "questions", "missing-and-mixed", "parts"}
+SLOW = {
+    *("beta-and-components", "held-out", "images", "likelihood", "missing-and-mixed", "parts"),
+    *("questions", "saving", "scores", "tutorial"),
+}
 PAGES_WITH_CODE = [
     pytest.param(
         page,

@@ -133,19 +133,14 @@ def numbers(display):
 
 
 @every_display
-def test_display_shows_and_saves_nothing_by_itself(draw, search, rows, monkeypatch):
+def test_display_shows_nothing_and_leaves_estimator_data_and_global_state_as_they_are(
+    draw, search, rows, global_state, monkeypatch
+):
     def fail(*args, **kwargs):
         raise AssertionError
 
     monkeypatch.setattr(plt, "show", fail)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
-    draw(search, rows)
-
-
-@every_display
-def test_display_leaves_estimator_data_and_global_state_as_they_are(
-    draw, search, rows, global_state
-):
     draw(search, rows)  # what is imported late is there
     before = pickle.dumps((search, rows)), global_state()
     draw(search, rows)
@@ -163,21 +158,17 @@ def test_display_without_matplotlib_says_what_is_missing(draw, search, rows, mon
 
 
 @every_display
-def test_display_of_an_unfitted_estimator_raises(draw, search, rows):
+def test_display_of_an_unfitted_or_another_estimator_raises(draw, search, rows):
     estimator = clone(search if "search" in ids(draw) else search.estimator)
     with pytest.raises(NotFittedError):
         draw(estimator, rows)
-    assert not plt.get_fignums()
-
-
-@every_display
-def test_display_of_another_estimator_raises(draw, rows):
     other = PCA(2)
     if "search" in ids(draw):
         other = GridSearchCV(LinearRegression(), {"fit_intercept": [True]}, cv=2)
         other.fit(rows[:, 1:], rows[:, 0])
     with pytest.raises(TypeError, match=r"Display expects .*Got "):
         draw(other, rows)
+    assert not plt.get_fignums()
 
 
 # --- losses -------------------------------------------------------------------------------
@@ -221,15 +212,12 @@ def test_loss_curves_mark_no_epoch_where_factor_analysis_was_kept():
     assert "Factor analysis was kept" in words(display)
 
 
-def test_loss_curves_mark_the_last_epoch_without_early_stopping(pipe):
+def test_loss_curves_mark_the_last_epoch_without_early_stopping_and_none_that_is_not_known(pipe):
     display = LossCurveDisplay.from_estimator(pipe)
     assert marked(display) == [20]
     assert "Held-out rows" not in words(display)
     assert "KL divergence (β = 1)" in words(display)
     assert display.beta_ax_ is None
-
-
-def test_loss_curves_mark_nothing_that_is_not_known(pipe):
     assert marked(LossCurveDisplay(history=pipe[-1].history_).plot()) == []
 
 
@@ -250,9 +238,19 @@ def test_loss_curves_leave_out_a_steep_beginning_and_nothing_else(pipe):
         assert ((low < history[term][2:]) & (history[term][2:] < high)).all()
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.5])
-@pytest.mark.parametrize("kept_iter", [0, 10, None])
-@pytest.mark.parametrize("size", [None, (5, 3), (9, 6)])
+@pytest.mark.parametrize(
+    ("warmup", "kept_iter", "size"),
+    [
+        (0.0, 0, (5, 3)),
+        (0.0, 10, None),
+        (0.0, None, (9, 6)),
+        (0.5, 0, None),
+        (0.5, 0, (5, 3)),
+        (0.5, 10, (5, 3)),
+        (0.5, 10, (9, 6)),
+        (0.5, None, None),
+    ],
+)
 def test_legend_of_loss_curves_covers_neither_title_nor_axes(quick, X, warmup, kept_iter, size):
     vae = quick(max_iter=10, beta_warmup=warmup).fit(X)
     ax = None if size is None else plt.subplots(figsize=size, layout="constrained")[1]
@@ -445,10 +443,22 @@ def test_bars_are_sorted_and_tell_active_and_collapsed_components_apart():
     assert words(stricter) == ["Active: 1", "Collapsed: 3"]
 
 
-@pytest.mark.parametrize("n", [1, 3, 30, 100])
-@pytest.mark.parametrize("shape", ["scree", "flat"])
-@pytest.mark.parametrize("is_sum", [True, False])
-@pytest.mark.parametrize("size", [None, (4, 3), (7, 5)])
+@pytest.mark.parametrize(
+    ("n", "shape", "is_sum", "size"),
+    [
+        (1, "scree", True, None),
+        (1, "flat", False, (4, 3)),
+        (3, "scree", False, (4, 3)),
+        (3, "flat", True, (7, 5)),
+        (3, "flat", True, (4, 3)),
+        (30, "scree", True, (4, 3)),
+        (30, "flat", False, None),
+        (30, "flat", True, (4, 3)),
+        (100, "scree", False, (7, 5)),
+        (100, "flat", True, (4, 3)),
+        (100, "flat", True, None),
+    ],
+)
 def test_legend_of_components_covers_neither_title_nor_bars(n, shape, is_sum, size):
     variance = np.full(n, 0.9) if shape == "flat" else 0.9 * 0.7 ** np.arange(n)
     ax = None if size is None else plt.subplots(figsize=size)[1]
@@ -832,24 +842,24 @@ def test_many_features_show_the_first_sixteen(quick):
     assert len(display.axes_) == 16
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (4,), (4, 1, 1), (2, 1, 2), 4], ids=str)
-def test_image_shape_that_is_none_of_the_rows_raises(pipe, rows, shape):
-    with pytest.raises(ValueError, match=r"image_shape must be .* 4 values in all.*Got [4(]"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=shape)
-
-
-def test_features_that_are_no_list_or_of_an_image_raise(pipe, rows):
-    for features in ("x1", 1):
-        with pytest.raises(ValueError, match=rf"features must be a list .* Got {features!r}"):
-            ReconstructionDisplay.from_estimator(pipe, rows, features=features)
-    with pytest.raises(ValueError, match="image_shape or features, not both"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=(2, 2), features=[1])
-
-
-def test_options_that_are_no_counts_raise(pipe, rows):
-    with pytest.raises(ValueError, match="n_images == 0, must be >= 1"):
-        ReconstructionDisplay.from_estimator(pipe, rows, image_shape=(2, 2), n_images=0)
-    with pytest.raises(ValueError, match="n_steps == 1, must be >= 2"):
-        TraversalDisplay.from_estimator(pipe, n_steps=1)
-    with pytest.raises(ValueError, match=r"kind must be 'components' or 'manifold'. Got 'both'"):
-        TraversalDisplay.from_estimator(pipe, kind="both")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        *(
+            ({"image_shape": shape}, r"image_shape must be .* 4 values in all.*Got [4(]")
+            for shape in ((2, 3), (4,), (4, 1, 1), (2, 1, 2), 4)
+        ),
+        ({"features": "x1"}, "features must be a list .* Got 'x1'"),
+        ({"features": 1}, "features must be a list .* Got 1"),
+        ({"image_shape": (2, 2), "features": [1]}, "image_shape or features, not both"),
+        ({"image_shape": (2, 2), "n_images": 0}, "n_images == 0, must be >= 1"),
+        ({"n_steps": 1}, "n_steps == 1, must be >= 2"),
+        ({"kind": "both"}, r"kind must be 'components' or 'manifold'. Got 'both'"),
+    ],
+    ids=str,
+)
+def test_options_that_are_none_of_a_display_raise(pipe, rows, options, match):
+    of_steps = options.keys() & {"n_steps", "kind"}
+    display = TraversalDisplay if of_steps else ReconstructionDisplay
+    with pytest.raises(ValueError, match=match):
+        display.from_estimator(pipe, rows, **options)

@@ -460,12 +460,6 @@ def noise_variance(noise, std, raw=None, family=Gaussian):
 NOTHING = -1e4  # as the log of a variance
 
 
-def test_gaussian_noise_per_feature_has_a_floor_of_a_hundredth_of_the_column():
-    std = np.array([1e-6, 1.0, 1e6])
-    variance = noise_variance("per_feature", std, NOTHING)
-    np.testing.assert_allclose(np.sqrt(variance), 0.01 * std, rtol=1e-14)
-
-
 @pytest.mark.parametrize(
     ("std", "floor"),
     [
@@ -480,16 +474,6 @@ def test_gaussian_shared_noise_has_the_floor_of_the_smallest_column_that_float32
 ):
     variance = noise_variance("shared", np.array(std), NOTHING)
     np.testing.assert_allclose(np.sqrt(variance), floor, rtol=1e-6)
-
-
-def test_gaussian_noise_per_sample_has_a_floor_of_a_hundredth_of_the_column():
-    s = start(Gaussian("per_sample"), real_line().data)
-    mean = torch.zeros(1, 3).double()
-    s.module.raw_variance.data.fill_(NOTHING)
-    raw = torch.cat([mean, torch.full((1, 3), NOTHING).double()], dim=-1)
-    highest = Gaussian("per_sample").log_prob(s.module, raw, mean).exp()
-    density = 1 / (0.01 * math.sqrt(2 * math.pi))
-    torch.testing.assert_close(highest, torch.full_like(highest, density), rtol=1e-8, atol=0)
 
 
 def floor_of(noise, X, family=Gaussian):
@@ -540,12 +524,6 @@ def test_values_that_are_missing_differ_from_nothing():
     np.testing.assert_allclose(floor_of("per_feature", X), [1 / 9, 1 / 9, 1e-4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("noise", ["shared", 0.5])
-def test_one_noise_of_all_columns_has_one_floor(noise):
-    X = np.transpose([few(n) for n in FEW])
-    assert floor_of(noise, X).shape == (1,)
-
-
 def test_each_column_of_columns_has_the_floor_that_it_has_alone(quick):
     X = np.transpose([few(n) for n in (2, 20, 60)])
     X = np.random.default_rng(0).permutation(X)
@@ -555,12 +533,6 @@ def test_each_column_of_columns_has_the_floor_that_it_has_alone(quick):
     floors = [array for name, array in state.items() if name.endswith("floor")]
     np.testing.assert_allclose(np.concatenate(floors), alone[[0, 2, 1]], rtol=1e-6)
     np.testing.assert_allclose(alone, [(2 / 3) ** 2, (2 / 21) ** 2, 1e-4], rtol=1e-6)
-
-
-def test_a_fit_never_falls_below_the_floor_of_few(quick):
-    X = np.random.default_rng(0).permutation(np.transpose([few(3), few(3), few(60)]))
-    vae = quick(likelihood=Gaussian("per_feature"), max_iter=50, learning_rate=0.1).fit(X)
-    assert (vae.noise_variance_ >= 0.999 * X.var(axis=0) * [0.25, 0.25, 1e-4]).all()
 
 
 @every_noise
@@ -768,21 +740,6 @@ def test_discretized_logistic_gives_a_level_far_from_the_mean_a_finite_log_proba
 # --- StudentT ---------------------------------------------------------------------------------
 
 
-def test_student_t_with_many_degrees_of_freedom_is_normal():
-    X = real_line().data
-    of_t, of_normal = start(StudentT(df=1e8), X), start(Gaussian(), X)
-    log_prob = StudentT(df=1e8).log_prob(of_t.module, of_t.raw, of_t.x)
-    expected = Gaussian().log_prob(of_normal.module, of_normal.raw, of_normal.x)
-    # The difference falls as 1 / df, times the fourth power of what are up to 20 deviations.
-    torch.testing.assert_close(log_prob, expected, rtol=1e-5, atol=1e-6)
-
-
-def t_of_scipy(df, x, mean, variance):
-    """log p(x) of Student's t with this mean and variance, by scipy in float64."""
-    scale = np.sqrt(variance.numpy() * (df - 2) / df)
-    return torch.tensor(stats.t.logpdf(x.numpy(), df, mean.numpy(), scale))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("df", "raw_df"),
@@ -864,15 +821,17 @@ def test_the_encoder_sees_nothing_of_a_constant_column_of_counts():
 
 
 @pytest.mark.parametrize(
-    "likelihood", [NegativeBinomial(), ZeroInflated(), ZeroInflated(NegativeBinomial())], ids=str
+    ("likelihood", "mean"),
+    [(NegativeBinomial(), 1e5), (ZeroInflated(), 100), (ZeroInflated(NegativeBinomial()), 1e5)],
+    ids=str,
 )
-@pytest.mark.parametrize("mean", [100, 1e5])
 def test_high_poisson_counts_get_about_their_log_probability_of_whatever_contains_them(
     likelihood, mean
 ):
     rng = np.random.default_rng(0)
-    X, new = rng.poisson(mean, (2000, 3)), rng.poisson(mean, (2000, 3))
-    vae = VAETransformer(1, likelihood=likelihood, max_iter=100, random_state=0)
+    X, new = rng.poisson(mean, (1000, 3)), rng.poisson(mean, (1000, 3))
+    vae = VAETransformer(1, likelihood=likelihood, hidden_layer_sizes=(8,), random_state=0)
+    vae.set_params(max_iter=40, learning_rate=5e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All 1 components are inactive")
         vae.fit(X)
@@ -900,6 +859,7 @@ def test_independent_counts_get_the_log_probability_that_they_have(likelihood, d
     rng = np.random.default_rng(0)
     X, new = (draw(rng, (2000, 3)) for _ in range(2))
     vae = VAETransformer(1, likelihood=likelihood, hidden_layer_sizes=(8,), random_state=0)
+    vae.set_params(max_iter=25, learning_rate=5e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All 1 components are inactive")
         difference = vae.fit(X).score_samples(new) - log_prob(new).sum(axis=1)

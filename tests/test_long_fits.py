@@ -1,5 +1,6 @@
 """Fits that take long: stopped and gone on with, block by block, saved on the way."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ class Stop:
     """Ends a fit after some epochs."""
 
     def __init__(self, n_epochs, error=None):
+        pytest.importorskip("sklearn.callback")
         self.n_epochs, self.error = n_epochs, error
 
     def setup(self, estimator, context): ...
@@ -75,29 +77,32 @@ WAYS = {
     "importance": {"n_importance_samples": 3},
     "variances that are held back": {"likelihood": "student_t"},
     "another prior": {"prior": Vamp(4)},
+    "a generator as seed": {"random_state": np.random.RandomState(3)},
 }
 
 
 @pytest.mark.parametrize("params", WAYS.values(), ids=WAYS)
 def test_a_fit_that_was_stopped_ends_as_one_that_was_not(wine, params):
-    pytest.importorskip("sklearn.callback")
-    whole = model(**params).fit(wine)
-    part = model(**params).set_callbacks(Stop(3)).fit(wine)
-    assert part.n_iter_ == 3
+    whole, part = (model(**copy.deepcopy(params)) for _ in range(2))
+    whole.fit(wine)
+    for n_iter in (1, 3):
+        part.set_callbacks(Stop(n_iter - getattr(part, "n_iter_", 0))).fit(wine)
+        assert part.n_iter_ == n_iter
     assert_same_fit(part.set_callbacks().fit(wine), whole)
 
 
-def test_a_fit_may_be_stopped_often(wine):
-    pytest.importorskip("sklearn.callback")
-    vae = model(max_iter=8)
-    for n_iter in (1, 2, 5):
-        vae.set_callbacks(Stop(n_iter - getattr(vae, "n_iter_", 0))).fit(wine)
-        assert vae.n_iter_ == n_iter
-    assert_same_fit(vae.set_callbacks().fit(wine), model(max_iter=8).fit(wine))
+def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
+    X = np.random.default_rng(0).normal(size=(900, 5))
+    with config_context(working_memory=0.02):
+        whole = model().fit(X)
+        part = model().set_callbacks(Stop(3)).fit(X)
+        assert_same_fit(copy.deepcopy(part).set_callbacks().fit(X), whole)
+        assert in_parts(prepare(part, X)[0])
+    with pytest.warns(UserWarning, match="not what it was: working_memory"):
+        part.set_callbacks().fit(X)
 
 
 def test_a_fit_after_another_goes_on_where_it_was_stopped(wine):
-    pytest.importorskip("sklearn.callback")
     whole, part = model().fit(wine), model().fit(wine)
     whole.set_params(learning_rate=1e-3).fit(wine)
     part.set_params(learning_rate=1e-3).set_callbacks(Stop(2)).fit(wine)
@@ -107,30 +112,12 @@ def test_a_fit_after_another_goes_on_where_it_was_stopped(wine):
     assert part.n_iter_ == 12
 
 
-def test_rows_that_are_read_in_parts_go_on_where_they_were_stopped():
-    pytest.importorskip("sklearn.callback")
-    X = np.random.default_rng(0).normal(size=(900, 5))
-    with config_context(working_memory=0.02):
-        whole = model().fit(X)
-        part = model().set_callbacks(Stop(3)).fit(X)
-        assert_same_fit(part.set_callbacks().fit(X), whole)
-        assert in_parts(prepare(part, X)[0])
-
-
-def test_a_generator_as_seed_goes_on_with_the_draws_it_began_with(wine):
-    pytest.importorskip("sklearn.callback")
-    whole = model(random_state=np.random.RandomState(3)).fit(wine)
-    part = model(random_state=np.random.RandomState(3)).set_callbacks(Stop(3)).fit(wine)
-    assert_same_fit(part.set_callbacks().fit(wine), whole)
-
-
 @pytest.mark.parametrize(
     "change",
     [{"learning_rate": 1e-4}, {"max_iter": 7}, {"beta": 2.0}, {"precision": "float64"}],
     ids=str,
 )
 def test_with_other_numbers_a_stopped_fit_begins_anew_from_its_weights(wine, change):
-    pytest.importorskip("sklearn.callback")
     part = model(early_stopping=False).set_callbacks(Stop(3)).fit(wine)
     part.set_callbacks().set_params(**change)
     (name,) = change
@@ -155,7 +142,6 @@ CHANGES = {
 @pytest.mark.filterwarnings("ignore:X leaves the units")
 @pytest.mark.parametrize(("now", "weight_before"), CHANGES.values(), ids=CHANGES)
 def test_on_other_rows_a_stopped_fit_begins_anew(wine, now, weight_before):
-    pytest.importorskip("sklearn.callback")
     part = model(early_stopping=False).set_callbacks(Stop(3))
     part.fit(wine, sample_weight=weight_before).set_callbacks()
     change, weight = now
@@ -164,17 +150,7 @@ def test_on_other_rows_a_stopped_fit_begins_anew(wine, now, weight_before):
     assert part.n_iter_ == 9
 
 
-def test_rows_that_are_read_in_parts_are_others():
-    pytest.importorskip("sklearn.callback")
-    X = np.random.default_rng(0).normal(size=(900, 5))
-    part = model(early_stopping=False, batch_size=32).set_callbacks(Stop(3)).fit(X).set_callbacks()
-    warned = pytest.warns(UserWarning, match="not what it was: working_memory")
-    with config_context(working_memory=0.02), warned:
-        part.fit(X)
-
-
 def test_a_fit_that_is_stopped_where_it_converges_has_ended(wine):
-    pytest.importorskip("sklearn.callback")
     numbers = {"n_iter_no_change": 2, "max_iter": 40, "learning_rate": 0.1}
     whole = model(**numbers).fit(wine)
     assert whole.n_iter_ < 40
@@ -184,7 +160,6 @@ def test_a_fit_that_is_stopped_where_it_converges_has_ended(wine):
 
 
 def test_a_fit_that_ended_keeps_no_optimiser_nor_one_without_warm_start(wine):
-    pytest.importorskip("sklearn.callback")
     assert model().fit(wine)._progress is None
     assert model().set_callbacks(Stop(6)).fit(wine)._progress is None
     cold = model().set_params(warm_start=False).set_callbacks(Stop(3)).fit(wine)
@@ -204,7 +179,6 @@ joblib.dump(vae.fit(load_wine().data), sys.argv[2])
 
 @pytest.mark.slow
 def test_a_stopped_fit_goes_on_from_a_file_in_another_process(wine, tmp_path):
-    pytest.importorskip("sklearn.callback")
     part = model().set_callbacks(Stop(3)).fit(wine).set_callbacks()
     joblib.dump(part, tmp_path / "part.joblib")
     files = [str(tmp_path / name) for name in ("part.joblib", "whole.joblib")]
@@ -216,7 +190,6 @@ def test_a_stopped_fit_goes_on_from_a_file_in_another_process(wine, tmp_path):
 
 
 def test_a_checkpoint_holds_the_latest_epoch_and_then_the_end(wine, tmp_path):
-    pytest.importorskip("sklearn.callback")
     path = tmp_path / "vae.joblib"
     crash = Stop(5, RuntimeError("crash"))
     with pytest.raises(RuntimeError, match="crash"):
@@ -249,7 +222,6 @@ def ends(early):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_checkpoint_of_the_last_epoch_ends_as_the_fit_would_have(wine, tmp_path, early):
-    pytest.importorskip("sklearn.callback")
     path, whole = tmp_path / "vae.joblib", model(**ends(early)).fit(wine)
     crash = Stop(whole.n_iter_, RuntimeError("crash"))
     with pytest.raises(RuntimeError, match="crash"):
@@ -308,18 +280,27 @@ def test_a_fit_whose_process_is_killed_goes_on_from_its_checkpoint(wine, tmp_pat
 # --- files that are whole or absent -------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, error):
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("where", [None, "fsync", "replace"])
+def test_a_file_that_could_not_be_written_is_as_it_was(tmp_path, monkeypatch, where, error):
     path = tmp_path / "file"
     path.write_bytes(b"before")
 
-    def write_half():
+    def fail(*args):
+        assert len(os.listdir(tmp_path)) == 2  # the new one is beside it
+        raise error
+
+    def write():
         with files.replacing(path) as file:
             file.write(b"half")
-            raise error
+            if where is None:
+                fail()
 
-    with pytest.raises(error):
-        write_half()
+    with monkeypatch.context() as patch:
+        if where is not None:
+            patch.setattr(os, where, fail)
+        with pytest.raises(error):
+            write()
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -394,15 +375,6 @@ def test_the_first_block_decides_the_units(wine):
     np.testing.assert_array_equal(vae.state_["location"], location)
     np.testing.assert_array_equal(vae.state_["scale"], scale)
     np.testing.assert_allclose(location, wine[:60].mean(axis=0), rtol=1e-12)
-
-
-def test_a_partial_fit_goes_on_from_a_file(wine, tmp_path):
-    first, second = wine[::2], wine[1::2]
-    vae = model().partial_fit(first)
-    joblib.dump(vae, tmp_path / "vae.joblib")
-    assert_same_fit(
-        joblib.load(tmp_path / "vae.joblib").partial_fit(second), vae.partial_fit(second)
-    )
 
 
 def test_a_rate_may_be_set_between_partial_fits(wine):

@@ -134,25 +134,14 @@ def test_gap_of_log_likelihood_falls_with_the_number_of_draws():
     assert gaps[0] == pytest.approx(exact - elbo, abs=5 * error)
 
 
-def test_elbo_and_score_agree():
-    vae, X = fitted(hidden_layer_sizes=(8,)), rows()
-    values, errors = metrics.elbo(
-        vae, X, n_samples=1000, random_state=0, per_sample=True, return_std_error=True
-    )
-    error = math.sqrt(np.square(errors).sum()) / len(X)
-    # The score's own draws are an estimate, too.
-    assert values.mean() == pytest.approx(vae.score(X), abs=0.1 + 5 * error)
-
-
-@pytest.mark.parametrize("n_components", [8, 16])
-def test_elbo_and_score_agree_for_models_of_many_draws(n_components):
+def test_elbo_and_score_agree_for_models_of_many_draws():
     # Such models have log-densities that vary much under q: 64 draws were off by -0.35 and 0.02,
-    # 256 by -0.16 and 0.20, 1,024 by -0.01 and 0.01.
-    X = make_swiss_roll(600, noise=0.5, random_state=0)[0]
+    # 256 by -0.16 and 0.20, 1,024 by -0.01 and 0.01, with 8 and with 16 components.
+    X = make_swiss_roll(500, noise=0.5, random_state=0)[0]
     vae = VAETransformer(
-        n_components,
+        8,
         n_importance_samples=10,
-        max_iter=120 if n_components == 8 else 100,
+        max_iter=120,
         early_stopping=False,
         n_score_draws=1024,
         random_state=0,
@@ -161,7 +150,7 @@ def test_elbo_and_score_agree_for_models_of_many_draws(n_components):
     values, errors = metrics.elbo(
         vae, X[400:], n_samples=3000, random_state=0, per_sample=True, return_std_error=True
     )
-    assert math.sqrt(np.square(errors).sum()) / 200 < 0.025
+    assert math.sqrt(np.square(errors).sum()) / 100 < 0.05
     assert values.mean() == pytest.approx(vae.score(X[400:]), abs=0.1)
 
 
@@ -192,8 +181,7 @@ def test_log_likelihood_is_at_least_the_elbo_of_the_same_draws(params):
     assert (several > elbo_of_several).all()
 
 
-@pytest.mark.parametrize("n_samples", [1, 7, 300])
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(("n_samples", "per_sample"), [(1, True), (7, False), (300, True)])
 @every_part
 def test_reconstruction_per_feature_sums_to_the_whole(params, n_samples, per_sample):
     options = {"n_samples": n_samples, "random_state": 0, "per_sample": per_sample}
@@ -303,7 +291,7 @@ def test_few_draws_have_no_k_hat_and_no_warning():
 @pytest.mark.parametrize("params", [PARTS["standard-diagonal"], PARTS["mixture-diagonal"]], ids=str)
 def test_standard_errors_of_rows_are_the_spread_over_random_states(metric, params):
     # Rows draw for themselves: the same one many times has as many random states.
-    vae, n_copies, n_states = fitted(**params), 50, 4
+    vae, n_copies, n_states = fitted(**params), 40, 3
     X = np.repeat(rows()[:20], n_copies, axis=0)
     values, errors = zip(
         *(
@@ -365,27 +353,24 @@ def test_random_state_decides_the_draws(metric):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@every_estimate
-def test_numbers_do_not_depend_on_the_working_memory(metric):
-    vae, X, options = fitted(), rows(5000), {"n_samples": 50, "random_state": 0}
-    numbers = []
-    for megabytes in (1, 16, 1024):
-        with config_context(working_memory=megabytes):
-            numbers.append(metric(vae, X, per_sample=True, **options))
-    np.testing.assert_array_equal(numbers[0], numbers[1])
-    np.testing.assert_array_equal(numbers[0], numbers[2])
-
-
-def test_information_and_divergence_of_components_do_not_depend_on_the_working_memory():
-    vae, X = fitted(), rows(3000)
-    for metric in (
-        functools.partial(metrics.mutual_information, random_state=0),
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *(functools.partial(own, n_samples=20, per_sample=True) for own in ESTIMATES.values()),
+        metrics.mutual_information,
         metrics.kl_per_component,
         metrics.active_units,
-    ):
-        with config_context(working_memory=1):
-            few = metric(vae, X)
-        np.testing.assert_array_equal(metric(vae, X), few)
+    ],
+    ids=[*ESTIMATES, "information", "components", "units"],
+)
+def test_numbers_do_not_depend_on_the_working_memory(metric):
+    vae, X, numbers = fitted(), rows(3000), []
+    of_no_draws = metric in (metrics.kl_per_component, metrics.active_units)
+    for megabytes in (1, 16, 1024):
+        with config_context(working_memory=megabytes):
+            numbers.append(metric(vae, X, **({} if of_no_draws else {"random_state": 0})))
+    np.testing.assert_array_equal(numbers[0], numbers[1])
+    np.testing.assert_array_equal(numbers[0], numbers[2])
 
 
 # --- Pipelines and searches -------------------------------------------------------------------
@@ -426,12 +411,6 @@ def test_metrics_are_scorers_of_a_grid_search(quick):
     np.testing.assert_allclose(parts, -results["mean_test_elbo"], rtol=1e-12)
     # Of a search that model which it has refitted.
     assert SCORERS["elbo"](search, X) == SCORERS["elbo"](search.best_estimator_, X)
-
-
-@every_estimate
-def test_metric_is_a_scorer_by_itself(quick, metric):
-    search = GridSearchCV(quick(), {"beta": [1, 2]}, scoring=metric, cv=2, error_score="raise")
-    assert np.isfinite(search.fit(rows()).best_score_)
 
 
 # --- information ------------------------------------------------------------------------------
@@ -513,17 +492,13 @@ def test_active_units_are_those_whose_mean_moves():
 
 
 @pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
-def test_metric_of_another_estimator_raises(scorer):
+def test_metric_of_another_or_an_unfitted_estimator_raises(scorer):
     X = rows()
     for estimator in (PCA(2).fit(X), make_pipeline(StandardScaler(), PCA(2)).fit(X)):
         with pytest.raises(TypeError, match=r"Metrics expect a VAETransformer.*Got PCA"):
             scorer(estimator, X)
-
-
-@pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
-def test_metric_of_an_unfitted_model_raises(scorer):
     with pytest.raises(NotFittedError):
-        scorer(VAETransformer(), rows())
+        scorer(VAETransformer(), X)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,10 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_wine
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from skvae import VAEGridSearchCV, VAETransformer, metrics
-from skvae._data.statistics import describe_columns
+from skvae import VAETransformer, metrics
 from skvae.likelihoods import Bernoulli, Gaussian, Poisson
 
 
@@ -82,8 +80,8 @@ def test_training_with_holes_is_better_than_training_on_means(linear, wine):
     filled = np.where(np.isnan(H), np.nanmean(H, axis=0), H)
 
     def mean_score(X):
-        """Of three seeds, since one may end short of the optimum."""
-        models = (VAETransformer(**vae.get_params() | {"random_state": s}) for s in (1, 2, 3))
+        """Of two seeds, since one may end short of the optimum."""
+        models = (VAETransformer(**vae.get_params() | {"random_state": s}) for s in (1, 2))
         return np.mean([model.fit(X).score(wine) for model in models])
 
     assert mean_score(H) > mean_score(filled) + 0.5
@@ -92,13 +90,6 @@ def test_training_with_holes_is_better_than_training_on_means(linear, wine):
 def test_history_is_in_the_units_of_x_of_what_is_there(linear):
     vae, H = linear
     assert vae.history_["negative_elbo"][-1] == pytest.approx(-metrics.elbo(vae, H), abs=0.1)
-
-
-def test_units_are_those_of_the_values_that_are_there(wine):
-    H = with_holes(wine)
-    columns = describe_columns(H)
-    np.testing.assert_allclose(columns.mean, np.nanmean(H, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(columns.std, np.nanstd(H, axis=0), rtol=1e-12)
 
 
 def test_values_that_are_missing_change_nothing_whatever_they_were(wine):
@@ -124,7 +115,7 @@ def test_a_row_with_holes_has_the_same_bits_alone_or_among_others(wine, likeliho
     H = with_holes(wine)
     warnings.filterwarnings("ignore", "X has missing values")
     for data in (wine, H):  # a model that has not seen holes, and one that has
-        vae = VAETransformer(2, likelihood=likelihood, max_iter=3, random_state=0).fit(data)
+        vae = VAETransformer(2, likelihood=likelihood, max_iter=1, random_state=0).fit(data)
         for method in (vae.transform, vae.score_samples):
             together = method(H)
             np.testing.assert_array_equal(
@@ -172,15 +163,6 @@ def test_frames_with_every_kind_of_missing_value(wine):
     np.testing.assert_array_equal(vae.score_samples(frame), expected.score_samples(H))
 
 
-def test_pipelines_and_searches_take_missing_values(wine):
-    H = with_holes(wine, 0.05)
-    pipe = make_pipeline(StandardScaler(), VAETransformer(2, max_iter=5, random_state=0))
-    grid = {"vaetransformer__n_components": [1, 2], "vaetransformer__beta": [0.5, 1.0]}
-    search = VAEGridSearchCV(pipe, grid, cv=3).fit(H)
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    assert np.isfinite(search.transform(H)).all()
-
-
 # --- an encoder that never saw a hole -----------------------------------------------------
 
 METHODS = {
@@ -197,21 +179,21 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("kind", ["array", "frame", "auto", "sparse"])
-def test_rows_with_holes_are_told_to_be_strange_to_a_model_of_complete_rows(wine, kind, method):
+def test_rows_with_holes_are_told_to_be_strange_to_a_model_of_complete_rows(wine, kind):
     H = wine[:, :5].copy()
     H[:7, 2] = np.nan
     H[:2, 4] = np.nan
     make = {"array": np.asarray, "sparse": scipy.sparse.csr_array}.get(kind, pd.DataFrame)
     likelihood = "auto" if kind == "auto" else "gaussian"
     vae = VAETransformer(2, likelihood=likelihood, max_iter=2, random_state=0)
-    vae.fit(make(wine[:, :5]))
-    with pytest.warns(UserWarning, match="X has missing values in 7 of 178 rows") as caught:
-        method(vae, make(H))
-    assert len(caught) == 1
-    method(vae, make(wine[:, :5]))  # no warning
-    method(vae.fit(make(H)), make(H))
+    complete, with_holes = clone(vae).fit(make(wine[:, :5])), clone(vae).fit(make(H))
+    for method in METHODS.values():
+        with pytest.warns(UserWarning, match="X has missing values in 7 of 178 rows") as caught:
+            method(complete, make(H))
+        assert len(caught) == 1
+        method(complete, make(wine[:, :5]))  # no warning
+        method(with_holes, make(H))
 
 
 def test_unknown_categories_have_one_warning_and_holes_beside_them_another(wine):
@@ -231,7 +213,7 @@ def test_unknown_categories_have_one_warning_and_holes_beside_them_another(wine)
 
 def test_fitted_to_rows_with_holes_as_the_warning_says_the_encoder_does_without_values():
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(600, 1)) + 0.2 * rng.normal(size=(600, 4))
+    X = rng.normal(size=(1200, 1)) + 0.2 * rng.normal(size=(1200, 4))
     H = np.where(rng.random(X.shape) < 0.3, np.nan, X)
     alone = X.copy()
     alone[:, 1:] = np.nan
@@ -241,9 +223,10 @@ def test_fitted_to_rows_with_holes_as_the_warning_says_the_encoder_does_without_
         1,
         likelihood=Gaussian("per_feature"),
         early_stopping=False,  # or factor analysis is kept, whose encoder is linear
-        max_iter=400,
+        learning_rate=0.005,
+        max_iter=80,
         random_state=0,
     )
-    with pytest.warns(UserWarning, match="X has missing values in 600 of 600 rows"):
+    with pytest.warns(UserWarning, match="X has missing values in 1200 of 1200 rows"):
         assert vae.fit(X).score(alone) < expected - 1
     assert vae.fit(H).score(alone) > expected - 0.2

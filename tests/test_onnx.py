@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import re
-import subprocess
 import sys
 import warnings
 
@@ -294,52 +293,6 @@ def test_export_is_repeatable_quiet_and_moves_nothing_global(fitted, tmp_path, c
     assert capfd.readouterr() == ("", "")
     expected = graph_of(vae).SerializeToString(deterministic=True)
     assert (tmp_path / "encoder.onnx").read_bytes() == expected
-
-
-def test_importing_the_module_imports_none_of_its_packages():
-    code = (
-        "import sys, skvae.onnx; "
-        "print({'onnx', 'onnxscript', 'onnxruntime', 'skl2onnx'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert result.stdout.strip() == b"set()"
-
-
-# --- files whole or not at all ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_failure_while_writing_leaves_the_old_file(
-    fitted, quick_export, tmp_path, monkeypatch, where, error
-):
-    vae, _ = fitted
-    file = tmp_path / "encoder.onnx"
-    file.write_bytes(b"old")
-
-    def fail(*args):
-        assert len(os.listdir(tmp_path)) == 2  # the new one is beside it
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, where, fail)
-        with pytest.raises(type(error)):
-            skvae.onnx.export(vae, file)
-    assert os.listdir(tmp_path) == ["encoder.onnx"]
-    assert file.read_bytes() == b"old"
-    skvae.onnx.export(vae, str(file))
-    assert os.listdir(tmp_path) == ["encoder.onnx"]
-    assert file.read_bytes() == graph_of(vae).SerializeToString(deterministic=True)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
-def test_a_link_stays_one(fitted, quick_export, tmp_path):
-    link, file = tmp_path / "latest.onnx", tmp_path / "files" / "first.onnx"
-    file.parent.mkdir()
-    link.symlink_to(file)
-    skvae.onnx.export(fitted[0], link)
-    assert link.is_symlink()
-    assert os.listdir(file.parent) == ["first.onnx"]
 
 
 # --- Pipelines ----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -152,7 +151,7 @@ def test_a_file_with_one_changed_byte_raises_or_is_the_same_model(X, tmp_path):
     again(vae, tmp_path)
     file, rng, refused = tmp_path / "vae.safetensors", np.random.default_rng(0), 0
     content = file.read_bytes()
-    for place in rng.integers(len(content), size=300):
+    for place in rng.integers(len(content), size=150):
         spoiled = bytearray(content)
         spoiled[place] ^= 1 << rng.integers(8)
         file.write_bytes(spoiled)
@@ -162,7 +161,7 @@ def test_a_file_with_one_changed_byte_raises_or_is_the_same_model(X, tmp_path):
             refused += 1
             continue
         np.testing.assert_array_equal(loaded.score_samples(X), vae.score_samples(X))
-    assert refused > 200
+    assert refused > 100
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
@@ -173,12 +172,6 @@ def test_a_file_that_is_cut_off_is_refused(X, tmp_path, share):
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="is damaged, or no model"):
         skvae.safetensors.load(file)
-
-
-def test_tensors_of_something_else_are_refused(tmp_path):
-    save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="it holds tensors of something else"):
-        skvae.safetensors.load(tmp_path / "other.safetensors")
 
 
 SEALED = {"_skvae_format": 1, "_skvae_checksum": 0}
@@ -197,20 +190,20 @@ SEALED = {"_skvae_format": 1, "_skvae_checksum": 0}
         {"beta": 2.0},
         {},
         ["beta"],
+        None,
+        "nested without end",
     ],
     ids=str,
 )
 def test_nothing_is_built_but_the_values_of_skvae(tmp_path, attributes):
-    file = tmp_path / "vae.safetensors"
-    save_file({"weight": np.zeros(3)}, file, {"skvae": json.dumps(attributes)})
-    with pytest.raises(ValueError, match="damaged, or no model of this version"):
-        skvae.safetensors.load(file)
-
-
-def test_what_is_nested_without_end_is_refused(tmp_path):
-    file = tmp_path / "vae.safetensors"
-    save_file({"weight": np.zeros(3)}, file, {"skvae": '{"list": [' * 50_000})
-    with pytest.raises(ValueError, match="damaged, or no model of this version"):
+    file, message = tmp_path / "vae.safetensors", "damaged, or no model of this version"
+    words = {"skvae": json.dumps(attributes)}
+    if attributes is None:
+        words, message = None, "it holds tensors of something else"
+    elif attributes == "nested without end":
+        words = {"skvae": '{"list": [' * 50_000}
+    save_file({"weight": np.zeros(3)}, file, words)
+    with pytest.raises(ValueError, match=message):
         skvae.safetensors.load(file)
 
 
@@ -228,18 +221,8 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         skvae.safetensors.load(tmp_path / "nothing.safetensors")
 
 
-WITHOUT = """
-import sys
-sys.modules["safetensors"] = None
-import skvae.safetensors
-try:
-    skvae.safetensors.load("vae.safetensors")
-except ImportError as error:
-    assert "pip install 'skvae[safetensors]'" in str(error), error
-else:
-    raise AssertionError
-"""
-
-
-def test_without_the_library_the_error_says_what_to_install():
-    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=60)
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+    for name in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'skvae\[safetensors\]'"):
+        skvae.safetensors.load("vae.safetensors")

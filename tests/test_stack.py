@@ -167,7 +167,8 @@ def test_factor_analysis_is_the_optimum_of_linear_gaussian_models_alone(params, 
 
 
 @pytest.mark.parametrize("noise", ["per_feature", "shared"])
-def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise):
+def test_the_shortfall_of_a_linear_model_is_that_of_its_loss(noise, monkeypatch):
+    monkeypatch.setattr(execution, "begins_as_factors", lambda job: False)  # or it has none
     X = table(300)
     plain = {"hidden_layer_sizes": (), "early_stopping": False, "likelihood": Gaussian(noise)}
     missed = {}
@@ -259,8 +260,8 @@ def test_constant_columns_are_no_shortfall():
         likelihood=Gaussian("shared"),
         hidden_layer_sizes=(),
         early_stopping=False,
-        max_iter=1000,
-        learning_rate=0.02,
+        max_iter=300,
+        learning_rate=0.05,
         random_state=0,
     )
     vae.fit(X)
@@ -268,7 +269,7 @@ def test_constant_columns_are_no_shortfall():
 
 @pytest.mark.parametrize("name", ["maximise", "log_likelihood"])
 def test_a_shortfall_that_cannot_be_known_is_none(monkeypatch, name):
-    job = job_of(table(100), hidden_layer_sizes=(), early_stopping=False)
+    job = job_of(table(100), hidden_layer_sizes=(), early_stopping=False, max_iter=3)
     monkeypatch.setattr(factor_analysis, name, raise_as_torch)
     (trained,) = execution.train([job], lambda: None, lambda records, states: False)
     assert trained.shortfall == 0
@@ -398,18 +399,6 @@ def test_a_file_larger_than_working_memory_is_never_copied(tmp_path):
     # 16 MiB for rows, 8 for their order, 40 for factor analysis of 20,000 of them. A copy of the
     # file would take 61 MiB more, one in float32 244.
     assert grown < 90
-
-
-def test_rows_that_are_read_again_are_clipped_to_their_support():
-    X = (table(300) > 0).astype(np.float64)
-    Y = X.copy()
-    Y[X == 1] += 5e-7  # within what counts as 1
-    fits = [
-        VAETransformer(2, likelihood="bernoulli", max_iter=2, random_state=0).fit(Z) for Z in (X, Y)
-    ]
-    for name, array in fits[0].state_.items():
-        np.testing.assert_allclose(fits[1].state_[name], array, atol=1e-5)
-    assert Y.max() == 1 + 5e-7
 
 
 def test_a_part_has_a_batch_at_least():
@@ -587,7 +576,7 @@ def test_only_the_products_of_the_networks_are_in_bfloat16(likelihood):
 def test_bf16_reaches_about_the_same_score():
     X = table(1000)
     scores = [
-        VAETransformer(2, max_iter=40, precision=precision, random_state=0).fit(X).score(X)
+        VAETransformer(2, max_iter=15, precision=precision, random_state=0).fit(X).score(X)
         for precision in ("float32", "bf16")
     ]
     # Rounding to 8 bits is noise of 0.4% in every product of a step: a few hundredths of a nat.

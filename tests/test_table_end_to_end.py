@@ -1,6 +1,5 @@
 """A real table of mixed columns with holes, from end to end: frames in and frames out."""
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
-from skvae import VAEGridSearchCV, VAEImputer, VAETransformer, metrics
-from skvae.likelihoods import Categorical, Columns, Gaussian
+from skvae import VAEGridSearchCV, VAETransformer, metrics
 
 GRID = {"beta": [0.5, 1.0], "n_components": [2, 4]}
 
@@ -30,20 +28,9 @@ def diabetes():
 @pytest.fixture(scope="module")
 def search(diabetes):
     vae = VAETransformer(
-        likelihood="auto", hidden_layer_sizes=(32, 16), max_iter=100, random_state=0
+        likelihood="auto", hidden_layer_sizes=(32, 16), max_iter=60, random_state=0
     ).set_output(transform="pandas")
     return VAEGridSearchCV(vae, GRID, cv=3).fit(diabetes[1])
-
-
-def test_the_search_finds_what_each_column_is(search, diabetes):
-    scores = search.cv_results_["mean_test_score"]
-    assert np.isfinite(scores).all()
-    numbers = diabetes[0].columns.drop(["sex", "smoker"]).tolist()
-    kinds = dict(
-        (type(part), columns) for part, columns in search.best_estimator_.likelihood_.parts
-    )
-    assert list(kinds[Gaussian]) == numbers
-    assert list(kinds[Categorical]) == ["sex"]
 
 
 def test_columns_know_of_each_other(search, diabetes):
@@ -83,28 +70,3 @@ def test_reconstructions_and_draws_are_tables_like_that_of_fit(search, diabetes)
     moved = (drawn[numbers].astype(float).mean() - whole[numbers].astype(float).mean()).abs()
     assert (moved < 0.3 * whole[numbers].astype(float).std()).all()
     assert (drawn["sex"] == "m").mean() == pytest.approx((whole["sex"] == "m").mean(), abs=0.1)
-
-
-def test_imputing_is_better_than_means_and_keeps_what_is_there(search, diabetes):
-    whole, table, _ = diabetes
-    filled = VAEImputer(search.best_estimator_).fit_transform(table)
-    pd.testing.assert_series_equal(filled.dtypes, table.dtypes)
-    errors, of_means = [], []
-    for name in whole.columns.drop(["sex", "smoker"]):
-        gone, scale = table[name].isna(), float(whole[name].astype(float).std())
-        truth = whole[name].astype(float)
-        assert (filled.loc[~gone, name] == table.loc[~gone, name]).all()
-        errors.append((((filled[name].astype(float) - truth)[gone] / scale) ** 2).mean())
-        of_means.append((((truth[~gone].mean() - truth)[gone] / scale) ** 2).mean())
-    assert np.mean(errors) < 0.8 * np.mean(of_means)
-
-
-def test_a_file_holds_all_of_it(search, diabetes, tmp_path):
-    table = diabetes[1]
-    joblib.dump(search, tmp_path / "search.joblib")
-    again = joblib.load(tmp_path / "search.joblib")
-    np.testing.assert_array_equal(again.score_samples(table), search.score_samples(table))
-    best, loaded = search.best_estimator_, again.best_estimator_
-    pd.testing.assert_frame_equal(loaded.sample(7, 0), best.sample(7, 0))
-    assert loaded.likelihood_ == best.likelihood_
-    assert loaded.likelihood_ != Columns([(Gaussian(), ["age"])])

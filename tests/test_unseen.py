@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from own_parts import Exponential
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 
@@ -21,7 +22,6 @@ from skvae.likelihoods import (
     ContinuousBernoulli,
     DiscretizedLogistic,
     Gaussian,
-    Likelihood,
     NegativeBinomial,
     Poisson,
 )
@@ -319,20 +319,6 @@ def test_a_constant_of_a_fold_that_others_leave_costs_them():
 
 
 def test_a_likelihood_of_ones_own_needs_nothing_new():
-    class Exponential(Likelihood):
-        def units(self, columns):
-            varies = columns.std > 0
-            return np.where(varies, 0.0, columns.mean), np.where(varies, columns.mean, 0.0)
-
-        def mean(self, module, raw):
-            return torch.exp(20 * torch.tanh(raw / 20))
-
-        def log_prob(self, module, raw, x):
-            return -torch.log(self.mean(module, raw)) - x / self.mean(module, raw)
-
-        def sample(self, module, raw, generator):
-            return self.mean(module, raw)
-
     X = np.random.default_rng(0).exponential(3.0, (80, 4))
     X[:, 1], X[:, 2] = 2.0, np.nan
     vae = quick(Exponential())
@@ -346,20 +332,17 @@ def test_a_likelihood_of_ones_own_needs_nothing_new():
     assert usual[3] - scores[3] == pytest.approx(np.log(81), rel=1e-9)
     assert scores[4] == -np.inf
     np.testing.assert_array_equal(np.delete(scores, [3, 4]), np.delete(usual, [3, 4]))
-    assert np.isnan(vae.sample(5, random_state=0)).all(axis=0).tolist() == [
-        False,
-        False,
-        True,
-        False,
-    ]
+    empty = np.isnan(vae.sample(5, random_state=0)).all(axis=0)
+    assert np.flatnonzero(empty).tolist() == [2]
 
 
 # --- out of reach ---------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings(FAR)
-@pytest.mark.parametrize("holes", [False, True])
-@pytest.mark.parametrize("likelihood", EVERY, ids=str)
+@pytest.mark.parametrize(
+    ("likelihood", "holes"), [(own, i % 2 == 1) for i, own in enumerate(EVERY)], ids=str
+)
 def test_infinity_and_beyond_cost_their_row_everything_and_the_others_nothing(likelihood, holes):
     X, new = rows(likelihood), rows(likelihood, 40, seed=1)
     if holes:
@@ -475,20 +458,14 @@ def test_an_empty_column_is_no_part_of_the_density_and_comes_back_as_missing():
 
 @pytest.mark.filterwarnings(EMPTY)
 @pytest.mark.parametrize("likelihood", EVERY, ids=str)
-@pytest.mark.parametrize(
-    "params", [{}, {"hidden_layer_sizes": (), "early_stopping": True}], ids=str
-)
-def test_every_likelihood_takes_an_empty_column(likelihood, params):
-    X = np.insert(rows(likelihood), 1, np.nan, axis=1)
-    vae = quick(likelihood, **params).fit(X)
-    assert np.isfinite(vae.score_samples(X)).all()
-    assert np.isfinite(vae.transform(X)).all()
-    assert np.isnan(vae.sample(5, random_state=0)).all(axis=0).tolist() == [
-        False,
-        True,
-        False,
-        False,
-    ]
+def test_every_likelihood_takes_an_empty_column(likelihood):
+    X, linear = np.insert(rows(likelihood), 1, np.nan, axis=1), {"hidden_layer_sizes": ()}
+    for params in ({}, linear | {"early_stopping": True}):
+        vae = quick(likelihood, max_iter=2, **params).fit(X)
+        assert np.isfinite(vae.score_samples(X)).all()
+        assert np.isfinite(vae.transform(X)).all()
+        empty = np.isnan(vae.sample(5, random_state=0)).all(axis=0)
+        assert np.flatnonzero(empty).tolist() == [1]
 
 
 @pytest.mark.filterwarnings("ignore:.*whole numbers of fewer than 20")
@@ -508,26 +485,19 @@ def test_every_likelihood_takes_an_empty_column(likelihood, params):
 def test_an_empty_column_of_any_dtype_comes_back_empty(dtype, value):
     frame = logs(80)
     frame["none"] = pd.Series([value] * 80, dtype=dtype)
-    vae = quick("auto")
+    vae = quick("auto", max_iter=2)
     with pytest.warns(UserWarning, match=re.escape("X has no value in column 4 ('none')")):
         vae.fit(frame)
     for back in (vae.inverse_transform(vae.transform(frame)), vae.sample(5, random_state=0)):
         assert back["none"].isna().all()
         assert back["none"].dtype.name == frame["none"].dtype.name
         assert not back.drop(columns="none").isna().any().any()
-    assert np.isfinite(vae.score_samples(frame)).all()
-
-
-@pytest.mark.filterwarnings(CATEGORY, WITHOUT)
-def test_any_category_in_a_column_without_one_costs_nothing():
-    frame = logs(80)
-    frame["none"] = pd.Series([None] * 80, dtype=object)
-    vae = quick("auto")
-    with pytest.warns(UserWarning, match="X has no value in"):
-        vae.fit(frame)
-    for value in ("a", 3):
-        scores = vae.score_samples(frame.assign(none=value))
-        np.testing.assert_array_equal(scores, vae.score_samples(frame))
+    scores = vae.score_samples(frame)
+    assert np.isfinite(scores).all()
+    if dtype == "object":  # any category in such a column costs nothing
+        for other in ("a", 3):
+            with pytest.warns(UserWarning, match="had no value"):
+                np.testing.assert_array_equal(vae.score_samples(frame.assign(none=other)), scores)
 
 
 @pytest.mark.filterwarnings(EMPTY, WITHOUT, CATEGORY)
@@ -553,9 +523,10 @@ def test_rows_without_any_value_are_refused(X, likelihood):
 # --- sentinels --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [1e20, 999999.0, -1e6])
-@pytest.mark.parametrize("n_rows", [1, 6])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("value", "n_rows", "weighted"),
+    [(1e20, 1, True), (999999.0, 6, False), (-1e6, 1, False), (-1e6, 6, True)],
+)
 def test_fit_warns_of_a_value_that_is_farther_than_all_others_together(value, n_rows, weighted):
     X = np.random.default_rng(0).normal(50, 10, (200, 3))
     X[::5, 1] = np.nan

@@ -5,8 +5,6 @@ import itertools
 import math
 import pickle
 import re
-import subprocess
-import sys
 import tracemalloc
 import warnings
 
@@ -21,17 +19,16 @@ import sklearn
 import torch
 from sklearn import config_context
 from sklearn.base import clone
-from sklearn.datasets import load_iris, load_wine, make_moons
+from sklearn.datasets import load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, RobustScaler, StandardScaler
 from threadpoolctl import threadpool_limits
 
 import skvae
-from skvae import VAETransformer, likelihoods, metrics, posteriors, priors
+from skvae import VAETransformer, likelihoods, posteriors, priors
 from skvae._backend import blocks
 from skvae._data import weighting
 from skvae._fit.preparation import prepare
@@ -53,7 +50,6 @@ OUTPUTS = {
     "inverse_transform": lambda vae, X: vae.inverse_transform(vae.transform(X)),
     "score_samples": lambda vae, X: vae.score_samples(X),
 }
-any_output = pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
 
 
 def suited(X, likelihood):
@@ -120,19 +116,6 @@ def test_score_does_not_see_what_only_training_uses(X, quick):
 def test_beta_changes_what_is_learned(X, quick):
     kl = [quick(beta=beta, max_iter=50).fit(X).history_["kl"][-1] for beta in (0, 1, 10)]
     assert kl[0] > kl[1] > kl[2]
-
-
-@pytest.mark.parametrize("beta", [1.5, 4.0])
-def test_minus_the_loss_of_importance_samples_is_no_higher_than_log_p_of_the_rows(beta):
-    rows = make_moons(400, noise=0.05, random_state=0)[0]
-    vae = VAETransformer(2, n_importance_samples=10, beta=beta, random_state=0)
-    vae.set_params(max_iter=60, early_stopping=False, learning_rate_schedule="constant")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All 2 components are inactive")  # at beta = 4
-        vae.fit(rows)
-    log_p = metrics.log_likelihood(vae, rows, n_samples=500, random_state=0)
-    # The last epoch's loss was seen on the way, before the weights that it led to.
-    assert -vae.history_["loss"][-1] < log_p + 0.1
 
 
 class OwnMatrix(likelihoods.StudentT):
@@ -224,14 +207,16 @@ def test_time_stamps_of_1_7e9_keep_their_digits(X, quick):
     assert (vae.inverse_transform(Z) - far).std() < 1e3
 
 
-@pytest.mark.parametrize("noise", ["per_feature", "shared", "per_sample", 0.5])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("noise", "dtype"),
+    [("per_feature", np.float32), ("shared", np.float64), ("per_sample", np.float64), (0.5, "f4")],
+)
 def test_a_constant_column_is_given_back_exactly_and_is_no_part_of_the_score(
-    X, quick, noise, dtype
+    X, quick, numpy_elbo, noise, dtype
 ):
     X = X.astype(dtype)
     X[:, 1] = 0.1
-    vae = quick(likelihood=Gaussian(noise)).fit(X)
+    vae = quick(likelihood=Gaussian(noise), hidden_layer_sizes=()).fit(X)
     assert (vae.inverse_transform(vae.transform(X))[:, 1] == X[0, 1]).all()
     assert (vae.sample(30, random_state=0)[:, 1] == X[0, 1]).all()
     other = X.copy()
@@ -239,13 +224,9 @@ def test_a_constant_column_is_given_back_exactly_and_is_no_part_of_the_score(
     with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
         scores = vae.score_samples(other)  # a mass of 1 / (n + 1) is beside the constant
     np.testing.assert_allclose(vae.score_samples(X) - scores, np.log(61), rtol=1e-9)
-
-
-def test_a_constant_column_counts_0_nats(X, quick, numpy_elbo):
-    X[:, 1] = 0.1
-    vae = quick(likelihood=Gaussian("per_feature"), hidden_layer_sizes=()).fit(X)
-    elbo = numpy_elbo(vae, X, columns=[0, 2, 3])
-    np.testing.assert_allclose(vae.score_samples(X), elbo, atol=1e-3)
+    if noise != "per_sample":
+        elbo = numpy_elbo(vae, X, columns=[0, 2, 3])
+        np.testing.assert_allclose(vae.score_samples(X), elbo, atol=1e-3)
 
 
 @any_likelihood
@@ -258,50 +239,35 @@ def test_constant_rows_are_fitted_and_given_back(quick, likelihood):
     assert -10 < vae.score(X) <= 0  # no density is left: minus a KL divergence
 
 
-def test_the_noise_never_falls_below_a_hundredth_of_the_column(X, quick):
-    vae = quick(likelihood=Gaussian("per_feature")).fit(X)
-    vae.state_["observation.raw_variance"][:] = -100
-    np.testing.assert_allclose(vae.noise_variance_, 1e-4 * X.var(axis=0), rtol=1e-5)
-
-
 # --- determinism --------------------------------------------------------------------------
 
 
-@any_output
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"hidden_layer_sizes": ()},
-        {"hidden_layer_sizes": (32, 16)},
-        {"prior": priors.Mixture(3)},
-        {"prior": priors.Vamp(20), "posterior": "full"},
-        {"posterior": posteriors.Flow(hidden_layer_sizes=(8,)), "n_components": 3},
-    ],
-    ids=["linear", "network", "mixture", "vamp-full", "flow"],
-)
-def test_a_row_has_the_same_numbers_alone_and_in_any_batch(X, quick, output, dtype, params):
-    rng = np.random.default_rng(0)
-    many = rng.normal(size=(2100, 4)).astype(dtype)  # more than one block of 2048
-    vae = quick(**params, n_score_draws=300).fit(X.astype(dtype))
-    expected = output(vae, many)
-    order = rng.permutation(len(many))
-    np.testing.assert_array_equal(output(vae, many[order]), expected[order])
-    for rows in [slice(0, 1), slice(2047, 2050), slice(5, 22), slice(2099, None)]:
-        np.testing.assert_array_equal(output(vae, many[rows]), expected[rows])
+# One line for each kind of product: of widths, components, parts and dtypes.
+SIZES = [
+    {"hidden_layer_sizes": ()},
+    {"hidden_layer_sizes": (7,), "n_components": 3, "precision": "float64"},
+    {"hidden_layer_sizes": (50, 25), "precision": "float64"},
+    {"hidden_layer_sizes": (128, 64)},
+    {"prior": priors.Mixture(3), "posterior": "full", "n_components": 5},
+    {"prior": priors.Mixture(3), "n_components": 9, "precision": "float64"},
+    {"prior": priors.Vamp(20), "posterior": "full", "n_components": 9},
+    {"prior": priors.Vamp(3), "n_components": 16, "precision": "float64"},
+    {"posterior": "full", "n_components": 16},
+    {"posterior": posteriors.Flow(hidden_layer_sizes=(8,)), "n_components": 3},
+]
 
 
-@any_output
-@pytest.mark.parametrize("n_threads", [1, 3, 6])
-def test_a_row_has_the_same_numbers_whatever_the_number_of_threads(quick, output, n_threads):
-    rng = np.random.default_rng(0)
-    many = rng.normal(size=(300, 30))
-    vae = quick(hidden_layer_sizes=(301, 99), activation="silu", max_iter=1).fit(many)
-    expected = output(vae, many)
+@pytest.mark.parametrize("params", SIZES, ids=str)
+def test_a_row_has_the_same_numbers_alone_and_in_any_batch(quick, params):
+    rng, dtype = np.random.default_rng(0), params.get("precision", "float32")
+    many = rng.normal(size=(2100, 13)).astype(dtype)  # more than one block of 2048
+    vae = quick(**params, n_score_draws=70, max_iter=1).fit(many[:60])
     order = rng.permutation(len(many))
-    with threadpool_limits(n_threads, user_api="openmp"):
+    for output in OUTPUTS.values():
+        expected = output(vae, many)
         np.testing.assert_array_equal(output(vae, many[order]), expected[order])
-        np.testing.assert_array_equal(output(vae, many[7:8]), expected[7:8])
+        for rows in [slice(0, 1), slice(2047, 2050), slice(5, 22), slice(2099, None)]:
+            np.testing.assert_array_equal(output(vae, many[rows]), expected[rows])
 
 
 EVERY_OUTPUT = OUTPUTS | {
@@ -310,20 +276,22 @@ EVERY_OUTPUT = OUTPUTS | {
 }
 
 
-@any_likelihood
-@pytest.mark.parametrize("output", EVERY_OUTPUT.values(), ids=EVERY_OUTPUT)
-def test_several_blocks_give_the_same_numbers_on_any_number_of_threads(
-    X, quick, likelihood, output
-):
-    vae = quick(likelihood=likelihood).fit(suited(X, likelihood))
-    many = suited(np.random.default_rng(0).normal(size=(5000, 4)), likelihood)
-    with threadpool_limits(1, user_api="openmp"):
-        expected = output(vae, many)
-    for n_threads in (2, 4):
-        with threadpool_limits(n_threads, user_api="openmp"):
-            np.testing.assert_array_equal(output(vae, many), expected)
-            with sklearn.config_context(working_memory=1):
+@pytest.mark.parametrize(
+    ("likelihood", "hidden"), [*((own, 8) for own in LIKELIHOODS), (Gaussian(), (301, 99))], ids=str
+)
+def test_several_blocks_give_the_same_numbers_on_any_number_of_threads(quick, likelihood, hidden):
+    rng = np.random.default_rng(0)
+    many = suited(rng.normal(size=(5000, 7)), likelihood)
+    vae = quick(likelihood=likelihood, hidden_layer_sizes=hidden, activation="silu", max_iter=1)
+    vae.set_params(n_score_draws=16).fit(many[:60])
+    for output in EVERY_OUTPUT.values():
+        with threadpool_limits(1, user_api="openmp"):
+            expected = output(vae, many)
+        for n_threads in (2, 6):
+            with threadpool_limits(n_threads, user_api="openmp"):
                 np.testing.assert_array_equal(output(vae, many), expected)
+                with sklearn.config_context(working_memory=1):
+                    np.testing.assert_array_equal(output(vae, many), expected)
 
 
 @pytest.mark.parametrize(("working_memory", "n_threads"), [(1, 1), (1024, 2)])
@@ -351,11 +319,12 @@ def peak_of_arrays(function):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("likelihood", [Gaussian(), Bernoulli()], ids=str)
+@pytest.mark.parametrize(
+    ("likelihood", "dtype"), [(Gaussian(), np.float32), (Bernoulli(), np.float64)], ids=str
+)
 @pytest.mark.usefixtures("two_threads")
 def test_no_array_but_the_result_grows_with_the_number_of_rows(quick, likelihood, dtype):
-    X = np.random.default_rng(0).random((300_000, 20), dtype=np.float32).astype(dtype)
+    X = np.random.default_rng(0).random((200_000, 20), dtype=np.float32).astype(dtype)
     vae = quick(likelihood=likelihood, n_components=1, max_iter=1, n_score_draws=1).fit(X[:100])
     Z = vae.transform(X)
     calls = [
@@ -366,7 +335,7 @@ def test_no_array_but_the_result_grows_with_the_number_of_rows(quick, likelihood
     ]
     for call in calls:
         result, peak = peak_of_arrays(call)
-        assert peak <= result.nbytes + 6 * 2**20  # X has 23 or 46 MiB
+        assert peak <= result.nbytes + 6 * 2**20  # X has 15 or 30 MiB
 
 
 @any_likelihood
@@ -386,42 +355,47 @@ def test_one_seed_gives_one_model_in_clones_refits_and_pickles(X, quick, likelih
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_dtype_of_fit_comes_back(X, quick, dtype):
-    vae = quick().fit(X.astype(dtype))
-    Z = vae.transform(X)
-    assert Z.shape == (60, 2)
-    assert Z.dtype == dtype
-    assert [moment.dtype for moment in vae.encode(X)] == [dtype, dtype]
-    assert vae.inverse_transform(Z).dtype == dtype
-    assert vae.sample(3).dtype == dtype
+def test_the_dtype_of_fit_comes_back_and_transform_is_the_mean_of_encode(X, quick, dtype):
+    X = X.astype(dtype)
+    vae = quick().fit(X)
+    Z, (mean, std) = vae.transform(X), vae.encode(X)
+    for same in (Z, clone(vae).fit_transform(X)):
+        np.testing.assert_array_equal(same, mean)
+    assert std.shape == mean.shape == (60, 2)
+    assert (std > 0).all()
+    assert {array.dtype for array in (Z, mean, std)} == {np.dtype(dtype)}
+    assert vae.inverse_transform(Z).dtype == vae.sample(3).dtype == dtype
     assert vae.score_samples(X).dtype == np.float64
 
 
-def test_transform_is_the_mean_that_encode_gives(X, quick):
-    vae = quick().fit(X)
-    mean, std = vae.encode(X)
-    np.testing.assert_array_equal(vae.transform(X), mean)
-    np.testing.assert_array_equal(clone(vae).fit_transform(X), mean)
-    assert std.shape == mean.shape == (60, 2)
-    assert (std > 0).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_pandas_frame_comes_back_with_columns_dtype_and_index(X, quick, dtype):
-    frame = pd.DataFrame(X.astype(dtype), columns=list("abcd"), index=[f"r{i}" for i in range(60)])
+@pytest.mark.parametrize(
+    ("columns", "dtype"),
+    [
+        (list("abcd"), np.float32),
+        ([3, 1, 2, 0], np.float64),
+        (pd.MultiIndex.from_product([["a", "b"], ["c", "d"]]), np.float64),
+    ],
+    ids=["names", "numbers", "two levels"],
+)
+def test_a_pandas_frame_comes_back_with_columns_dtype_and_index(X, quick, columns, dtype):
+    frame = pd.DataFrame(X.astype(dtype), columns=columns, index=[f"r{i}" for i in range(60)])
     vae = quick().set_output(transform="pandas").fit(frame)
     Z = vae.transform(frame)
     assert list(Z.columns) == ["vaetransformer0", "vaetransformer1"]
-    back = vae.inverse_transform(Z)
-    pd.testing.assert_index_equal(back.columns, frame.columns)
-    pd.testing.assert_index_equal(back.index, frame.index)
+    back, sampled = vae.inverse_transform(Z), vae.sample(3, random_state=0)
+    for rows, index in ((back, frame.index), (sampled, range(3))):
+        pd.testing.assert_index_equal(rows.columns, frame.columns)
+        assert list(rows.index) == list(index)
     assert set(back.dtypes) == {np.dtype(dtype)}
     np.testing.assert_array_equal(back, quick().fit(X.astype(dtype)).inverse_transform(Z))
-    sampled = vae.sample(3, random_state=0)
-    assert list(sampled.columns) == list("abcd")
-    assert list(sampled.index) == [0, 1, 2]
-    assert list(vae.feature_names_in_) == list("abcd")
-    assert list(vae.inverse_transform(Z.to_numpy()).index) == list(range(60))
+    for form in (np.asarray, np.ndarray.tolist, tuple):  # of latent rows without an index
+        rows = vae.inverse_transform(form(Z.to_numpy()))
+        np.testing.assert_allclose(rows, back, rtol=1e-6)
+        assert list(rows.index) == list(range(60))
+    # An array's model forgets the names.
+    vae.set_output(transform="default").fit(X)
+    assert not hasattr(vae, "feature_names_in_")
+    assert type(vae.inverse_transform(vae.transform(X))) is np.ndarray
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -429,13 +403,10 @@ def test_a_polars_frame_comes_back_with_columns_and_dtype(X, quick, dtype):
     frame = pl.DataFrame(X.astype(dtype), schema=list("abcd"))
     vae = quick().set_output(transform="polars").fit(frame)
     Z = vae.transform(frame)
-    assert isinstance(Z, pl.DataFrame)
-    back = vae.inverse_transform(Z)
     expected = quick().fit(X.astype(dtype)).inverse_transform(Z.to_numpy())
-    np.testing.assert_allclose(back, expected, rtol=1e-6)
-    for result in (back, vae.sample(60)):
+    np.testing.assert_allclose(vae.inverse_transform(Z), expected, rtol=1e-6)
+    for result in (vae.inverse_transform(Z), vae.sample(60)):
         assert isinstance(result, pl.DataFrame)
-        assert result.columns == list("abcd")
         assert result.schema == frame.schema
 
 
@@ -444,32 +415,6 @@ def test_a_model_of_an_array_gives_arrays_even_for_frames(X, quick):
     Z = pd.DataFrame(vae.transform(X), index=np.arange(60) + 7)
     assert type(vae.inverse_transform(Z)) is np.ndarray
     assert type(vae.sample()) is np.ndarray
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [["a", "b", "c", "d"], [3, 1, 2, 0], pd.MultiIndex.from_product([["a", "b"], ["c", "d"]])],
-    ids=["names", "numbers", "two levels"],
-)
-def test_columns_of_a_frame_come_back_whatever_they_are(X, quick, columns):
-    frame = pd.DataFrame(X, columns=columns)
-    vae = quick().fit(frame)
-    pd.testing.assert_index_equal(vae.sample(2).columns, frame.columns)
-
-
-@pytest.mark.parametrize("form", [list, tuple, np.asarray])
-def test_a_model_of_a_frame_inverts_what_is_no_frame(X, quick, form):
-    vae = quick().fit(pd.DataFrame(X, columns=list("abcd")))
-    Z = vae.transform(pd.DataFrame(X, columns=list("abcd")))
-    back = vae.inverse_transform(form(Z.tolist()))
-    assert list(back.columns) == list("abcd")
-    np.testing.assert_allclose(back, vae.inverse_transform(Z), rtol=1e-6)
-
-
-def test_names_of_an_earlier_fit_are_forgotten(X, quick):
-    vae = quick().fit(pd.DataFrame(X, columns=list("abcd"))).fit(X)
-    assert not hasattr(vae, "feature_names_in_")
-    assert type(vae.inverse_transform(vae.transform(X))) is np.ndarray
 
 
 # --- sample -------------------------------------------------------------------------------
@@ -512,23 +457,11 @@ def test_noise_per_sample_is_drawn_with_the_variance_of_the_row(X, quick):
     np.testing.assert_allclose((drawn - mean).var(axis=0), variance.mean(axis=0), rtol=0.05)
 
 
-def test_bernoulli_samples_are_zeros_and_ones_of_the_given_means(X, quick):
-    X = suited(X, Bernoulli())
-    vae = quick(likelihood="bernoulli", max_iter=100).fit(X)
-    drawn = vae.sample(20_000, random_state=0)
-    mean = vae.sample(20_000, random_state=0, mean=True)
-    assert set(np.unique(drawn)) == {0, 1}
-    assert ((mean > 0) & (mean < 1)).all()
-    np.testing.assert_allclose(drawn.mean(axis=0), mean.mean(axis=0), atol=0.02)
-    np.testing.assert_allclose(((drawn - mean) * mean).mean(axis=0), 0, atol=0.02)
-
-
 @any_likelihood
-@pytest.mark.parametrize("mean", [False, True])
-def test_the_first_samples_are_the_same_however_many_follow(X, quick, likelihood, mean):
+def test_the_first_samples_are_the_same_however_many_follow(X, quick, likelihood):
     X = suited(X, likelihood)
-    for n_components in (1, 2, 3):
-        vae = quick(likelihood=likelihood, n_components=n_components).fit(X)
+    for n_components, mean in [(1, True), (2, False), (3, True), (3, False)]:
+        vae = quick(likelihood=likelihood, n_components=n_components, max_iter=1).fit(X)
         many = vae.sample(4100, random_state=5, mean=mean)
         for n_samples in (1, 2, 7, 8, 9, 16, 33, 100, 2047, 2048, 2049, 4097):
             few = vae.sample(n_samples, random_state=5, mean=mean)
@@ -570,27 +503,15 @@ def test_sample_of_a_pipeline_is_in_the_units_of_its_input(X, quick):
     assert (mean.std(axis=0) < drawn.std(axis=0)).all()
 
 
-def test_sample_of_the_estimator_itself_is_its_method(X, quick):
-    vae = quick().fit(X)
-    for estimator in (vae, make_pipeline(vae)):
-        drawn = skvae.sample(estimator, 3, random_state=1)
-        np.testing.assert_array_equal(drawn, vae.sample(3, random_state=1))
-
-
-def test_sample_of_a_search_is_that_of_its_best_estimator(X, quick):
-    pipe = make_pipeline(StandardScaler(), quick())
-    search = GridSearchCV(pipe, {"vaetransformer__beta": [0.5, 4]}, cv=2).fit(X)
-    drawn = skvae.sample(search, 3, random_state=1)
-    np.testing.assert_array_equal(drawn, skvae.sample(search.best_estimator_, 3, random_state=1))
-    search = GridSearchCV(quick(), {"beta": [0.5, 4]}, cv=2).fit(X)
-    drawn = skvae.sample(search, 3, random_state=1)
-    np.testing.assert_array_equal(drawn, search.best_estimator_.sample(3, random_state=1))
-
-
 def test_sample_of_pipelines_within_a_pipeline_inverts_all_steps(X, quick):
+    vae = quick().fit(X)
+    drawn = skvae.sample(vae, 3, random_state=1)
+    np.testing.assert_array_equal(drawn, vae.sample(3, random_state=1))
     inner = make_pipeline(StandardScaler(), quick())
-    pipe = make_pipeline(make_pipeline(RobustScaler(), None, StandardScaler()), inner).fit(X)
-    drawn = skvae.sample(pipe, 5, random_state=0)
+    pipe = make_pipeline(make_pipeline(RobustScaler(), None, StandardScaler()), inner)
+    with pytest.raises(NotFittedError):
+        skvae.sample(pipe)
+    drawn = skvae.sample(pipe.fit(X), 5, random_state=0)
     expected = pipe[0].inverse_transform(skvae.sample(inner, 5, random_state=0))
     np.testing.assert_array_equal(drawn, expected)
 
@@ -620,16 +541,14 @@ def test_sample_refuses_what_does_not_end_in_a_vae(estimator):
         skvae.sample(estimator)
 
 
-def test_sample_of_a_search_without_a_best_estimator_says_what_it_lacks(X, quick):
-    search = GridSearchCV(quick(), {"beta": [0.5, 4]}, cv=2, refit=False).fit(X)
-    for unknown in (search, clone(search)):
+def test_sample_of_a_search_is_that_of_its_best_estimator_if_it_has_one(X, quick):
+    search = GridSearchCV(make_pipeline(StandardScaler(), quick()), {}, cv=2).fit(X)
+    drawn = skvae.sample(search, 3, random_state=1)
+    np.testing.assert_array_equal(drawn, skvae.sample(search.best_estimator_, 3, random_state=1))
+    without = clone(search).set_params(refit=False).fit(X)
+    for unknown in (without, clone(search)):
         with pytest.raises(TypeError, match="a search over either that was fitted, with refit=Tr"):
             skvae.sample(unknown)
-
-
-def test_sample_of_an_unfitted_pipeline_says_so(quick):
-    with pytest.raises(NotFittedError):
-        skvae.sample(make_pipeline(StandardScaler(), quick()))
 
 
 # --- history, warm-up, early stopping -----------------------------------------------------
@@ -637,13 +556,9 @@ def test_sample_of_an_unfitted_pipeline_says_so(quick):
 TERMS = ["loss", "reconstruction", "kl", "negative_elbo", "beta"]
 
 
-@any_likelihood
 @pytest.mark.parametrize("early_stopping", [False, True])
-def test_history_has_every_term_of_every_epoch(X, quick, likelihood, early_stopping):
-    X = suited(X, likelihood)
-    vae = quick(
-        likelihood=likelihood, beta=3.0, beta_warmup=0.6, max_iter=5, early_stopping=early_stopping
-    ).fit(X)
+def test_history_has_every_term_of_every_epoch(X, quick, early_stopping):
+    vae = quick(beta=3.0, beta_warmup=0.6, max_iter=5, early_stopping=early_stopping).fit(X)
     history = vae.history_
     prefixes = ["", "validation_"] if early_stopping else [""]
     assert list(history) == [prefix + term for prefix in prefixes for term in TERMS]
@@ -652,23 +567,8 @@ def test_history_has_every_term_of_every_epoch(X, quick, likelihood, early_stopp
         assert type(values) is np.ndarray
         assert values.shape == (5,)
         assert np.isfinite(values).all()
-    if early_stopping:
-        assert (history["validation_beta"] == 3).all()
-    for prefix in prefixes:
-        loss, reconstruction, kl, negative_elbo, beta = (history[prefix + t] for t in TERMS)
-        np.testing.assert_allclose(loss, reconstruction + beta * kl, rtol=1e-12)
-        np.testing.assert_allclose(negative_elbo, reconstruction + kl, rtol=1e-12)
-        assert (kl >= 0).all()
+    assert all((history[prefix + "kl"] >= 0).all() for prefix in prefixes)
     assert pd.DataFrame(history).shape == (5, 5 * len(prefixes))
-
-
-def test_history_is_in_the_units_of_x(X, quick):
-    vae = quick(early_stopping=True)
-    history, moved = vae.fit(X).history_, vae.fit(1024 * X).history_
-    for prefix in ("", "validation_"):
-        for name, jacobian in [("reconstruction", 4 * np.log(1024)), ("kl", 0)]:
-            expected = history[prefix + name] + jacobian
-            np.testing.assert_allclose(moved[prefix + name], expected, atol=1e-4)
 
 
 def test_history_reports_the_elbo_that_the_score_measures(X, quick):
@@ -677,8 +577,10 @@ def test_history_reports_the_elbo_that_the_score_measures(X, quick):
     np.testing.assert_allclose(seen.mean(), -vae.score(X), atol=5 * seen.std() / 20)
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.99, np.nextafter(1, 0)])
-@pytest.mark.parametrize("max_iter", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize(
+    ("share", "max_iter"),
+    [(0, 1), (0.3, 7), (0.5, 1), (0.5, 10), (0.99, 2), (0.99, 10), (np.nextafter(1, 0), 3)],
+)
 def test_beta_rises_to_its_full_weight_before_the_end(X, quick, share, max_iter):
     vae = quick(beta=2.0, beta_warmup=share, max_iter=max_iter).fit(X)
     beta = vae.history_["beta"]
@@ -686,23 +588,6 @@ def test_beta_rises_to_its_full_weight_before_the_end(X, quick, share, max_iter)
     assert (np.diff(beta) >= 0).all()
     assert (beta > 0).all()
     assert np.sum(beta < 2.0) == int(share * max_iter)
-
-
-@pytest.mark.parametrize(("n_rows", "held_out"), [(19, False), (20, True)])
-def test_early_stopping_auto_begins_at_20_rows(X, quick, n_rows, held_out):
-    vae = quick(early_stopping="auto").fit(X[:n_rows])
-    assert ("validation_loss" in vae.history_) == held_out
-
-
-@pytest.mark.parametrize(("share", "n_iter"), [(0, 2), (0.5, 12), (0.9, 20)])
-def test_training_never_stops_before_the_warm_up_has_ended(X, quick, share, n_iter):
-    # No epoch is an improvement by 1e9 nats: patience ends as soon as it may.
-    vae = quick(
-        likelihood=Gaussian("per_feature"), early_stopping=True, n_iter_no_change=1, tol=1e9
-    )
-    vae.set_params(beta_warmup=share, max_iter=20).fit(X)
-    assert vae.n_iter_ == n_iter
-    assert vae.history_["beta"][-1] == 1
 
 
 def test_the_weights_of_the_best_epoch_are_restored(X, quick):
@@ -724,43 +609,6 @@ def test_the_weights_of_the_best_epoch_are_restored(X, quick):
     assert_same_state(vae, shorter)
 
 
-def test_no_early_stopping_trains_to_the_end_and_keeps_the_last_weights(X, quick):
-    vae = quick(
-        likelihood=Gaussian("per_feature"), learning_rate=0.1, learning_rate_schedule="constant"
-    )
-    vae.set_params(n_iter_no_change=1)
-    short, long = clone(vae).fit(X), clone(vae).set_params(max_iter=9).fit(X)
-    assert (short.n_iter_, long.n_iter_) == (short.kept_iter_, long.kept_iter_) == (4, 9)
-    np.testing.assert_array_equal(long.history_["loss"][:4], short.history_["loss"])
-    assert long.score(X) != short.score(X)
-
-
-@pytest.mark.parametrize("n_held_out", [0, 4])
-def test_an_epoch_uses_every_row_but_those_held_out(quick, n_held_out):
-    # Two values of a column change places: no column's mean or scale moves, and the weights
-    # stay the same only if neither row is trained on.
-    rng = np.random.default_rng(0)
-    inner = [rng.permutation(np.arange(-7, 8) / 8)[:10] for _ in range(3)]
-    X = np.vstack([np.full(3, -1.0), np.full(3, 1.0), np.transpose(inner)])
-    vae = quick(
-        network=MLP(linear=False),
-        batch_size=5,  # a ragged last batch
-        early_stopping=n_held_out > 0,
-        validation_fraction=n_held_out / 12 + 0.01,
-        max_iter=1,
-    )
-    weight = vae.fit(X).state_["encoder.0.weight"]
-    unused = []
-    for pair in itertools.combinations(range(12), 2):
-        swapped = X.copy()
-        swapped[pair, 0] = X[pair[::-1], 0]
-        if np.array_equal(vae.fit(swapped).state_["encoder.0.weight"], weight):
-            unused.append(pair)
-    rows = sorted({row for pair in unused for row in pair})
-    assert len(rows) == n_held_out
-    assert unused == list(itertools.combinations(rows, 2))
-
-
 # --- units are those of the rows that are trained on ------------------------------------------
 
 
@@ -771,34 +619,26 @@ def held_out_of(vae, X, **more):
 
 @pytest.mark.parametrize("likelihood", [Gaussian("per_feature"), Bernoulli()], ids=str)
 def test_units_are_those_of_the_rows_that_are_trained_on(X, quick, likelihood):
-    X, vae = suited(X, likelihood), quick(likelihood=likelihood, early_stopping=True)
+    X = suited(X, likelihood)
+    vae = quick(
+        likelihood=likelihood, network=MLP(linear=False), early_stopping=True, max_iter=1
+    ).fit(X)
     out = held_out_of(vae, X)
     assert len(out) == 6
-    state, training = vae.fit(X).state_, np.delete(X, out, axis=0)
+    training = np.delete(X, out, axis=0)
     alone = clone(vae).set_params(early_stopping=False).fit(training).state_
     for name in ("location", "scale", "varies"):
-        np.testing.assert_allclose(state[name], alone[name], rtol=1e-12)
-    if likelihood != Bernoulli():
-        np.testing.assert_allclose(state["location"], training.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(state["scale"], training.std(axis=0), rtol=1e-12)
-
-
-def test_a_held_out_row_moves_no_unit_and_none_of_the_weights_of_an_epoch(X, quick):
-    vae = quick(network=MLP(linear=False), early_stopping=True, max_iter=1)
-    before = vae.fit(X).state_
+        np.testing.assert_allclose(vae.state_[name], alone[name], rtol=1e-12)
+    # A row that is held out moves no unit, and none of the weights of an epoch.
     moved = X.copy()
-    moved[held_out_of(vae, X)] += 3.0
-    assert_same_values(before, vae.fit(moved).state_)
-    moved[np.delete(np.arange(60), held_out_of(vae, X))[0]] += 3.0
-    assert (vae.fit(moved).state_["location"] != before["location"]).all()
+    moved[out] = 0.5 * moved[out]
+    assert_same_state(vae, clone(vae).fit(moved))
+    if likelihood != Bernoulli():
+        np.testing.assert_allclose(vae.state_["location"], training.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(vae.state_["scale"], training.std(axis=0), rtol=1e-12)
 
 
-def assert_same_values(left, right):
-    for name, array in left.items():
-        np.testing.assert_array_equal(right[name], array)
-
-
-@pytest.mark.parametrize("noise", ["per_sample", "per_feature", "shared"])
+@pytest.mark.parametrize("noise", ["per_sample", "shared"])
 def test_a_column_that_only_held_out_rows_have_is_constant_and_wrecks_nothing(X, quick, noise):
     vae = quick(likelihood=Gaussian(noise), early_stopping=True, max_iter=30)
     column = np.zeros((60, 1))
@@ -832,33 +672,20 @@ def test_rows_of_fit_that_were_held_out_may_differ_from_a_constant_and_the_words
     assert (np.delete(cost, row) == 0).all()
 
 
-def test_columns_of_rare_levels_leave_training_its_epochs():
-    # Of 150 levels some are in held-out rows alone, and many in few rows.
-    rng = np.random.default_rng(0)
-    Z = rng.normal(size=(1400, 2))
-    numbers = Z @ rng.normal(size=(2, 10)) + 0.5 * rng.normal(size=(1400, 10))
-    share = 1 / np.arange(1, 151)
-    levels = rng.choice(150, size=1400, p=share / share.sum())
-    table = np.hstack([numbers, np.eye(150)[levels]])
-    table = table[:, table[:1000].std(axis=0) > 0]
-    vae = VAETransformer(8, max_iter=40, random_state=0).fit(table[:1000])
-    # Factor analysis, or an epoch that has learned something: not the first one.
-    assert vae.kept_iter_ != 1
-    with pytest.warns(UserWarning, match="differ from the constant of a column in the rows"):
-        latent = vae.transform(table)  # levels that only held-out rows have
-    # 0.60, 0.62 and 0.86 with three seeds, after 100 epochs 0.72, 0.87 and 0.94. With the units of
-    # all rows the first epoch was kept, with 0.06 and 0.16.
-    assert LinearRegression().fit(latent[:1000], Z[:1000]).score(latent[1000:], Z[1000:]) > 0.4
-
-
 @pytest.mark.parametrize(
-    ("where", "value"),
+    ("where", "value", "noise"),
     [
-        *itertools.product(["held out", "trained on"], [1e8, 1e20, -1e300]),
-        *itertools.product(["nothing held out"], [1e39, -1e300, np.finfo(np.float64).max]),
+        ("held out", 1e8, "per_sample"),
+        ("held out", 1e20, "shared"),
+        ("held out", -1e300, "per_sample"),
+        ("trained on", 1e8, "shared"),
+        ("trained on", 1e20, "per_sample"),
+        ("trained on", -1e300, "shared"),
+        ("nothing held out", 1e39, "per_sample"),
+        ("nothing held out", -1e300, "per_sample"),
+        ("nothing held out", np.finfo(np.float64).max, "shared"),
     ],
 )
-@pytest.mark.parametrize("noise", ["per_sample", "shared"])
 def test_a_sentinel_is_named_wherever_it_is(X, quick, where, value, noise):
     vae = quick(likelihood=Gaussian(noise), early_stopping=where != "nothing held out")
     out = held_out_of(vae, X)
@@ -876,7 +703,7 @@ def test_a_sentinel_fits_the_same_whichever_rows_are_held_out(X, quick, weighted
     X[7, 2] = 1e20
     weight = np.linspace(1, 2, 60) if weighted else None
     spread, n_out = np.std(X[:, 2]), 0
-    for seed in range(12):
+    for seed in range(6):
         vae = quick(early_stopping=True, validation_fraction=0.4, random_state=seed)
         n_out += 7 in held_out_of(vae, np.where(X < 1e20, X, 0.0))
         with pytest.warns(UserWarning, match=r"farther .* 1e\+20 in column 2 \(1 row\)"):
@@ -885,7 +712,7 @@ def test_a_sentinel_fits_the_same_whichever_rows_are_held_out(X, quick, weighted
         # The unit of another column is that of the rows trained on.
         assert vae.state_["scale"][1] < 100
         assert np.isfinite(vae.score_samples(X)).all()
-    assert 0 < n_out < 12
+    assert 0 < n_out < 6
 
 
 def test_holes_of_held_out_rows_alone_give_the_encoder_a_mask(X, quick):
@@ -932,22 +759,12 @@ def test_a_score_of_new_groups_is_better_with_groups():
     assert with_groups > without + 2
 
 
-def test_groups_of_single_rows_are_none(X, quick):
-    vae = quick(early_stopping=True, max_iter=8)
-    plain, grouped = clone(vae).fit(X), clone(vae).fit(X, groups=np.arange(60))
-    # Other rows are held out, as many.
-    for fitted in (plain, grouped):
-        assert len(held_out_of(fitted, X)) == 6
-    assert len(held_out_of(vae, X, groups=np.arange(60))) == 6
-
-
 def test_groups_do_nothing_where_no_row_is_held_out(X, quick):
     assert_same_state(quick().fit(X), quick().fit(X, groups=np.arange(60) // 5))
 
 
-@pytest.mark.parametrize("early_stopping", ["auto", True])
-def test_with_one_group_each_row_stands_for_itself(X, quick, early_stopping):
-    vae = quick(early_stopping=early_stopping, max_iter=3)
+def test_with_one_group_each_row_stands_for_itself(X, quick):
+    vae = quick(early_stopping=True, max_iter=3)
     expected = clone(vae).fit(X)
     assert_same_state(expected, clone(vae).fit(X, groups=["a"] * 60))
     weight, group = np.repeat([0.0, 1.0], [20, 40]), np.repeat([5, 7], [20, 40])
@@ -1057,9 +874,7 @@ def test_a_target_that_looks_like_rows_to_validate_on_is_refused(X, quick, conta
         quick().fit(*given)
     with pytest.raises(ValueError, match="looks like rows to validate on"):
         quick().fit_transform(*given)
-
-
-def test_rows_to_validate_on_of_the_same_names_are_refused_whatever_their_number(X, quick):
+    # Names tell it, whatever the number of rows.
     frame = pd.DataFrame(X, columns=list("abcd"))
     with pytest.raises(ValueError, match="looks like rows to validate on"):
         quick().fit(frame[:30], frame[30:])
@@ -1079,30 +894,9 @@ def test_other_targets_are_ignored(X, quick):
 # --- how a fit ended --------------------------------------------------------------------------
 
 
-def test_weights_of_the_first_of_many_epochs_are_kept_with_a_warning_that_says_why():
-    # What the rows trained on have in common is the contrary in those held out.
-    x = np.random.default_rng(0).normal(size=(100, 1))
-    X = np.hstack([x, x, x]) + 0.1 * np.random.default_rng(1).normal(size=(100, 3))
-    vae = VAETransformer(
-        1,
-        network=MLP(linear=False),  # no factor analysis to keep
-        learning_rate=0.01,
-        max_iter=12,
-        random_state=0,
-    )
-    X[held_out_of(vae, X), 0] *= -1
-    with pytest.warns(ConvergenceWarning, match=r"epoch 1 of 12 were kept.*10 rows.*groups"):
-        vae.fit(X)
-    assert vae.kept_iter_ == 1
-    # Of few epochs, the first may well be the best.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        assert vae.set_params(max_iter=9).fit(X).kept_iter_ == 1
-
-
 @pytest.mark.parametrize("noise", ["per_feature", "shared"])
 def test_a_linear_model_that_ends_short_of_its_optimum_says_so(noise):
-    X = load_iris().data[:40]
+    X = load_wine().data[:40]
     vae = VAETransformer(
         2, likelihood=Gaussian(noise), hidden_layer_sizes=(), early_stopping=False, random_state=0
     )
@@ -1138,21 +932,21 @@ def test_noise_variance_is_absent_where_there_is_none(X, quick, likelihood):
     X = suited(X, likelihood)
     vae = quick(likelihood=likelihood)
     assert not hasattr(vae, "noise_variance_")
+    with pytest.raises(AttributeError, match="no noise_variance_ before fit"):
+        vae.noise_variance_  # noqa: B018
     assert not hasattr(vae.fit(X), "noise_variance_")
     with pytest.raises(AttributeError, match="has no noise variance of its own"):
         vae.noise_variance_  # noqa: B018
 
 
-def test_noise_variance_is_absent_before_fit():
-    with pytest.raises(AttributeError, match="no noise_variance_ before fit"):
-        VAETransformer().noise_variance_  # noqa: B018
-
-
 # --- to_module ----------------------------------------------------------------------------
 
 
-@any_likelihood
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("likelihood", "dtype"),
+    [*zip(LIKELIHOODS, [torch.float32, torch.float64] * 3, strict=False)],
+    ids=str,
+)
 def test_the_module_encodes_and_decodes_in_the_units_of_x(X, quick, likelihood, dtype):
     X = suited(X, likelihood)
     X[:, 2] = 0.25
@@ -1218,15 +1012,11 @@ def test_warm_start_without_a_step_leaves_the_model_as_it_was(X, quick):
     np.testing.assert_array_equal(vae.score_samples(X), scores)
 
 
-def test_without_warm_start_fit_begins_anew(X, quick):
-    vae = quick().fit(X).fit(X[:, :3])
-    assert_same_state(vae, quick().fit(X[:, :3]))
-    assert vae.n_iter_ == 4
+def test_without_warm_start_or_an_earlier_fit_a_fit_begins_anew(X, quick):
+    vae, expected = quick().fit(X).fit(X[:, :3]), quick(warm_start=True).fit(X[:, :3])
+    assert_same_state(vae, expected)
+    assert vae.n_iter_ == expected.n_iter_ == 4
     assert vae.n_features_in_ == 3
-
-
-def test_warm_start_of_an_unfitted_model_is_a_fit(X, quick):
-    assert_same_state(quick(warm_start=True).fit(X), quick().fit(X))
 
 
 @pytest.mark.parametrize(
@@ -1289,18 +1079,16 @@ FAILURES = {
 
 
 @pytest.mark.filterwarnings("ignore:X has feature names:UserWarning")
-@pytest.mark.parametrize("fitted", [False, True])
-@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize(("fitted", "warm_start"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize(("params", "spoil", "match"), FAILURES.values(), ids=FAILURES)
 def test_a_failed_fit_leaves_the_estimator_as_it_was(
     X, quick, params, spoil, match, fitted, warm_start
 ):
     vae = quick(warm_start=warm_start)
     if fitted:
-        vae.fit(X)
-        scores = vae.score_samples(X)
+        scores = vae.fit(X).score_samples(X)
     vae.set_params(**params)
-    if warm_start and fitted and "likelihood" in params:
+    if warm_start and "likelihood" in params:
         match = "whose likelihood is|expects values in"
     with unchanged(vae), pytest.raises(ValueError, match=match):
         vae.fit(spoil(X))
@@ -1319,9 +1107,6 @@ def test_a_loss_that_stops_being_finite_keeps_the_best_weights_and_warns(X, quic
     assert np.isfinite(vae.history_["loss"]).all()
     assert np.isfinite(vae.score(X))
     assert all(np.isfinite(array).all() for array in vae.state_.values())
-
-
-# --- Ctrl-C -------------------------------------------------------------------------------
 
 
 # --- the rest of the process --------------------------------------------------------------
@@ -1343,12 +1128,6 @@ def test_verbose_prints_a_line_an_epoch(X, quick, capsys):
 
 
 # --- what is accepted ---------------------------------------------------------------------
-
-
-def test_values_are_the_same_as_their_names(X, quick):
-    X = suited(X, Bernoulli())
-    for name, value in [("gaussian", Gaussian()), ("bernoulli", Bernoulli())]:
-        assert_same_state(quick(likelihood=name).fit(X), quick(likelihood=value).fit(X))
 
 
 def test_bernoulli_clips_what_is_outside_by_rounding(X, quick):
@@ -1394,9 +1173,8 @@ def test_a_value_too_far_from_the_data_is_named(X, quick, method, row):
 
 
 @pytest.mark.parametrize("method", DATA_METHODS)
-@pytest.mark.parametrize("value", [-0.25, 1.25])
-def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method, value):
-    X = suited(X, Bernoulli())
+def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method):
+    X, value = suited(X, Bernoulli()), 1.25
     vae = quick(likelihood="bernoulli").fit(X)
     match = rf"expects values in \[0, 1\]. Got {value} in column 2\."
     with pytest.raises(ValueError, match=match):
@@ -1407,15 +1185,14 @@ def test_bernoulli_names_the_value_that_is_no_frequency(X, quick, method, value)
         getattr(vae, method)(outside)
 
 
-@any_likelihood
+@pytest.mark.parametrize("likelihood", [Gaussian(), Gaussian("shared"), Bernoulli()], ids=str)
 @pytest.mark.parametrize(
     # Rounding of a few steps; bfloat16 has 8 bits.
     ("precision", "dtype", "tolerance"),
     [("float32", np.float32, 1e-4), ("bf16", np.float32, 0.1), ("float64", np.float64, 1e-4)],
 )
-@any_output
 def test_precision_is_that_of_the_weights_and_changes_results_by_rounding_only(
-    X, quick, likelihood, precision, dtype, tolerance, output
+    X, quick, likelihood, precision, dtype, tolerance
 ):
     X = suited(X, likelihood)
     vae = quick(likelihood=likelihood, precision=precision).fit(X)
@@ -1424,9 +1201,10 @@ def test_precision_is_that_of_the_weights_and_changes_results_by_rounding_only(
     single = quick(likelihood=likelihood).fit(X)
     same = np.array_equal(vae.state_["encoder.0.weight"], single.state_["encoder.0.weight"])
     assert same == (precision == "float32")
-    expected = output(single, X)
-    assert output(vae, X).dtype == expected.dtype
-    np.testing.assert_allclose(output(vae, X), expected, rtol=tolerance, atol=tolerance)
+    for output in OUTPUTS.values():
+        expected = output(single, X)
+        assert output(vae, X).dtype == expected.dtype
+        np.testing.assert_allclose(output(vae, X), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_linear_model_is_factor_analysis_for_outliers_too(X, quick):
@@ -1497,39 +1275,6 @@ class Unlearned(likelihoods.Likelihood):
 def test_a_likelihood_of_ones_own_may_have_a_noise_variance(X, quick):
     vae = quick(likelihood=Unlearned()).fit(X)
     np.testing.assert_allclose(vae.noise_variance_, X.var(axis=0), rtol=1e-12)
-
-
-SIZES = [
-    *({"n_components": 3, "hidden_layer_sizes": own} for own in [(), (7,), (50, 25), (128, 64)]),
-    *(
-        {"n_components": n, "prior": prior, "posterior": "full"}
-        for n in (5, 9, 16)
-        for prior in ("standard_normal", priors.Mixture(3), priors.Vamp(3))
-    ),
-]
-
-
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_rows_have_the_same_bits_in_any_place_in_either_precision(quick, sizes, precision):
-    X = load_wine().data  # 13 columns
-    vae = quick(**sizes, precision=precision, max_iter=1).fit(X)
-    expected = {name: output(vae, X) for name, output in OUTPUTS.items()}
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        places = rng.permutation(len(X))[: rng.integers(1, len(X))]
-        for name, output in OUTPUTS.items():
-            np.testing.assert_array_equal(output(vae, X[places]), expected[name][places])
-
-
-def test_a_fit_imports_no_compiler():
-    # torch does so in some of its functions, which takes half a second.
-    code = (
-        "import sys, numpy, skvae; X = numpy.eye(60);"
-        "skvae.VAETransformer(2, max_iter=1).fit(X).score(X); print('sympy' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout.strip() == "False"
 
 
 # --- what is asked for ------------------------------------------------------------------------
@@ -1640,21 +1385,6 @@ def test_one_row_that_counts_is_too_few_to_fit(X, quick):
     assert vae.score(X, sample_weight=weight) == vae.score_samples(X)[0]
 
 
-@pytest.mark.parametrize(
-    ("n_rows", "fraction"),
-    [
-        pytest.param(5, 0.1, id="few rows"),
-        pytest.param(60, 0.01, id="a small share"),
-        pytest.param(2, 0.4, id="two rows"),
-    ],
-)
-def test_a_validation_set_without_rows_is_refused(X, quick, n_rows, fraction):
-    vae = quick(early_stopping=True, validation_fraction=fraction)
-    match = f"validation set is too small: {fraction} of {n_rows} rows.*Increase 'validation_frac"
-    with pytest.raises(ValueError, match=match):
-        vae.fit(X[:n_rows])
-
-
 def test_the_last_epoch_is_a_warning_where_training_was_to_end_by_itself(X, quick):
     early, constant = {"early_stopping": True}, {"learning_rate_schedule": "constant"}
     with pytest.warns(ConvergenceWarning, match=r"Maximum number of epochs \(4\).*Increase max_i"):
@@ -1678,27 +1408,31 @@ def test_numbers_that_float32_does_not_hold_are_fitted(X, quick, magnitude):
     assert np.isfinite(vae.inverse_transform(vae.transform(Y))).all()
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS[:-1], ids=str)
 @pytest.mark.parametrize(
-    "change",
+    ("change", "noise"),
     [
-        pytest.param(lambda X: np.where(np.arange(4) == 1, 0.1, X), id="a constant column"),
-        pytest.param(lambda X: np.full_like(X, 0.3), id="all constant"),
-        pytest.param(lambda X: np.repeat(X[:1], 60, axis=0), id="one row many times"),
-        pytest.param(lambda X: np.hstack([X, X]), id="every column twice"),
+        pytest.param(lambda X: np.full_like(X, 0.3), "per_feature", id="all constant"),
+        pytest.param(lambda X: np.repeat(X[:1], 60, axis=0), "shared", id="one row many times"),
+        pytest.param(lambda X: np.hstack([X, X]), "per_sample", id="every column twice"),
         pytest.param(
             lambda X: np.tile([[1.0, 1.0, 3.0], [2.0, 2.0, 5.0]], (30, 1)),
+            "per_sample",
             id="rows and columns many times",
+        ),
+        pytest.param(
+            lambda X: np.tile([[1.0, 1.0, 3.0], [2.0, 2.0, 5.0]], (30, 1)),
+            0.5,
+            id="rows and columns many times, and a given noise",
         ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:All columns of X are constant:UserWarning")
-def test_columns_and_rows_that_say_nothing_new_are_fitted(X, quick, likelihood, change):
+def test_columns_and_rows_that_say_nothing_new_are_fitted(X, quick, change, noise):
     X = change(X)
-    assert_finite(quick(likelihood=likelihood, max_iter=50).fit(X), X)
+    assert_finite(quick(likelihood=Gaussian(noise), max_iter=50).fit(X), X)
 
 
-@pytest.mark.parametrize("n_rows", [2, 3, 5, 49, 50])
+@pytest.mark.parametrize("n_rows", [2, 3, 50])
 def test_two_rows_and_more_fit_with_the_defaults(X, n_rows):
     vae = VAETransformer(random_state=0).fit(X[:n_rows])
     assert np.isfinite(vae.score(X[:n_rows]))
@@ -1709,35 +1443,30 @@ def test_a_batch_larger_than_the_data_is_one_batch(X, quick):
     assert_same_state(quick(batch_size=1000).fit(X), quick(batch_size=60).fit(X))
 
 
-@any_likelihood
 @pytest.mark.parametrize(
-    ("n_features", "params"),
+    ("n_features", "params", "likelihood"),
     [
-        pytest.param(4, {"batch_size": 59}, id="a last batch of one row"),
-        pytest.param(4, {"batch_size": 1}, id="batches of one row"),
+        pytest.param(4, {"batch_size": 59}, Bernoulli(), id="a last batch of one row"),
+        pytest.param(4, {"batch_size": 1}, Gaussian("shared"), id="batches of one row"),
         pytest.param(
             4,
             {"batch_size": 59, "network": MLP(dropout=0.2, layer_norm=True)},
+            Gaussian("per_feature"),
             id="a last batch of one row that is normalised",
         ),
-        pytest.param(4, {"n_components": 9}, id="more components than features"),
-        pytest.param(1, {}, id="one feature"),
-        pytest.param(1, {"n_components": 1, "hidden_layer_sizes": 8}, id="one of each"),
-        pytest.param(4, {"hidden_layer_sizes": ()}, id="no hidden layer"),
-        pytest.param(4, {"hidden_layer_sizes": np.array([8, 4])}, id="layers in an array"),
+        pytest.param(4, {"n_components": 9}, Gaussian(), id="more components than features"),
+        *(pytest.param(1, {}, own, id=f"one feature, {own}") for own in LIKELIHOODS),
+        pytest.param(1, {"n_components": 1, "hidden_layer_sizes": 8}, Gaussian(), id="one of each"),
+        pytest.param(4, {"hidden_layer_sizes": ()}, Bernoulli(), id="no hidden layer"),
+        pytest.param(
+            4, {"hidden_layer_sizes": np.array([8, 4])}, Gaussian(0.5), id="layers in an array"
+        ),
     ],
 )
-def test_unusual_sizes_fit(X, quick, likelihood, n_features, params):
+def test_unusual_sizes_fit(X, quick, n_features, params, likelihood):
     X = suited(X, likelihood)[:, :n_features]
     vae = quick(likelihood=likelihood, **params).fit(X)
     assert np.isfinite(vae.score_samples(X)).all()
     assert vae.transform(X).shape == (60, params.get("n_components", 2))
     assert vae.inverse_transform(vae.transform(X)).shape == X.shape
     assert vae.sample(3).shape == (3, n_features)
-
-
-def test_rows_like_those_of_fit_score_higher_than_shuffled_columns_and_noise(X, quick):
-    vae = quick(max_iter=200, learning_rate=0.02).fit(X)
-    rng = np.random.default_rng(0)
-    assert vae.score(X) > vae.score(rng.permuted(X, axis=0)) + 1
-    assert vae.score(X) > vae.score(X.mean(axis=0) + X.std(axis=0) * rng.normal(size=X.shape)) + 1

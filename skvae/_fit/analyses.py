@@ -46,16 +46,19 @@ class Analyses:
         self.latest = found
         return found
 
-    def starts(self, rows: Rows) -> list[factor_analysis.Factors]:
-        """Analyse these rows with as many components as each model has."""
+    def starts(self, rows: Rows) -> list[factor_analysis.Factors | None]:
+        """Analyse these rows with as many components as each model has.
+
+        Independent columns replace an analysis for which torch cannot factorise a matrix, and None
+        if it cannot even do so for these.
+        """
         found = []
         for m, (job, noise) in enumerate(zip(self.jobs, self.noise, strict=True)):
             y, weight, _ = _member(rows, m)
             whole = ((_size(job, y), 1.0),)
-            factors = self._once(factor_analysis.analyse, (y, whole, noise, weight))
-            found.append(
-                factors or factor_analysis.analyse(y, factor_analysis.ALONE, noise, weight)
-            )
+            choices = (y, whole, noise, weight), (y, factor_analysis.ALONE, noise, weight)
+            tried = (self._once(factor_analysis.analyse, inputs) for inputs in choices)
+            found.append(next(filter(None, tried), None))
         return found
 
     def shortfalls(self, rows: Rows, records: Sequence[Record]) -> list[float]:

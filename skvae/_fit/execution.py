@@ -101,7 +101,9 @@ def train(
         analyses = Analyses(jobs, stack.factor_noise) if stack.contains_factors else None
 
         if analyses is not None and begins_as_factors(first):
-            stack.become_factors(analyses.starts(some(False)))
+            starts = [found for found in analyses.starts(some(False)) if found is not None]
+            if len(starts) == len(jobs):
+                stack.become_factors(starts)
 
         def become_simple(of_all: bool) -> None:
             assert analyses is not None
