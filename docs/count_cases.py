@@ -13,7 +13,7 @@ KINDS = {
     "faults in the middle": ["test_interruptions"],
     "long fits": ["test_long_fits"],
     "files": ["test_persistence", "test_safetensors", "test_onnx"],
-    "isolation and determinism": ["test_isolation"],
+    "isolation and determinism": ["test_isolation", "test_shares"],
     "missing values, tables and weights": [
         "test_missing",
         "test_tables",
