@@ -122,8 +122,8 @@ class VAETransformer(
     hidden_layer_sizes : int or tuple of int, default=(128, 64)
         Widths of the encoder's hidden layers; the decoder has them in reverse order. With
         ``()`` encoder and decoder are linear, and the model is probabilistic PCA [2]_
-        (``Gaussian("shared")``) or factor analysis (``Gaussian("per_feature")``). Its training
-        begins with the factor analysis of the training rows.
+        (``Gaussian("shared")``) or factor analysis (``Gaussian("per_feature")``). With the standard
+        normal prior its training begins with the factor analysis of the training rows.
 
     activation : {"elu", "gelu", "relu", "silu", "softplus", "tanh"}, default="tanh"
         Activation of the hidden layers.

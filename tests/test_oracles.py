@@ -229,6 +229,14 @@ def test_a_fit_reaches_its_optimum_on_real_rows(table, n_components):
     assert -0.03 <= pca.score(X) - fit.score(X) <= 0.1
 
 
+def test_a_mixture_as_prior_is_learned_from_its_own_first_values():
+    # Components that begin as one would stay one.
+    rng = np.random.default_rng(0)
+    X = 5 * np.eye(3, 6)[rng.integers(3, size=300)] + 0.3 * rng.normal(size=(300, 6))
+    state = linear(2, "shared", prior=Mixture(3)).fit(X).state_
+    assert np.ptp(state["mixture.mean"], axis=0).max() > 0.5
+
+
 @functools.cache
 def elbo_of(**params):
     X = load("wine")

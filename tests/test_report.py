@@ -57,7 +57,7 @@ def test_a_linear_model_that_misses_its_optimum_by_half_a_nat_is_told_by_how_muc
     assert len(messages) == said
     for message in messages:
         assert message.startswith("Training ended 0.6 nats a row short of factor analysis")
-        assert "Lower learning_rate=0.003, or use early_stopping" in message
+        assert "factor analysis is kept. Lower learning_rate=0.003" in message
 
 
 def test_a_model_without_active_components_is_told_what_to_try():

@@ -900,9 +900,12 @@ def test_a_linear_model_that_ends_short_of_its_optimum_says_so(noise):
     vae = VAETransformer(
         2, likelihood=Gaussian(noise), hidden_layer_sizes=(), early_stopping=False, random_state=0
     )
-    match = r"short of factor analysis.*[Ll]ower learning_rate"
+    match = r"short of factor analysis.*so factor analysis is kept. Lower learning_rate"
     with pytest.warns(ConvergenceWarning, match=match):
         vae.set_params(learning_rate=1.0, max_iter=2).fit(X)
+    assert vae.kept_iter_ == 0
+    best = clone(vae).set_params(learning_rate=1e-6).fit(X)  # hardly a step away
+    assert vae.score(X) == pytest.approx(best.score(X), abs=1e-3)
     # A fit that comes there, one that keeps factor analysis itself, and others in which nobody
     # knows the optimum.
     with warnings.catch_warnings():

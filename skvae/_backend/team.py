@@ -39,7 +39,7 @@ class _Work(Generic[Item, Result]):
     def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
         self.function, self.items = function, items
         self.results: list[Any] = [None] * len(items)
-        self.errors: dict[int, Exception] = {}
+        self.errors: dict[int, BaseException] = {}
         # All threads share it, so each place is taken once.
         self.places = iter(range(len(items)))
         self.ended: SimpleQueue[int] = SimpleQueue()
@@ -49,7 +49,7 @@ class _Work(Generic[Item, Result]):
         for place in self.places:
             try:
                 self.results[place] = self.function(self.items[place])
-            except Exception as error:
+            except BaseException as error:  # the calling thread raises it
                 self.errors[place] = error
                 self.drop()
             finally:
@@ -98,8 +98,9 @@ class Team:
 
         Raises
         ------
-        Exception
-            The error of the first item that failed. No item is begun after an error.
+        BaseException
+            The error of the first item that failed; one that is no ``Exception`` comes first. No
+            item is begun after an error.
         """
         n_others = min(self.n_threads, len(items)) - 1
         if n_others < 1:
@@ -118,5 +119,7 @@ class Team:
             work.drop()
             raise
         if work.errors:
-            raise work.errors[min(work.errors)]
+            raise min(work.errors.items(), key=lambda own: (isinstance(own[1], Exception), own[0]))[
+                1
+            ]
         return work.results

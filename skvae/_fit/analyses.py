@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skvae._fit.job import Job
+from skvae._fit.job import Job, has_known_optimum
 from skvae._model import factor_analysis
 from skvae._model.member import Record
 from skvae._model.rows import Rows
@@ -62,17 +62,22 @@ class Analyses:
         return found
 
     def shortfalls(self, rows: Rows, records: Sequence[Record]) -> list[float]:
-        """Return how many nats per row the last epochs are worse than factor analysis."""
-        missed = []
+        """Return how many nats per row the last epochs are worse than factor analysis.
+
+        It is 0 for models whose optimum is not known.
+        """
+        missed: list[float] = []
         pairs = zip(self.jobs, self.noise, records, strict=True)
         for m, (job, noise, record) in enumerate(pairs):
+            if not has_known_optimum(job) or record.outcome != "finished":
+                missed.append(0.0)
+                continue
             y, weight, _ = _member(rows, m)
             size = _size(job, y)
             own = torch.ones_like(y[:, 0]) if weight is None else weight
             best = self._once(_highest_likelihood, (y, size, noise, own))
             loss = record.history["negative_elbo"][-1] - job.plan.constant
-            is_known = best is not None and record.outcome == "finished"
-            missed.append(loss + best if is_known else 0.0)
+            missed.append(0.0 if best is None else loss + best)
         return missed
 
     def _once(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:

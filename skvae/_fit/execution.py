@@ -21,6 +21,7 @@ from skvae._data import arrays
 from skvae._data.units import fill_standardised
 from skvae._fit.analyses import Analyses
 from skvae._fit.job import (
+    SHORTFALL,
     Job,
     Trained,
     begins_as_factors,
@@ -99,11 +100,14 @@ def train(
         else:
             read, judged, some = read_once(jobs)
         analyses = Analyses(jobs, stack.factor_noise) if stack.contains_factors else None
+        starts: torch.Tensor | None = None  # the first weights, if they are of factor analysis
 
         if analyses is not None and begins_as_factors(first):
-            starts = [found for found in analyses.starts(some(False)) if found is not None]
-            if len(starts) == len(jobs):
-                stack.become_factors(starts)
+            found = [factors for factors in analyses.starts(some(False)) if factors is not None]
+            if len(found) == len(jobs):
+                stack.become_factors(found)
+                first_weights = [p.reshape(len(jobs), -1) for p in stack.parameters()]
+                starts = torch.cat(first_weights, dim=1)
 
         def become_simple(of_all: bool) -> None:
             assert analyses is not None
@@ -111,8 +115,15 @@ def train(
 
         def end(records: Sequence[Record]) -> list[Trained]:
             missed = [0.0] * len(jobs)
-            if analyses is not None and all(map(has_known_optimum, jobs)):
+            if analyses is not None and any(map(has_known_optimum, jobs)):
                 missed = analyses.shortfalls(some(False), records)
+            if starts is not None:
+                records = [
+                    replace(record, weights=start, kept=0, is_simple=True)
+                    if nats > SHORTFALL
+                    else record
+                    for record, start, nats in zip(records, starts, missed, strict=True)
+                ]
             ends = zip(jobs, records, states(records), missed, strict=True)
             return [
                 # The record drops its weights: they are a row of a matrix with those of all models.

@@ -25,6 +25,9 @@ SHARE_PRODUCTS = 2**24
 # longer for each row (784-512-512, batches of 256 rows, one thread: 1.14 times as long in two
 # shares, 1.35 times in four).
 SHARE_ROWS, HALF_ROWS = 96, 48
+# A linear model keeps factor analysis, which is its optimum, if its last epoch is worse by more than
+# this, in nats a row.
+SHORTFALL = 0.5
 
 
 class Job(NamedTuple):
@@ -97,9 +100,11 @@ def begins_as_factors(job: Job) -> bool:
     """Whether a model that can become factor analysis begins as such.
 
     A model with hidden layers would not leave it: all first derivatives are 0 there if the rows are
-    normal, and nearly so otherwise.
+    normal, and nearly so otherwise. A prior that is a mixture would stay the standard normal, since
+    components that are equal have equal derivatives.
     """
-    return not job.architecture.hidden_layer_sizes and not job.plan.continues
+    parts = job.architecture
+    return not parts.hidden_layer_sizes and parts.prior.is_standard and not job.plan.continues
 
 
 def in_parts(job: Job) -> bool:

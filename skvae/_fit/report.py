@@ -8,14 +8,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skvae._backend.tensors import Array
 from skvae._backend.warn import warn
-from skvae._fit.job import Trained
+from skvae._fit.job import SHORTFALL, Trained
 from skvae._model.member import Plan, Record
 from skvae._model.state import ACTIVE_VARIANCE
 
 # Least number of epochs for the warning that the first one was the best.
 EPOCHS = 10
-# Nats per row by which a linear model may miss its optimum without a warning.
-SHORTFALL = 0.5
 
 
 def print_epoch(record: Record) -> None:
@@ -76,8 +74,8 @@ def _check_model(trained: Trained, plan: Plan, n_varying: int) -> None:
         warn(
             f"Training ended {trained.shortfall:.2g} nats a row short of factor analysis, which is "
             "the best that a model without hidden layers can be on its training rows. Training "
-            f"began there and moved away. Lower learning_rate={plan.learning_rate:.3g}, or use "
-            "early_stopping, which keeps factor analysis.",
+            "began there and moved away, so factor analysis is kept. Lower "
+            f"learning_rate={plan.learning_rate:.3g}, or look for rows far from all others.",
             ConvergenceWarning,
         )
     if record.kept == 1 and record.n_iter >= EPOCHS and plan.n_held_out and not plan.continues:

@@ -235,7 +235,7 @@ class FittedModel:
         n_at_once = min(n_draws, blocks.draws_at_once(n_rows, model.width))
         # About eight arrays of a layer's size exist at a time.
         n_bytes = 8 * n_rows * n_at_once * model.width * self.dtype.itemsize
-        n_threads = team.n_threads(device)
+        n_threads = 1 if len(outputs[0]) <= n_rows else team.n_threads(device)
         n_threads = min(n_threads, int(get_config()["working_memory"] * 2**20 // n_bytes))
         blocks.map_rows(
             lambda rows: function(model, rows),

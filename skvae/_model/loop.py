@@ -96,7 +96,8 @@ def make_step(
         (numbers, gradients), *others = team.map(gradient, list(zip(stacks, slices)))  # noqa: B905
         for more_numbers, more in others:  # always in this order, so that sums round the same
             numbers = numbers + more_numbers
-            torch._foreach_add_(gradients, more)
+            # In new tensors: autograd may return one tensor for two parameters, or an expanded one.
+            gradients = list(torch._foreach_add(gradients, more))
         adam.step(gradients, *coefficients)
         seen.add_(numbers, alpha=n_rows)
 
