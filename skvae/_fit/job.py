@@ -25,8 +25,8 @@ SHARE_PRODUCTS = 2**24
 # longer for each row (784-512-512, batches of 256 rows, one thread: 1.14 times as long in two
 # shares, 1.35 times in four).
 SHARE_ROWS, HALF_ROWS = 96, 48
-# A linear model keeps factor analysis, which is its optimum, if its last epoch is worse by more than
-# this, in nats a row.
+# A linear model keeps factor analysis, which is its optimum, if its last epoch is worse by more
+# nats a row than this.
 SHORTFALL = 0.5
 
 
