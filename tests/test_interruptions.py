@@ -46,7 +46,7 @@ def first_line_after_yield(function):
 # promise anything there.
 CLEANUP = {
     function.__name__: first_line_after_yield(function)
-    for function in (devices.computing, files.replacing)
+    for function in (devices.one_thread, files.replacing)
 }
 N_FAULTS = 15  # of each kind of call
 ERRORS = [RuntimeError("x"), MemoryError("x"), OSError("x"), torch.OutOfMemoryError("x")]

@@ -79,17 +79,18 @@ def test_training_with_holes_is_better_than_training_on_means(linear, wine):
     vae, H = linear
     filled = np.where(np.isnan(H), np.nanmean(H, axis=0), H)
 
-    def mean_score(X):
-        """Of two seeds, since one may end short of the optimum."""
+    def scores(X):
         models = (VAETransformer(**vae.get_params() | {"random_state": s}) for s in (1, 2))
-        return np.mean([model.fit(X).score(wine) for model in models])
+        return [model.fit(X).score(wine) for model in models]
 
-    assert mean_score(H) > mean_score(filled) + 0.5
+    # Both come to their optimum, so that seeds differ by a few hundredths.
+    assert min(scores(H)) > max(scores(filled)) + 0.05
 
 
 def test_history_is_in_the_units_of_x_of_what_is_there(linear):
     vae, H = linear
-    assert vae.history_["negative_elbo"][-1] == pytest.approx(-metrics.elbo(vae, H), abs=0.1)
+    last = np.mean(vae.history_["negative_elbo"][-20:])  # of one draw a row each
+    assert last == pytest.approx(-metrics.elbo(vae, H), abs=0.1)
 
 
 def test_values_that_are_missing_change_nothing_whatever_they_were(wine):
