@@ -27,6 +27,7 @@ from skvae._model.rows import Batch
 from skvae._model.stack import Stack
 from skvae._model.state import units_of
 from skvae.likelihoods import Gaussian
+from skvae.priors import Mixture
 
 
 def table(n_rows, n_features=10, seed=0):
@@ -158,6 +159,9 @@ def test_factor_analysis_of_the_same_rows_is_made_once_in_a_stack(monkeypatch):
         ({"early_stopping": True}, False),
         ({"hidden_layer_sizes": (4,)}, False),
         ({"likelihood": "laplace"}, False),
+        # The loss has a second term, and the prior may learn to be a better one.
+        ({"weight_decay": 0.1}, False),
+        ({"prior": Mixture(3)}, False),
     ],
     ids=str,
 )

@@ -87,11 +87,12 @@ def n_shares(job: Job) -> int:
 def has_known_optimum(job: Job) -> bool:
     """Whether factor analysis of the training rows is the optimum of the whole fit."""
     plan = job.plan
-    plain = plan.beta == 1 and plan.n_importance_samples == 1 and not plan.free_bits
-    whole = plan.max_iter > 1 and not plan.n_held_out and not plan.continues
+    plain = plan.beta == 1 and plan.n_importance_samples == 1
+    plain = plain and not plan.free_bits and not plan.weight_decay
+    whole = plan.max_iter > 1 and not plan.n_held_out
     normal = isinstance(job.architecture.likelihood, Gaussian)
     # An encoder that is linear in the mask cannot reach the posterior of rows with missing values.
-    linear = not job.architecture.hidden_layer_sizes and not job.architecture.missing
+    linear = begins_as_factors(job) and not job.architecture.missing
     few = job.data.shape[0] <= n_factor_rows(job)
     return plain and whole and normal and linear and few
 
